@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from backends.torch.device import DeviceContext
 from backends.torch.network import Network
 from diffusion_core.backend.interface import Forward
 from diffusion_core.common.errors import DuetError
-from diffusion_core.files.safe_read import open_regular
+from diffusion_core.files.safe_read import file_errors, open_regular
+from diffusion_core.files.torch_file import flatten
 from diffusion_core.networks.program import Program
 
 __all__ = ["export", "load_export", "read_arrays"]
@@ -49,33 +49,20 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
     except Exception as error:  # the zip reader raises many types, depending on where the file is corrupted
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DuetError(f"{path}: this is not a PyTorch state dict ({reason})") from error
-    arrays: dict[str, NDArray] = {}
-    try:
-        _collect("", content, arrays, path)
-    except RecursionError as error:
-        raise DuetError(f"{path}: it is nested too deeply for a state dict") from error
+
+    def to_array(name: str, value: Any) -> NDArray | None:
+        return _to_numpy(name, value.detach()) if isinstance(value, torch.Tensor) else None
+
+    with file_errors(path):
+        arrays = flatten(content, to_array)
     if not arrays:
         raise DuetError(f"{path}: it holds no tensors; a state dict is a mapping of names to tensors")
     return arrays
 
 
-def _collect(name: str, value: Any, arrays: dict[str, NDArray], path: str | Path) -> None:
-    """Add the tensors of nested mappings and lists under names joined by points; numbers and text have no tensors."""
-    if isinstance(value, torch.Tensor):
-        if name in arrays:
-            raise DuetError(f"{path}: two of its tensors have the name {name}")
-        arrays[name] = _to_numpy(name, value.detach(), path)
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            _collect(f"{name}.{key}" if name else str(key), part, arrays, path)
-    elif isinstance(value, list | tuple):
-        for position, part in enumerate(value):
-            _collect(f"{name}.{position}" if name else str(position), part, arrays, path)
-
-
-def _to_numpy(name: str, value: torch.Tensor, path: str | Path) -> NDArray:
+def _to_numpy(name: str, value: torch.Tensor) -> NDArray:
     if value.layout != torch.strided or value.is_quantized:
-        raise DuetError(f"{path}: {name} is a sparse or quantised tensor; only plain ones are read")
+        raise DuetError(f"{name} is a sparse or quantised tensor; only plain ones are read")
     # NumPy has no bfloat16 and no float8.
     if value.dtype.is_floating_point and value.dtype not in (torch.float16, torch.float32, torch.float64):
         value = value.float()

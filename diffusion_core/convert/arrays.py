@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.files.safe_read import open_npz, read_json, read_safetensors
+from diffusion_core.files.torch_file import is_torch_file, read_torch_file
 
 __all__ = ["Reader", "describe_folder", "read_arrays", "read_config"]
 
@@ -19,7 +20,7 @@ Reader = Callable[[Path], dict[str, NDArray]]
 
 
 def read_arrays(path: Path, framework: Reader) -> dict[str, NDArray]:
-    """Return the arrays of a `.safetensors` or `.npz` file, or of a file that the framework reads.
+    """Return the arrays of a `.safetensors` or `.npz` file, of `torch.save`, or of a file that the framework reads.
 
     Raises:
         DuetError: if the file cannot be read, or is a pickle with code.
@@ -37,7 +38,7 @@ def read_arrays(path: Path, framework: Reader) -> dict[str, NDArray]:
     if path.is_dir() and not (path / "checkpoint").exists():
         raise DuetError(f"{path}: it is a directory; give a file: {describe_folder(path)}")
     if not is_plain:
-        return framework(path)
+        return read_torch_file(path) if is_torch_file(path) else framework(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     with open_npz(path) as file:

@@ -216,7 +216,7 @@ def _taps(arrays: Arrays, source: str) -> tuple[float, ...]:
 
 
 def make_filters(spec: UNetSpec, program: Program) -> dict[str, NDArray]:
-    """Return the filters of the resampling layers, which are constants of a state dict: the outer square of the taps."""
+    """Return the filters of the resampling layers, constants of a state dict: the outer square of the taps."""
     taps = np.asarray(spec.resample_filter, np.float32)
     kernel = (np.outer(taps, taps) / taps.sum() ** 2)[None, None]
     modules = _modules(spec)

@@ -179,7 +179,7 @@ def test_a_state_dict_that_is_written_is_imported_unchanged(name, tmp_path):
 @pytest.mark.parametrize("source, spec, words", [
     ("guided_diffusion", replace(ADM, norm_eps=1e-6), "model.norm_eps: 1e-06 was given; a network of guided.* 1e-05"),
     ("guided_diffusion", replace(ADM, skip_scale=0.5), "model.skip_scale: 0.5 was given; .* has 1.0"),
-    ("guided_diffusion", replace(ADM, self_conditioning=True, out_channels=3), "model.self_conditioning: True was given"),
+    ("guided_diffusion", replace(ADM, self_conditioning=True, out_channels=3), "model.self_conditioning: True"),
     ("guided_diffusion", replace(ADM, middle=False), "middle_block.0|model.middle: False"),
     ("ddpm_tf", replace(SMALL, activation="gelu", down_padding=(0, 1)), "model.activation: gelu .* has silu"),
     ("ddpm_tf", replace(SMALL, num_classes=3), "this format has no name for embed.label"),
