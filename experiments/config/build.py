@@ -194,7 +194,7 @@ def training_setup(cfg: DictConfig) -> TrainingSetup:
         augment=data.augment,
         loader=data.loader,
         workers=data.workers,
-        held_out=source.load_held_out(validation.part, validation.count),
+        held_out=source.load_held_out(validation.part, validation.count, process_group(cfg).is_main_process),
         validation=validation,
         data_options=plain(data.options),
     )

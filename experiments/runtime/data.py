@@ -14,6 +14,8 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.data import DATASETS, Dataset, gather_some, load_dataset, source_parts
 from diffusion_core.data.held_out import AUTO, GENERATED, HELD_OUT_COUNT, choose_held_out
 from diffusion_core.data.layout import UNLABELLED
+from diffusion_core.data.reading import METADATA, UNREADABLE, Reading
+from diffusion_core.data.source import resolve_parts
 from diffusion_core.data.sources import SOURCES
 from diffusion_core.data.store import list_stores, store_parts
 from diffusion_core.files.safe_read import read_json
@@ -116,7 +118,7 @@ class DataSource:
         line = f"NOT FOUND; {len(dataset):,} images of the data set {name} are used in its place ({missing})"
         return replace(dataset, name=f"{dataset.name}, in place of {self.name}"), (line,)
 
-    def load_held_out(self, part: str | None = AUTO, count: int = 0) -> HeldOut | None:
+    def load_held_out(self, part: str | None = AUTO, count: int = 0, announce: bool = True) -> HeldOut | None:
         """Load the images to validate on; None if the data set has no held-out part.
 
         Of image files, only as many are read as are needed; see `held_out.HELD_OUT_COUNT`.
@@ -124,6 +126,7 @@ class DataSource:
         Args:
             count: the number of images that will be used.
             part: the name of a part; "auto" for the one that `held_out.choose_held_out` finds; None or "none" for none.
+            announce: whether to print which of its images are unreadable or damaged.
 
         Raises:
             DuetError: there is no such part, it is trained on, or it cannot be read.
@@ -135,7 +138,10 @@ class DataSource:
             chosen = choose_held_out(name, ["train", "held_out"], "train", part)
             return HeldOut(chosen, _generated(name, options))
         sources = source_parts(name, options["path"], options) if name in SOURCES else {}
-        chosen = choose_held_out(name, list(sources) or _parts(name, options), options.get("part"), part)
+        parts, trained = list(sources) or _parts(name, options), options.get("part")
+        if trained not in (None, "all") and len(parts) > 1:
+            (trained,) = resolve_parts(name, parts, trained)  # "training" is the part "train"
+        chosen = choose_held_out(name, parts, trained, part)
         if chosen is None:
             return None
         try:
@@ -152,6 +158,10 @@ class DataSource:
             ) from error
         if part == AUTO and dataset.class_names == (UNLABELLED,):
             return None
+        if announce:
+            own = {kind: names for kind, names in dataset.reading.left_out.items() if kind in (UNREADABLE, METADATA)}
+            for line in Reading(left_out=own).lines:
+                print(f"data {self.name}, {chosen}: {line}", flush=True)
         return HeldOut(chosen, dataset)
 
     def _resolved(self) -> tuple[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
 from diffusion_core.data.toys import are_points as is_planar
 from diffusion_core.data.toys import points_of, toy_mixture
-from experiments.config.build import load_data
+from experiments.config.build import data_source, load_data
 
 
 @functools.cache
@@ -190,6 +190,13 @@ def test_training_preparing_and_inspecting_read_a_folder_alike(tmp_path, capsys)
     assert "part train is used, of train, test" in said
     assert "left out: unreadable images: 1 (Training Data/Coast/img3.png: " in said
     assert "left out: files that are no images: 1 (Training Data/Coast/notes.txt)" in said
+    # A part goes by any of its names, and the held-out part is another one.
+    (folder / "Testing Data" / "Coast" / "img9.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    source = data_source(configured(*words, path, "data.options.part=Training Data"))
+    assert source.load(announce=False).sha256 == train.sha256 and source.load_held_out().part == "test"
+    held_out = capsys.readouterr().out
+    assert "data image_folder, test: left out: unreadable images: 1 (Testing Data/Coast/img9.png" in held_out
+    (folder / "Testing Data" / "Coast" / "img9.png").unlink()
     code, out, err = call("prepare", *words, path, "workers=1", f"data.store={tmp_path / 'store'}")
     assert (code, err) == (0, "")
     assert "'Testing Data' is test (12 images)" in out and "left out: files that are no images: 1" in out
