@@ -6,6 +6,7 @@
     declaration          what a sampler declares about itself
     guidance, edit       guidance weights; plans that start from images
     exponential, steps   formulas that several samplers share
+    clock, families      steps in another time; the defaults of each family of samplers
     all other files      the samplers, one family per file
 
 Every file of this folder is imported, and every function with the decorator `sampler` is a sampler: `SAMPLERS` and

@@ -154,7 +154,7 @@ def dpm_solver_singlestep(
 )
 def dpm_fast(
     process: Process,
-    steps: int = 20,
+    steps: Steps = 20,
     eta: float = 0.0,
     s_noise: float = 1.0,
     spacing: Spacing = FAST.spacing,
@@ -276,6 +276,14 @@ def _steps(
     if spaced == "rows":
         grid = make_grid(schedule, steps, spacing)
         return grid, _lengths(len(grid.t), order, grid.end is None, lower)
+    named = spacing is None or isinstance(spacing, str)
+    if isinstance(spacing, Mapping):
+        named = not {"sigmas", "timesteps"} & spacing.keys()
+    if not named:
+        raise DuetError(
+            f"sampler.spacing: {spacing!r} was given; the orders of the steps follow from the number of evaluations, "
+            "so use sampler.steps with a spacing or a grid by name, or dpm_solver_singlestep with spaced=rows"
+        )
     if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
         why = "" if fast else " with spaced=steps"
         raise DuetError(f"sampler.steps: {steps!r} was given{why}; it must be a number of network evaluations")

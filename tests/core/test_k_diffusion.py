@@ -216,6 +216,12 @@ def test_rows_that_are_no_whole_steps_are_refused_without_lower_orders():
         make_plan(PROCESSES["linear"], "dpm_solver_singlestep", steps=13, end="sigma_min", **make)
 
 
+def test_listed_levels_do_not_say_how_many_rows_their_steps_have():
+    for name, options in (("dpm_fast", {}), ("dpm_solver_singlestep", {"spaced": "steps"})):
+        with pytest.raises(DuetError, match=r"sampler.spacing: .* use sampler.steps with a spacing or a grid by name"):
+            make_plan(PROCESSES["linear"], name, sigmas=[50.0, 5.0, 0.5], **options)
+
+
 def test_an_eta_without_noise_is_refused():
     for name in ("dpm_solver", "dpm_solver_singlestep"):
         with pytest.raises(DuetError, match=r"sampler.eta: 0.5 was given with sde false"):
