@@ -11,11 +11,11 @@
     python3 -m duet sample backend=tf from=outputs/imported out=outputs/samples
     python3 -m duet train from=outputs/imported data=image_folder data.options.path=FOLDER trainer.images=64000
 
-TensorFlow's checkpoints are read with backend=tf, and files from before PyTorch 1.6 with backend=torch; all other files,
-`.pt`, `.bin`, `.safetensors` and `.npz`, with either. No code in a file is run. The options of a source are those of its
-function in `diffusion_core.convert`; source.key=ema chooses one of several networks in a file. process=NAME replaces the
-process that the source names or, if it names none, the default, DDPM's; single options are added as in
-+process.value_range=[0,1]. The process in use is printed.
+TensorFlow's checkpoints are read with backend=tf, and files from before PyTorch 1.6 with backend=torch; all other
+files, `.pt`, `.bin`, `.safetensors` and `.npz`, with either. No code in a file is run. The options of a source are
+those of its function in `diffusion_core.convert`; source.key=ema chooses one of several networks in a file.
+process=NAME replaces the process that the source names or, if it names none, the default, DDPM's; single options are
+added as in +process.value_range=[0,1]. The process in use is printed.
 """
 
 from __future__ import annotations

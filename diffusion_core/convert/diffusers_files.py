@@ -79,7 +79,10 @@ class WeightFiles:
                 raise DuetError(f"{self.folder / name}: {twice} is in another shard too")
             arrays |= part
         if self.index is not None:
-            wanted = read_json(self.folder / self.index)["weight_map"]
+            content = read_json(self.folder / self.index)
+            wanted = content.get("weight_map") if isinstance(content, dict) else None
+            if not isinstance(wanted, dict):
+                raise DuetError(f"{self.folder / self.index}: it has no weight_map; it is the index of the shards")
             if missing := [array for array in wanted if array not in arrays]:
                 more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
                 raise DuetError(f"{self.folder / self.index}: {missing[0]} is in none of the shards{more}")

@@ -9,6 +9,7 @@ process either.
     trained_betas                                   betas
     rescale_betas_zero_snr                          zero_terminal_snr
     EDM...Scheduler                                 the process of EDM
+    FlowMatch...DiscreteScheduler                   the straight line x_t = (1 - t) x_0 + t eps and its velocity
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ _SCHEDULERS: dict[str, tuple[str, float, float]] = {
     "LCMScheduler": ("scaled_linear", 0.00085, 0.012),
     "TCDScheduler": ("scaled_linear", 0.00085, 0.012),
 }
+_FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 _EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 # Entries that change the process of a scheduler unless they have one of these values.
 _SAME_PROCESS: dict[str, tuple[Any, ...]] = {
@@ -77,6 +79,8 @@ def read_process(config: Mapping[str, Any], source: str) -> dict[str, Any]:
     kind = config.get("_class_name")
     if kind in _EDM:
         return _edm(config, source)
+    if kind in _FLOW:
+        return _flow(config, source)
     if kind not in _SCHEDULERS:
         raise DuetError(f"{source}: _class_name: {kind!r} was given; Duet does not know its process; {_ADVICE}")
     for name, same in _SAME_PROCESS.items():
@@ -108,6 +112,18 @@ def _schedule(config: Mapping[str, Any], defaults: tuple[str, float, float], sou
     ours, has_ends = _BETAS[name]
     ends = {"beta_start": config.get("beta_start", defaults[1]), "beta_end": config.get("beta_end", defaults[2])}
     return {"name": ours, "T": config.get("num_train_timesteps", 1000), **(ends if has_ends else {})}
+
+
+def _flow(config: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Return the straight line; these schedulers give the network T t, and `shift` moves the t of sampling alone."""
+    if config.get("invert_sigmas"):
+        raise DuetError(f"{source}: invert_sigmas: true was given; in Duet t rises with the noise; {_ADVICE}")
+    T = config.get("num_train_timesteps", 1000)
+    return {
+        "schedule": {"name": "flow_continuous", "t_min": 1.0 / T},
+        "prediction": "flow",
+        "time_scale": float(T),
+    }
 
 
 def _edm(config: Mapping[str, Any], source: str) -> dict[str, Any]:

@@ -585,10 +585,11 @@ def test_a_pipeline_in_one_folder_is_imported(tmp_path):
     ({"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction"}, "prediction_type: 'v_prediction'"),
     ({"prediction_type": "flow"}, "prediction_type: 'flow' was given"),
     ({"use_flow_sigmas": True}, "use_flow_sigmas: Duet has no such process; set a process"),
+    ({"_class_name": "FlowMatchEulerDiscreteScheduler", "invert_sigmas": True}, "invert_sigmas: true was given"),
     ({"timestep_type": "continuous"}, "timestep_type: Duet has no such process"),
     *(
         ({"_class_name": name}, f"_class_name: {name!r} was given; Duet does not know its process; set a")
-        for name in ("FlowMatchEulerDiscreteScheduler", "KarrasVeScheduler", None)
+        for name in ("FlowMatchLCMScheduler", "KarrasVeScheduler", None)
     ),
 ])  # fmt: skip
 def test_a_scheduler_with_an_unknown_process_needs_one(changes, words, tmp_path):

@@ -221,6 +221,19 @@ def test_a_schedule_that_duet_has_is_imported(changes, schedule, tmp_path):
     assert (found.model.schedule, found.process_source) == (schedule, "that of the source")
 
 
+def test_flow_matching_is_the_straight_line_with_the_time_of_the_source(tmp_path):
+    folder_of(tmp_path)
+    file = tmp_path / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}))
+    process = import_weights("diffusers", tmp_path, never, None, {}).model.process
+    sigma = np.array([0.001, 0.25, 1.0])  # their timesteps are 1000 sigma
+    columns = process.columns(sigma)
+    np.testing.assert_allclose(columns.c_noise, 1000 * sigma, rtol=1e-15)
+    np.testing.assert_allclose(process.schedule(sigma), (1 - sigma, sigma), rtol=0, atol=1e-15)
+    # The network gives eps - x_0.
+    np.testing.assert_allclose((columns.target_x0, columns.target_eps), (-np.ones(3), np.ones(3)), rtol=1e-12)
+
+
 def test_listed_betas_are_a_schedule():
     np.testing.assert_allclose(make_schedule("betas", betas=[0.1, 0.5]).alphas_cumprod, [0.9, 0.45], rtol=1e-15)
     linear = make_schedule("linear", T=7)
