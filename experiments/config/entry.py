@@ -81,13 +81,16 @@ def command(
             register_output_directories()
             # Makes Hydra raise its errors instead of printing a traceback, so that `one_line_errors` prints them.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-            # Whatever says nothing by itself, such as reading a large folder, is announced as long as it takes.
             if {"-h", "--help"} & set(sys.argv[1:]):
                 with one_line_errors(name):
                     words = [word for word in sys.argv[1:] if "=" not in word and not word.startswith("-")]
                     print(help_text(name, sys.modules[task.__module__].__doc__ or "", words))
                 return
-            with one_line_errors(name), signals.raise_on_signal(), heartbeat(f"{name}: at work", says_end=False):
+            # Whatever says nothing by itself, such as reading a large folder, is announced as long as it takes; the runs
+            # of a sweep announce themselves.
+            sweeps = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv[1:])
+            sign_of_life = nullcontext() if sweeps else heartbeat(f"{name}: at work", says_end=False)
+            with one_line_errors(name), signals.raise_on_signal(), sign_of_life:
                 sys.argv[1:], config_name = use_run(read_arguments(sys.argv[1:], name), name)
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
 

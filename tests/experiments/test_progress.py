@@ -93,11 +93,18 @@ def test_a_resumed_run_has_its_own_rate(clock, capsys):
     assert capsys.readouterr().out == "training: 920/1,000 steps, 0:01:20 left\n"
 
 
+def recorder() -> RunCallbacks:
+    """Return callbacks that only show what they are told, in the middle of a run."""
+    callbacks = object.__new__(RunCallbacks)
+    callbacks.run, callbacks._validation = SimpleNamespace(log=lambda records, speed: None), (0, {})
+    callbacks.setup = SimpleNamespace(training_config=SimpleNamespace(images=1000))
+    return callbacks
+
+
 @pytest.mark.parametrize("speed, words", [(0.0, "loss 2.0000"), (0.25, "loss 2.0000, 0.25 images/s"),
                                           (4321.0, "loss 2.0000, 4,321 images/s")])  # fmt: skip
 def test_a_speed_that_is_not_known_is_not_shown_as_zero(speed, words):
-    callbacks = object.__new__(RunCallbacks)
-    callbacks.run, callbacks._validation = SimpleNamespace(log=lambda records, speed: None), (0, {})
+    callbacks = recorder()
     callbacks.on_log([Record(10, 2.0, 1.0, 1e-3, (0.9,), None)], speed)
     assert callbacks._note == words
 
@@ -110,8 +117,7 @@ def test_no_command_makes_a_log_that_stays_empty(name):
 
 
 def test_a_validation_loss_that_is_older_than_the_loss_says_when_it_was_measured():
-    callbacks = object.__new__(RunCallbacks)
-    callbacks.run, record = SimpleNamespace(log=lambda records, speed: None), Record(20, 2.0, 1.0, 1e-3, (0.9,), None)
+    callbacks, record = recorder(), Record(20, 2.0, 1.0, 1e-3, (0.9,), None)
     notes = []
     for measured_at in (20, 10):
         callbacks._validation = measured_at, {metric_name(): 0.5}
@@ -165,3 +171,7 @@ def test_a_command_that_prints_nothing_by_itself_is_not_silent(monkeypatch, caps
     monkeypatch.setattr(sys.stdout, "flush", told.set)
     main()
     assert re.match(r"inspect: at work: \d", capsys.readouterr().out)
+    # The runs of a sweep print for themselves.
+    monkeypatch.setattr(entry, "heartbeat", lambda *_, **__: pytest.fail("it would print between their lines"))
+    monkeypatch.setattr(sys, "argv", ["inspect", "-m", "seed=0,1"])
+    main()
