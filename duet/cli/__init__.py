@@ -7,6 +7,7 @@ exists, and an old Python gets one clear line. Its modules, each of which may im
 
     terminal.py       output, errors and durations
     backends.py       the backends, as configs/backend/*.yaml describe them
+    builds.py         which builds and extras an environment gets
     environments.py   `setup`: one virtual environment per backend
     experiments.py    `train`, `sample` ...: commands that run in an environment; `run` and `launch`
     stages.py         tables of commands, two of which run at a time

@@ -86,7 +86,7 @@ def complete(words: list[str]) -> list[str]:
     elif before == ["completion"]:
         candidates = list(SHELLS)
     elif before[0] == "setup" or before == ["run"]:
-        candidates = list(backends())
+        candidates = [*backends(), *(("--cpu", "--extra", "--default") if before[0] == "setup" else ())]
     else:
         candidates = []
     return sorted(word for word in set(candidates) if word.startswith(last))

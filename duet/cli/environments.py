@@ -1,7 +1,7 @@
 """One virtual environment per backend: `duet setup` builds it, updates it, and says why it could not.
 
-An environment is rebuilt or updated when pyproject.toml, its constraints file or its Python changes. A stamp file in
-its folder tells: it holds a hash of these, or "unfinished" while pip works.
+An environment is rebuilt or updated when pyproject.toml, its constraints file, its Python or its options change. A
+stamp file in its folder tells: it holds a hash of these, or "unfinished" while pip works.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from subprocess import DEVNULL, PIPE
 from typing import TextIO
 
 from duet.cli.backends import ROOT, Backend, backends, get_backend
-from duet.cli.terminal import Stop, duration, say
+from duet.cli.builds import (
+    BuildOptions,
+    check_extra,
+    extras_of_project,
+    for_cpu,
+    read_options,
+    requirement,
+    write_options,
+)
+from duet.cli.terminal import Stop, duration, one_of, say
 
 try:
     import fcntl
@@ -45,13 +54,39 @@ CAUSES = (
 def setup_command(args: list[str]) -> int:
     """Build or update the environments of the backends.
 
-    usage: duet setup [BACKEND ...]
+    usage: duet setup [--cpu] [--extra NAME ...] [--default] [BACKEND ...]
 
     Without BACKEND, all environments are built. Each is a virtual environment in .venvs/ whose packages pip installs
     with your own pip settings. The path of each Python is printed. Other commands do the same when they first need an
     environment.
+
+    --cpu          install builds without CUDA where the package index has them, as for a laptop
+    --extra NAME   install an extra of pyproject.toml too: jupyter, sweeps, tracking, grain ...
+    --default      forget an earlier --cpu and --extra
+
+    These options are kept: later updates of an environment follow them.
     """
-    for backend in [get_backend(arg) for arg in args] or backends().values():
+    names, flags, extras = [], set(), []
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        flag, _, value = word.partition("=")
+        if not word.startswith("-"):
+            names.append(word)
+        elif one_of("setup", flag, ("--cpu", "--extra", "--default")) == "--extra":
+            if not value and not rest:
+                raise Stop(f"--extra: no name was given; it is one of {', '.join(sorted(extras_of_project()))}")
+            extras += [check_extra(name) for name in (value or rest.pop(0)).split(",")]
+        else:
+            flags.add(flag)
+    for backend in [get_backend(name) for name in names] or backends().values():
+        former = BuildOptions() if "--default" in flags else read_options(backend)
+        options = BuildOptions(former.cpu or "--cpu" in flags, tuple(dict.fromkeys([*former.extras, *extras])))
+        own = user_python(backend)
+        if own and options != BuildOptions():
+            say(f"{backend.name}: {own} is an interpreter of your own, in which nothing is installed")
+        elif options != read_options(backend):
+            write_options(backend, options)
         say(f"{backend.name}: {setup(backend)}")
     return 0
 
@@ -154,7 +189,9 @@ def stamp_text(backend: Backend) -> str:
     The hash covers ROOT, since the editable install names it.
     """
     version = probe(venv_python(backend))[:3]
-    digest = hashlib.sha256(repr((FORMAT, version, str(ROOT))).encode())
+    options = read_options(backend)
+    kind = (FORMAT, version, str(ROOT)) if options == BuildOptions() else (FORMAT, version, str(ROOT), tuple(options))
+    digest = hashlib.sha256(repr(kind).encode())
     for name in ("pyproject.toml", constraints(backend)):
         digest.update((ROOT / name).read_bytes() if (ROOT / name).is_file() else b"")
     return digest.hexdigest() if version[:2] in SUPPORTED else ""
@@ -170,17 +207,6 @@ def acquire_lock(lock: TextIO) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)
 
 
-def requirement(backend: Backend) -> str:
-    """Return what pip installs: this repository with the extras of a backend."""
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    with_driver = Path("/proc/driver/nvidia").exists()
-
-    def for_machine(extra: str) -> str:
-        return f"{extra}-cuda" if with_driver and re.search(rf"^{extra}-cuda *=", text, re.MULTILINE) else extra
-
-    return f".[{','.join(map(for_machine, backend.extras))},dev]"
-
-
 def build(backend: Backend, log: TextIO) -> None:
     """Make the environment, or update it in place where it is complete and only outdated.
 
@@ -194,11 +220,13 @@ def build(backend: Backend, log: TextIO) -> None:
         return run_logged(command, log, name)
 
     started, former = time.monotonic(), stamp.read_text() if stamp.is_file() else ""
+    options, flavour = read_options(backend), venv / "duet-cpu"  # exists in an environment of builds for CPUs
     complete = former != UNFINISHED and stamp_text(backend) != "" and logged(python, "-m", "pip", "--version")
+    complete = complete and flavour.exists() == options.cpu  # pip would leave packages of the other kind in it
     if not complete:
         base = base_python()
         if venv.exists():
-            say(f"{name}: removing {venv}, which is incomplete")
+            say(f"{name}: removing {venv}, which is incomplete or for another device")
             shutil.rmtree(venv)
         say(f"{name}: making {venv} with {base}")
         venv.mkdir()
@@ -206,11 +234,14 @@ def build(backend: Backend, log: TextIO) -> None:
         if not logged(base, "-m", "venv", str(venv)):
             raise failure(f"{name}: making {venv} failed", log)
     say(f"{name}: installing with pip, which takes some minutes; its output is in {log.name}")
-    if backend.download:
+    if backend.download and not options.cpu:
         say(f"{name}: download size {backend.download}, less where pip has packages in its cache")
     pinned = ["-c", constraints(backend)] if (ROOT / constraints(backend)).is_file() else []
     stamp.write_text(UNFINISHED)
-    if not logged(python, "-m", "pip", "install", "--no-input", "-e", requirement(backend), *pinned):
+    if options.cpu:
+        flavour.touch()
+        pinned = ["-c", str(for_cpu(backend, python, ROOT / constraints(backend), venv / "constraints.txt"))]
+    if not logged(python, "-m", "pip", "install", "--no-input", "-e", requirement(backend, options), *pinned):
         error = failure(f"{name}: installing failed", log)
         if complete and "Installing collected packages" not in Path(log.name).read_text(errors="replace"):
             stamp.write_text(former)  # pip gave up before it changed anything

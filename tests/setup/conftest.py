@@ -14,11 +14,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Stands for a Python: it answers the probe, makes a "virtual environment" that holds itself, and plays pip. Any other
 # call is recorded as OWNER|ARGUMENTS, where OWNER is the environment that it belongs to, or "own".
-FAKE = """#!/bin/sh
+FAKE = r"""#!/bin/sh
 here=$(dirname "$0")
 case "$*" in
   "-c "*) echo "${FAKE_VERSION:-3 12 1} ${FAKE_VENV:-1}"; exit 0 ;;
   "-m venv "*) echo "venv" >> "$FAKE_LOG"; mkdir -p "$3/bin" && cp "$0" "$3/bin/python"; exit 0 ;;
+  "-m pip index versions "*) eval "printf '%b' \"\$FAKE_VERSIONS_$5\""; exit 0 ;;
   "-m pip --version") [ ! -e "$here/no-pip" ]; exit ;;
   "-m pip install "*) [ -n "$FAKE_REAL" ] && exec "$FAKE_REAL" "$@"
     echo "pip" >> "$FAKE_LOG"; printf '%b' "$FAKE_PIP"; exit "${FAKE_PIP_CODE:-0}" ;;

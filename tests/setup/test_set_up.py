@@ -162,8 +162,8 @@ def test_each_backend_gets_the_extras_of_its_configuration(checkout):
     installed = (checkout.root / "calls.txt.pip").read_text().splitlines()
     base = "-m pip install --no-input -e "
     assert installed == [
-        f"{base}.[torch,peers,metrics,dev] -c constraints-torch.txt",
-        f"{base}.[tf,dev] -c constraints-tf.txt",
+        f"{base}.[torch,peers,metrics,tensorboard,dev] -c constraints-torch.txt",
+        f"{base}.[tf,tensorboard,dev] -c constraints-tf.txt",
     ]
 
 
@@ -213,3 +213,127 @@ def test_an_installation_that_takes_long_shows_time_and_the_last_line_of_its_log
         assert environments.run_logged(command, log, "torch", every=0.05)
         assert not environments.run_logged([sys.executable, "-c", "raise SystemExit(3)"], log, "torch")
     assert said[-1].startswith("torch: 0:00:0") and said[-1].endswith(", Downloading x")
+
+
+# --- builds for CPUs, and extras ----------------------------------------------------------------------------------
+
+EXTRAS = """[project.optional-dependencies]
+torch = [
+    "torch>=2.11",   # the backend
+    "torchvision>=0.26",
+]
+peers = []
+tf-cpu = [
+    "tensorflow-cpu>=2.20,<2.23; sys_platform != 'darwin'",
+]
+jupyter = [
+    "jupyterlab>=4",
+]
+"""
+
+
+@pytest.fixture
+def installed(checkout):
+    """Return a function that sets up and returns what pip was asked to install, with the constraints."""
+    (checkout.root / "pyproject.toml").write_text(EXTRAS)
+    (checkout.root / "constraints-torch.txt").write_text("# tested\nnumpy==2.4.6\ntorch==2.14.1\ntorchvision==0.29.2\n")
+    pip = checkout.root / "pip"
+    pip.write_text('#!/bin/sh\necho "$*" >> "$FAKE_LOG.pip"\n')
+    pip.chmod(0o755)
+
+    def run(*args, **versions):
+        answers = {f"FAKE_VERSIONS_{name}": text for name, text in versions.items()}
+        result = checkout.duet("setup", *args, FAKE_REAL=str(pip), **answers)
+        assert result.returncode == 0, result.stderr
+        log = checkout.root / "calls.txt.pip"
+        lines = log.read_text().splitlines() if log.exists() else []
+        log.unlink(missing_ok=True)
+        constraints = checkout.venv("torch") / "constraints.txt"
+        pins = constraints.read_text().split() if constraints.exists() else []
+        return [line.removeprefix("-m pip install --no-input -e ") for line in lines], pins, result.stdout
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("versions", "pins", "said"),
+    [
+        (
+            ("2.15.0, 2.14.1+cpu, 2.14.1, 2.13.0+cpu", "0.29.2+cpu, 0.29.2"),
+            ["torch==2.14.1+cpu", "torchvision==0.29.2+cpu"],
+            "builds for CPUs: torch 2.14.1+cpu, torchvision 0.29.2+cpu\n",
+        ),
+        (
+            ("2.15.0+cpu, 2.13.1+cpu, 2.13.0+cpu, 2.9.0+cpu", "0.28.0+cpu, 0.27.0+cpu"),  # none belongs to 2.15
+            ["torch==2.13.1+cpu", "torchvision==0.28.0+cpu"],
+            "torch 2.13.1+cpu, torchvision 0.28.0+cpu; the tested versions are torch 2.14.1, torchvision 0.29.2\n",
+        ),
+        (
+            ("2.14.1, 2.13.0+cpu", "0.29.2, 0.28.0"),  # a build of one does not load with a CUDA build of the other
+            ["torch==2.14.1", "torchvision==0.29.2"],
+            "no build for CPUs of torchvision that fits; the plain build is installed",
+        ),
+        (
+            ("2.14.1, 2.9.0+cpu", ""),
+            ["torch==2.14.1", "torchvision==0.29.2"],
+            "of torch and torchvision that fits; the plain",
+        ),
+    ],
+)
+def test_builds_for_cpus_that_belong_together_are_installed_where_the_index_has_them(installed, versions, pins, said):
+    answers = {
+        name: f"Available versions: {text}" for name, text in zip(("torch", "torchvision"), versions, strict=True)
+    }
+    (line,), constraints, output = installed("--cpu", "torch", **answers)
+    assert line.startswith(".[torch,peers,metrics,tensorboard,dev] -c ") and line.endswith("constraints.txt")
+    assert constraints[2:] == ["numpy==2.4.6", *pins]
+    assert said in output
+
+
+def test_a_package_of_its_own_for_cpus_takes_the_place_of_the_plain_one(installed):
+    (line,), _, said = installed("--cpu", "tf")
+    assert line.startswith(".[tf-cpu,tensorboard,dev] -c ") and "has no build" not in said
+
+
+def test_an_environment_keeps_to_its_options_until_they_are_forgotten(installed, checkout):
+    (line,), _, _ = installed("--cpu", "--extra", "jupyter", "tf")
+    assert line.startswith(".[tf-cpu,tensorboard,jupyter,dev] ")
+    assert installed("tf")[0] == [] and installed("--cpu", "tf")[0] == []
+    (checkout.root / "constraints-tf.txt").write_text("changed")
+    (line,), _, _ = installed("tf")
+    assert line.startswith(".[tf-cpu,tensorboard,jupyter,dev] ")
+    checkout.calls()
+    (line,), _, said = installed("--default", "tf")
+    assert line == ".[tf,tensorboard,dev] -c constraints-tf.txt" and "for another device" in said
+    assert checkout.calls() == ["venv"]  # made anew, since pip would leave packages of the other kind in it
+
+
+def test_an_extra_is_added_in_place(installed, checkout):
+    installed("tf")
+    checkout.calls()
+    (line,), _, _ = installed("--extra=jupyter", "tf")
+    assert line == ".[tf,tensorboard,jupyter,dev] -c constraints-tf.txt" and checkout.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("args", "fragment"),
+    [
+        (
+            ["--extra", "jupiter"],
+            "--extra: 'jupiter' was given; it must be one of jupyter, peers, tf-cpu, torch. Did",
+        ),
+        (["--extra"], "--extra: no name was given; it is one of jupyter, "),
+        (["--cpus"], "setup: '--cpus' was given; it must be one of --cpu, --extra, --default. Did you mean '--cpu'?"),
+    ],
+)
+def test_an_option_of_set_up_that_does_not_exist_is_refused(checkout, one_line, args, fragment):
+    (checkout.root / "pyproject.toml").write_text(EXTRAS)
+    result = checkout.duet("setup", *args)
+    assert result.returncode == 2 and fragment in one_line(result) and checkout.calls() == []
+
+
+def test_an_interpreter_of_the_user_gets_no_options(checkout):
+    (checkout.root / "pyproject.toml").write_text(EXTRAS)
+    result = checkout.duet("setup", "--cpu", "tf", DUET_TF_PYTHON=str(checkout.python))
+    assert result.returncode == 0 and "an interpreter of your own, in which nothing is installed" in result.stdout
+    assert not (checkout.root / ".venvs" / "tf.json").exists()

@@ -14,11 +14,13 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 import benchmarks.schema  # noqa: F401  (registers the schema of bench)
+from diffusion_core.common.errors import DuetError
 from duet.cli import demo, testing
 from duet.cli.backends import backends
 from duet.cli.experiments import experiments
 from duet.cli.main import COMMANDS
 from duet.cli.stages import split_template
+from experiments.config.arguments import read_arguments
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = [
@@ -64,8 +66,8 @@ def test_every_command_that_a_text_shows_composes():
     with composing():
         for (name, words), file in shown.items():
             try:
-                compose(name, list(words))
-            except (HydraException, OmegaConfBaseException) as error:
+                compose(name, read_arguments(words, name))
+            except (DuetError, HydraException, OmegaConfBaseException) as error:
                 wrong.append(f"{file}: {name} {' '.join(words)}: {error}")
     assert not wrong, "\n".join(wrong)
 
