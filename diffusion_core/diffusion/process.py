@@ -41,8 +41,8 @@ posterior_mean is the mean of q(x_s | x_t, x_0) at the same level s, with the co
 it is ModelMeanType.PREVIOUS_X in the code of Improved DDPM and ADM. Its target is alpha_s x_0 + k_x sigma_t eps, and
 after t = 0 it is x_0. 1/k_0 is about 1/beta_t, so it too magnifies an error of F where levels are close. That code
 takes the mean of an ancestral step from the output itself, also if it clips x_0: sampler=ddpm with clip null. And if it
-samples some of the timesteps only, it reads the output as the mean of the longer step; here the output keeps the meaning
-that it was trained for.
+samples some of the timesteps only, it reads the output as the mean of the longer step; here the output keeps the
+meaning that it was trained for.
 
 velocity is dx_t/dt along the schedule's own continuous time, which increases with the noise, with the derivatives
 alpha' and sigma' and ``w = alpha sigma' - sigma alpha'``, see `continuous`. On the straight line it is flow. Code whose
