@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["format_seconds", "pluralize"]
+__all__ = ["format_clock", "format_seconds", "pluralize"]
 
 
 def pluralize(n: int, noun: str) -> str:
@@ -23,7 +23,16 @@ def format_seconds(seconds: float) -> str:
         >>> format_seconds(3.21), format_seconds(3725)
         ('3.2 s', '1:02:05')
     """
-    if not round(seconds, 1) >= 10:  # also not a number
-        return f"{seconds:.1f} s"
+    # Not a number is written as it is.
+    return format_clock(seconds) if round(seconds, 1) >= 10 else f"{seconds:.1f} s"
+
+
+def format_clock(seconds: float) -> str:
+    """Return a time as h:mm:ss.
+
+    Example:
+        >>> format_clock(3.21)
+        '0:00:03'
+    """
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -14,7 +14,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from diffusion_core.common.text import format_seconds
+from diffusion_core.common.text import format_clock, format_seconds
 from diffusion_core.runtime.heartbeat import EVERY_SECONDS, Ticker, heartbeat
 
 __all__ = ["Counter", "format_seconds", "format_speed", "heartbeat"]
@@ -101,7 +101,7 @@ class Counter:
             return f"done in {format_seconds(now - self.began)}"
         if self.left is None:
             return "" if now - self.began < self.every else f"{format_seconds(now - self.began)} so far"
-        return f"{format_seconds(self.left)} left"
+        return f"{format_clock(self.left)} left"
 
     def _tick(self) -> None:
         """Print where the work is, if nothing was printed lately."""

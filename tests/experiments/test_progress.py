@@ -175,3 +175,10 @@ def test_a_command_that_prints_nothing_by_itself_is_not_silent(monkeypatch, caps
     monkeypatch.setattr(entry, "heartbeat", lambda *_, **__: pytest.fail("it would print between their lines"))
     monkeypatch.setattr(sys, "argv", ["inspect", "-m", "seed=0,1"])
     main()
+
+
+def test_the_time_left_is_always_a_clock(clock, capsys):
+    counter = Counter("training", 20, "steps")
+    at(clock, 1, counter, 1)
+    at(clock, 10, counter, 15)
+    assert capsys.readouterr().out == "training: 15/20 steps, 0:00:03 left\n"
