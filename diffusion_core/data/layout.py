@@ -44,7 +44,7 @@ _NEUTRAL = {
     "data", "dataset", "datasets", "dir", "files", "folder", "image", "images", "img", "imgs", "part", "photo",
     "photos", "pic", "pics", "picture", "pictures", "sample", "samples", "seg", "set", "sets", "split", "splits",
 }  # fmt: skip
-_LOOSE, _EMPTY = "images beside the folders of classes", "folders without images"
+_LOOSE, _EMPTY = "images beside the folders that are read", "folders without images"
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,16 +123,19 @@ class _Reader:
     def recognised(self, node: Folder) -> dict[str, list[tuple[str | None, Folder]]]:
         """Return the folders of each part with their classes, as the names of the folders suggest."""
         folders = node.filled
+        named = [split_name(folder.name) for folder in folders]
         if node.images and folders:
+            beside = f"and {pluralize(len(node.images), 'image')} beside them left out"
+            readings = {"flat": f"all {node.count:,} images are of one class"}
+            if all(named):
+                readings["splits"] = f"the parts are {', '.join(_part_names(node))}, {beside}"
             raise self._ambiguous(
                 f"{str(node.path)!r} holds {node.images[0].name!r} and the folder {folders[0].name!r}",
-                flat=f"all {node.count:,} images are of one class",
-                classes=f"the classes are {_names(folders)}, and {pluralize(len(node.images), 'image')} beside them "
-                f"{'is' if len(node.images) == 1 else 'are'} left out",
+                **readings,
+                classes=f"the classes are {_names(folders)}, {beside}",
             )
         if node.images:
             return {"all": self.classes(node)}
-        named = [split_name(folder.name) for folder in folders]
         if all(named) and self._are_splits(folders, named):
             return self.splits(node, [kind for kind, _ in named])
         kinds = {name[0] for name in named if name}
@@ -154,6 +157,11 @@ class _Reader:
 
     def splits(self, node: Folder, parts: Sequence[str]) -> dict[str, list[tuple[str | None, Folder]]]:
         """Return the classes of each part, whose folders are directly in a folder."""
+        if not node.filled:
+            raise DuetError(
+                f"data.options.layout: splits was given, but {str(node.path)!r} holds no folders of images; use flat"
+            )
+        self._note_loose(node)
         self._note_empty(node)
         found = {}
         for part, folder in sorted(zip(parts, node.filled, strict=True), key=lambda pair: _part_order(pair[0])):
@@ -175,10 +183,13 @@ class _Reader:
                 f"{str(node.path)!r} holds {node.images[0].name!r} and the folder {node.filled[0].name!r}",
                 flat=f"all {self.root.count:,} images are of one class, whatever their folder",
             )
-        if node.images:
-            self.left_out.setdefault(_LOOSE, []).extend(image.name for image in node.images)
+        self._note_loose(node)
         self._note_empty(node)
         return [(folder.name, folder) for folder in node.filled]
+
+    def _note_loose(self, node: Folder) -> None:
+        if node.images:
+            self.left_out.setdefault(_LOOSE, []).extend(readable_name(image.name) for image in node.images)
 
     def _note_empty(self, node: Folder) -> None:
         if empty := [folder.name for folder in node.folders if not folder.count]:

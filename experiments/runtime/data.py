@@ -156,9 +156,9 @@ class DataSource:
                 f"{error}\n(in the held-out part {chosen!r}, which the validation loss needs; "
                 f"validation.part=none trains without it)"
             ) from error
-        if part == AUTO and dataset.class_names == (UNLABELLED,):
-            return None
         if announce:
+            if dataset.class_names == (UNLABELLED,):
+                print(f"data {self.name}, {chosen}: it has no classes, so it validates networks without classes alone")
             own = {kind: names for kind, names in dataset.reading.left_out.items() if kind in (UNREADABLE, METADATA)}
             for line in Reading(left_out=own).lines:
                 print(f"data {self.name}, {chosen}: {line}", flush=True)

@@ -12,6 +12,7 @@ from diffusion_core.backend.interface import Network
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
 from diffusion_core.data.held_out import AUTO
+from diffusion_core.data.layout import UNLABELLED
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.weights import Weights
 from diffusion_core.runtime.distributed import Collective
@@ -51,14 +52,16 @@ def make_validation(
         model: the network and its process.
         objective: what is trained.
         dataset: the training images.
-        held_out: the held-out images.
-        options: count and batch.
+        held_out: the held-out images; a part without classes, unless named, validates no network with classes.
+        options: part, count and batch.
         dtype: the type of images and noise.
 
     Raises:
         DuetError: if the held-out images are the training images, or do not fit the network or its classes.
     """
     if held_out is None:
+        return None
+    if model.program.classes and options.part == AUTO and held_out.dataset.class_names == (UNLABELLED,):
         return None
     others = _with_classes_of(dataset, held_out) if model.program.classes else held_out.dataset
     check_data(others, model.spec)

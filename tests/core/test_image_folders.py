@@ -129,6 +129,13 @@ def test_splits_become_parts_with_the_same_classes(tmp_path: Path, names: tuple[
         (["a/images/1.png", "b/images/1.png"], {"all": {"a": 1, "b": 1}}),
         (["a/1.png", "a/x/2.png", "b/1.png"], {"all": {"a": 2, "b": 1}}),
         (["wrap/a/1.png", "wrap/b/1.png"], {"all": {"a": 1, "b": 1}}),
+        (["bars/1.png", "test pattern/1.png"], {"all": {"bars": 1, "test pattern": 1}}),
+        (["train/cat.1.png", "test1/1.png"], {"train": {"files": 1}, "test": {"files": 1}}),
+        (
+            ["Data/CLS-LOC/train/n01/images/1.png", "Data/CLS-LOC/train/n02/images/1.png",
+             "Data/CLS-LOC/val/images/1.png", "Annotations/"],
+            {"train": {"n01": 1, "n02": 1}, "validation": {"unlabelled": 1}},
+        ),
         (["only/1.png", "only/2.png"], {"all": {"only": 2}}),
         (["1.png", "2.png", "empty/"], {"all": {"files": 2}}),
         (["a/1.png", "b/1.png", "empty/"], {"all": {"a": 1, "b": 1}}),
@@ -164,6 +171,9 @@ def test_remarks_name_what_cannot_be_seen_from_the_numbers(tmp_path: Path) -> No
         (["val/a/1.png", "validation/a/1.png"], ["layout=classes", "layout=splits: the parts are val, validation"]),
         (["a/train/1.png", "a/test/1.png", "b/1.png"], ["layout=classes", "layout=splits"]),
         (["1.png", "a/1.png"], ["holds '1.png' and the folder 'a'", "layout=flat", "layout=classes"]),
+        (["1.png", "train/1.png", "test/1.png"], ["layout=flat", "layout=splits: the parts are test, train"]),
+        (["trainA/1.png", "trainB/1.png", "testA/1.png"], ["layout=classes", "layout=splits"]),
+        (["train/1.png", "train_extra/1.png"], ["layout=classes", "layout=splits"]),
         (["train/1.png", "train/a/1.png", "test/a/1.png"], ["holds '1.png' and the folder 'a'", "layout=flat"]),
     ],
 )
@@ -180,7 +190,11 @@ def test_a_chosen_layout_is_followed(tmp_path: Path) -> None:
     assert described(root, layout="flat") == {"all": {"files": 3}}
     fill(root, "loose.png")
     assert described(root, layout="classes") == {"all": {"x": 2, "y": 1}}
-    assert "images beside the folders of classes: 1 (loose.png)" in said(root, layout="classes")
+    assert "images beside the folders that are read: 1 (loose.png)" in said(root, layout="classes")
+    assert described(root, layout="splits") == {"x": {"a": 1, "b": 1}, "y": {"a": 1, "b": 0}}
+    assert "images beside the folders that are read: 1 (loose.png)" in said(root, layout="splits")
+    with pytest.raises(DuetError, match=r"data\.options\.layout: splits was given, but .* holds no folders of images"):
+        parts(root / "x" / "a", layout="splits")
     with pytest.raises(DuetError, match=r"data\.options\.layout: 'clases' was given.*Did you mean 'classes'"):
         parts(root, layout="clases")
     with pytest.raises(DuetError, match=r"data\.options\.order: 'size'"):

@@ -300,3 +300,21 @@ def test_the_comparison_of_two_frameworks_holds_it_to_the_tolerance_of_the_loss(
         wrong = {"7/validation 1": np.array([0.5, 0.25, 0.125 * (1 + fault)])}
         assert not checks(wrong)["validation loss after 1 steps"].passed  # the smallest number counts like the largest
         assert not checks({})["validation loss after 1 steps"].passed
+
+
+def test_a_held_out_part_without_classes_validates_networks_without_classes_alone(tmp_path, capsys):
+    for folder in ("train/a", "train/b", "test"):
+        (tmp_path / folder).mkdir(parents=True)
+        for k in range(2):
+            render.save_png(tmp_path / folder / f"{k}.png", HELD_OUT.images[k + 2 * len(folder)])
+    source = DataSource("image_folder", {"path": str(tmp_path), "part": "train", "size": 8, "channels": 1})
+    trained, held_out = source.load(), source.load_held_out()
+    assert (
+        held_out.dataset.class_names == ("unlabelled",) and "networks without classes alone" in capsys.readouterr().out
+    )
+    given = trained, held_out, ValidationOptions(count=4), np.float64
+    for classes, is_validated in ((2, False), (0, True)):
+        spec = replace(cases.PARITY.spec, num_classes=classes)
+        model = replace(cases.PARITY, spec=spec)
+        validation = make_validation(model, Objective.for_model(model, 0), *given)
+        assert (validation is not None) == is_validated
