@@ -16,7 +16,8 @@ from diffusion_core.common.registry import build
 from diffusion_core.convert.arrays import Reader
 from diffusion_core.convert.ddpm_tf import import_ddpm_tf
 from diffusion_core.convert.denoising_diffusion_pytorch import import_denoising_diffusion_pytorch
-from diffusion_core.convert.diffusers import export_pipeline, import_diffusers
+from diffusion_core.convert.diffusers import import_diffusers
+from diffusion_core.convert.diffusers_export import export_pipeline
 from diffusion_core.convert.dome272 import import_dome272
 from diffusion_core.convert.edm import import_edm
 from diffusion_core.convert.export_state_dict import export_state_dict

@@ -92,6 +92,8 @@ AnySchedule = Schedule | ContinuousSchedule
 def listed(betas: Sequence[float], T: int | None = None) -> Schedule:
     """Return the schedule with these betas, as a file of another project may state them ("trained_betas").
 
+    The last beta may be 1, which leaves no signal.
+
     Raises:
         DuetError: if T is given and differs from their number, or a beta is not in (0, 1).
     """
@@ -103,6 +105,9 @@ def listed(betas: Sequence[float], T: int | None = None) -> Schedule:
         raise DuetError(
             f"schedule.betas: {len(betas)} betas were given; it must have at least 2 and at most {MAX_LEVELS}"
         )
+    if betas[-1] == 1.0:
+        rest = from_betas(betas[:-1], "betas")
+        return Schedule("betas", np.append(rest.alpha, 0.0), np.append(rest.sigma, 1.0))
     return from_betas(betas, "betas")
 
 

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.convert import ddpm_tf, diffusers, edm, guided_diffusion
+from diffusion_core.convert import ddpm_tf, diffusers_config, edm, guided_diffusion
 from diffusion_core.networks import ARCHITECTURES, Program, UNetSpec, lower, make_spec
 from diffusion_core.networks.blocks import Attention, Dropout, GroupNorm, Resample, Sinusoid
 from diffusion_core.networks.weights import parameter_count
@@ -235,8 +235,8 @@ def test_a_preset_survives_a_round_trip_through_diffusers(name):
     spec = make_model(compose("train", overrides=[f"model={name}", "model.dropout=0.1"])).spec
     # diffusers stores q, k and v as three layers, so their order is not in the file.
     spec = replace(spec, qkv_order="qkv")
-    config = diffusers._make_config(spec, lower(spec))
-    assert lower(diffusers.read_spec(config, name, null_class=spec.null_class)).sha256 == lower(spec).sha256
+    config = diffusers_config.make_config(spec, lower(spec))
+    assert lower(diffusers_config.read_spec(config, name, null_class=spec.null_class)).sha256 == lower(spec).sha256
 
 
 def test_only_ncsnpp_filters_with_four_taps():
