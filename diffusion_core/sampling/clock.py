@@ -1,4 +1,4 @@
-r"""Steps in a time of one's own: the probability-flow ODE for any noise level r(t) and scale s(t), EDM's algorithm 3.
+r"""Steps in a time of one's own: the probability-flow ODE for any noise level r(t) and scale s(t), EDM's algorithm 1.
 
 With y = x/alpha, r = sigma/alpha and X = s y, for any function r(t) and any scale s(t),
 
@@ -21,7 +21,7 @@ steps the samplers of Song et al. An exact D does not lead exactly from level to
 in t. The own t of `ve_sde` has no clean data, so it needs a noisy `end`.
 
 References:
-    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), table 1 and algorithm 3,
+    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), table 1 and algorithm 1,
     https://arxiv.org/abs/2206.00364
     Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
     https://arxiv.org/abs/2011.13456
@@ -42,7 +42,7 @@ from diffusion_core.diffusion.continuous import ContinuousSchedule
 from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.recurrence import Coefficients
 
-__all__ = ["CLOCKS", "Clock", "ClockSteps", "Variable", "make_clock"]
+__all__ = ["CLOCKS", "Clock", "ClockSteps", "Variable", "between", "make_clock"]
 
 Array = NDArray[np.float64]
 # The name of a clock, or a mapping of the name and options, as in ``{name: vp, beta_max: 20}``.
@@ -62,11 +62,13 @@ class Clock:
         name: for errors.
         time: returns (t, dt/dl).
         scale: returns (s, d(log s)/dl).
+        log_ratio: returns the l of a time.
     """
 
     name: str
     time: Callable[[Array], Pair]
     scale: Callable[[Array], Pair]
+    log_ratio: Callable[[Array], Array]
 
 
 def _no_scale(log_ratio: Array) -> Pair:
@@ -87,7 +89,7 @@ def _flow_scale(log_ratio: Array) -> Pair:
 
 def ve() -> Clock:
     """Return the time r^2, in which the variance-exploding noise of EDM grows evenly."""
-    return Clock("ve", lambda at: (np.exp(2 * at), 2 * np.exp(2 * at)), _no_scale)
+    return Clock("ve", lambda at: (np.exp(2 * at), 2 * np.exp(2 * at)), _no_scale, lambda t: np.log(t) / 2)
 
 
 def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Clock:
@@ -107,7 +109,7 @@ def vp(beta_min: float = 0.1, beta_max: float = 20.0) -> Clock:
         with np.errstate(invalid="ignore"):
             return np.where(power > 0, 2 * power / (root + beta_min), 0.0), -2 * np.expm1(-power) / root
 
-    return Clock("vp", time, _vp_scale)
+    return Clock("vp", time, _vp_scale, lambda t: np.log(np.expm1(t * (beta_min + slope * t / 2))) / 2)
 
 
 CLOCKS: Mapping[str, Callable[..., Clock]] = {"vp": vp, "ve": ve}
@@ -150,7 +152,19 @@ def _own(schedule: AnySchedule) -> Clock:
             return schedule.inverse(at), (ahead - behind) @ _DIFFERENCES / _STEP
 
     scales = {np.hypot: _vp_scale, np.add: _flow_scale}
-    return Clock("t", time, scales.get(schedule.norm, _no_scale))
+    return Clock("t", time, scales.get(schedule.norm, _no_scale), lambda t: _log_ratio(schedule, t))
+
+
+def between(clock: Clock | None, start: Array, end: Array, part: float) -> Array:
+    """Return the l at this part of the way from the l `start` to `end`, in the time of a clock, or in r for None."""
+    if clock is None:
+        return np.log((1 - part) * np.exp(start) + part * np.exp(end))
+    return clock.log_ratio((1 - part) * clock.time(start)[0] + part * clock.time(end)[0])
+
+
+def _log_ratio(schedule: AnySchedule, t: Array) -> Array:
+    alpha, sigma = schedule(t)
+    return np.log(sigma) - np.log(alpha)
 
 
 class ClockSteps:

@@ -37,7 +37,8 @@ __all__ = ["euler", "euler_ancestral", "flow_euler"]
     paper="Karras et al. 2022",
     url="https://arxiv.org/abs/2206.00364",
     equation="algorithm 2 without its second evaluation",
-    notes="Equal to `ddim`, except with `variable` t, vp or ve, EDM's algorithm 3. Stochastic with `s_churn` > 0.",
+    notes="Equal to `ddim`, except with `variable` t, vp or ve (EDM's algorithm 1 without its second evaluation). "
+    "Stochastic with `s_churn` > 0.",
 )
 def euler(
     process: Process,

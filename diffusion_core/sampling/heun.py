@@ -1,26 +1,31 @@
 r"""Heun's method: each step goes to the next noise level, evaluates there, and uses the mean of both slopes.
 
-    heun         in the variable r = sigma/alpha, with churn, as in EDM
+    heun         in the variable r = sigma/alpha, with churn, as in EDM, or in another time (`clock`)
     flow_heun    in sigma/(alpha + sigma), along the straight line of flow matching
 
-`steps` defines the two variables. The step to clean data is Euler's, so N steps take 2N - 1 evaluations.
+With `alpha` below 1 `heun` evaluates again at this part of the step, and the second slope has the weight 1/(2 alpha),
+the first the rest: 1/2 is the midpoint method and 2/3 Ralston's. `steps` defines the two variables. The step to clean
+data is Euler's, so N steps take 2N - 1 evaluations.
 
 References:
-    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), algorithms 1 and 2,
+    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), algorithms 1 to 3,
     https://arxiv.org/abs/2206.00364
     diffusers (huggingface/diffusers, scheduling_flow_match_heun_discrete.py)
 """
 
 from __future__ import annotations
 
+import numpy as np
+
+from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
-from diffusion_core.sampling.clock import Variable, make_clock
+from diffusion_core.sampling.clock import Variable, between, make_clock
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.families import FLOW, RATIO
 from diffusion_core.sampling.grid import Grid, make_grid
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.spacing import Spacing, Steps
-from diffusion_core.sampling.steps import add_churn, one_step_plan, shift_timesteps
+from diffusion_core.sampling.steps import add_churn, log_ratio, needs_signal, one_step_plan, shift_timesteps
 
 __all__ = ["flow_heun", "heun"]
 
@@ -31,8 +36,9 @@ __all__ = ["flow_heun", "heun"]
     family=RATIO,
     paper="Karras et al. 2022",
     url="https://arxiv.org/abs/2206.00364",
-    equation="algorithms 1 and 2",
-    notes="Integrates over sigma/alpha, or straight in another time: `variable` t, vp or ve, EDM's algorithm 3.",
+    equation="algorithms 1 and 2, 3 for `alpha`",
+    notes="Integrates over sigma/alpha, or with `variable` t, vp or ve over another time. `alpha: 0.5` is the midpoint "
+    "method.",
 )
 def heun(
     process: Process,
@@ -44,6 +50,7 @@ def heun(
     s_max: float | None = None,
     s_noise: float = 1.0,
     variable: Variable = "ratio",
+    alpha: float = 1.0,
 ) -> SamplerPlan:
     """Make a plan of Heun's method as in EDM, with churn if s_churn is positive; two evaluations per step.
 
@@ -57,6 +64,7 @@ def heun(
         s_max: largest sigma/alpha with churn; None for no bound.
         s_noise: factor of the fresh noise.
         variable: the time in which steps are straight: ``"ratio"``, ``"t"``, ``"vp"`` or ``"ve"``, see `clock`.
+        alpha: where each step evaluates again, as a part of it, above 0 and at most 1.
 
     Raises:
         DuetError: if a number is out of range, or for a first level without signal.
@@ -66,11 +74,20 @@ def heun(
         >>> heun(Process(make_schedule("edm"), "edm"), steps=18)
         SamplerPlan('heun-18', rows=35, registers=2, stochastic=False)
     """
-    grid = make_grid(process.schedule, steps, spacing)
-    starts, kept = add_churn(process.schedule, grid.t, s_churn, s_min, s_max)
-    clock = make_clock(process.schedule, variable)
+    if not 0 < alpha <= 1:
+        raise DuetError(f"sampler.alpha: {alpha} was given; it must be a part of the step, above 0 and at most 1")
+    schedule = process.schedule
+    grid, clock = make_grid(schedule, steps, spacing), make_clock(schedule, variable)
+    starts, kept = add_churn(schedule, grid.t, s_churn, s_min, s_max)
+    second = grid.targets
+    if alpha < 1:
+        needs_signal("heun", schedule(grid.t)[0])
+        noisy = np.isfinite(second)
+        ends = [log_ratio(schedule, t[noisy]) for t in (starts, second)]
+        second[noisy] = schedule.t_at_log_ratio(between(clock, *ends, alpha))
+    raised = Grid(starts, grid.end)
     return one_step_plan(
-        process, "heun", Grid(starts, grid.end), kept, grid.targets, s_noise=s_noise, clip=clip, clock=clock
+        process, "heun", raised, kept, second, 1 / (2 * alpha), s_noise=s_noise, clip=clip, clock=clock
     )
 
 

@@ -1,4 +1,4 @@
-"""Steps in a time of one's own: algorithm 3 of Karras et al. as printed, with their schedules and scales."""
+"""Steps in a time of one's own: algorithms 1 and 3 of Karras et al. as printed, with their schedules and scales."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ SIGMAS: dict[str, tuple[Function, Function, Function]] = {
         lambda sigma: (np.sqrt(BETA_MIN**2 + 2 * BETA_D * np.log1p(sigma**2)) - BETA_MIN) / BETA_D,
     ),
     "ve": (np.sqrt, lambda t: 0.5 / np.sqrt(t), np.square),
+    "ratio": (lambda t: t, lambda t: 1.0, lambda sigma: sigma),
 }
 SCALES: dict[str, tuple[Function, Function]] = {
     "vp": (
@@ -45,13 +46,18 @@ SCALES: dict[str, tuple[Function, Function]] = {
         lambda t: -vp_sigma(t) * SIGMAS["vp"][1](t) / (1 + vp_sigma(t) ** 2) ** 1.5,
     ),
     "ve": (lambda t: 1.0, lambda t: 0.0),
+    "ratio": (lambda t: 1.0, lambda t: 0.0),
 }
 
 
-def algorithm_3(
-    sigmas: np.ndarray, schedule: str, heun: bool, churn: tuple[float, float, float, float] = (0.0, 0.0, np.inf, 1.0)
+def runge_kutta(
+    sigmas: np.ndarray,
+    schedule: str,
+    heun: bool,
+    churn: tuple[float, float, float, float] = (0.0, 0.0, np.inf, 1.0),
+    alpha: float = 1.0,
 ) -> np.ndarray:
-    """Return y at the end, from y = sigma_0 POINTS; with churn as in EDM's code for its ablations."""
+    """Return y at the end, from y = sigma_0 POINTS; with churn and alpha as in EDM's code for its ablations."""
     (sigma, slope, inverse), (scale, scale_slope) = SIGMAS[schedule], SCALES[schedule]
     amount, least, most, s_noise = churn
     N = len(sigmas) - 1
@@ -70,10 +76,12 @@ def algorithm_3(
         added = np.sqrt(max(sigma(hat) ** 2 - sigma(now) ** 2, 0.0)) * scale(hat) * s_noise
         x = scale(hat) / scale(now) * x + added * fresh[i]
         first = gradient(x, hat)
-        ahead = x + (after - hat) * first
+        h = after - hat
         if heun and after > 0:
-            ahead = x + (after - hat) * (first + gradient(ahead, after)) / 2
-        x = ahead
+            second = gradient(x + alpha * h * first, hat + alpha * h)
+            x = x + h * ((1 - 1 / (2 * alpha)) * first + 1 / (2 * alpha) * second)
+        else:
+            x = x + h * first
     return x / (scale(after) if after else 1.0)
 
 
@@ -83,7 +91,7 @@ def ours(plan: SamplerPlan, noise=lambda row: 0.0) -> np.ndarray:
 
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize("schedule", SIGMAS)
-def test_steps_in_the_times_of_table_1_equal_algorithm_3(schedule, process):
+def test_steps_in_the_times_of_table_1_equal_runge_kutta(schedule, process):
     sigmas = np.exp(np.linspace(np.log(60.0), np.log(0.03), 9))
     for name in ("euler", "heun"):
         for end in (None, "sigma_min"):
@@ -92,7 +100,7 @@ def test_steps_in_the_times_of_table_1_equal_algorithm_3(schedule, process):
                 PROCESSES[process], name, steps=9 if end is None else 8, spacing=spacing, end=end, variable=schedule,
                 clip=None,
             )  # fmt: skip
-            expected = algorithm_3(np.append(sigmas, 0.0) if end is None else sigmas, schedule, name == "heun")
+            expected = runge_kutta(np.append(sigmas, 0.0) if end is None else sigmas, schedule, name == "heun")
             np.testing.assert_allclose(ours(plan), expected, rtol=0, atol=1e-10 * np.abs(expected).max())
 
 
@@ -110,8 +118,32 @@ def test_churn_in_another_time_equals_that_of_edm(schedule):
         )  # fmt: skip
         step = 2 if name == "heun" else 1
         got = ours(plan, lambda row, step=step: fresh[min(row + 1, 8 * step) // step])
-        expected = algorithm_3(sigmas, schedule, name == "heun", numbers)
+        expected = runge_kutta(sigmas, schedule, name == "heun", numbers)
         np.testing.assert_allclose(got, expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+@pytest.mark.parametrize("schedule", SIGMAS)
+def test_a_second_evaluation_within_the_step_equals_algorithm_3(schedule, process):
+    sigmas = np.append(np.exp(np.linspace(np.log(60.0), np.log(0.03), 9)), 0.0)
+    for alpha in (0.4, 0.5, 2 / 3, 1.0):
+        plan = make_plan(
+            PROCESSES[process], "heun", steps=9, spacing={"name": "log_snr", **RANGE}, variable=schedule, alpha=alpha,
+            clip=None,
+        )  # fmt: skip
+        expected = runge_kutta(sigmas, schedule, True, alpha=alpha)
+        np.testing.assert_allclose(ours(plan), expected, rtol=0, atol=1e-10 * np.abs(expected).max())
+        assert plan.preserves == ("marginals" if schedule == "ratio" else "nothing")
+
+
+@pytest.mark.parametrize("variable", ["ratio", "t", "vp"])
+def test_any_second_evaluation_has_second_order(variable):
+    grid = {"name": "log_snr", "sigma_min": 0.2, "sigma_max": 60.0}
+
+    def make(steps: int) -> SamplerPlan:
+        return make_plan(VP_SDE, "heun", steps=steps, spacing=grid, variable=variable, alpha=0.6, clip=None)
+
+    assert 1.8 < fitted_order(make, [128, 256, 512]) < 2.4
 
 
 def test_the_own_time_of_the_vp_sde_is_that_of_table_1():
