@@ -42,6 +42,10 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("diffusers", "k_diffusion"), "inverse_gamma"),
     },
     "features": dict.fromkeys(("fid", "inception_v3", "inceptionv3", "inception3"), "inception"),
+    "likelihood": {
+        **dict.fromkeys(("nll", "bpd", "elbo", "vb"), "vlb"),
+        **dict.fromkeys(("flow", "density", "exact"), "ode"),
+    },
     "lr.decay": {
         **dict.fromkeys(("none", "constant_with_warmup", "fixed", "no"), "constant"),
         **dict.fromkeys(("cosine_annealing", "cosineannealinglr", "cosine_decay", "cosine_with_restarts"), "cosine"),
@@ -91,6 +95,18 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("unipc_multistep", "uni_pc"), "unipc"),
         **dict.fromkeys(("flow_match_euler", "rectified_flow"), "flow_euler"),
         **dict.fromkeys(("ab", "adams"), "adams_bashforth"),
+    },
+    "source": {
+        **dict.fromkeys(("hf", "huggingface", "hugging_face", "diffuser"), "diffusers"),
+        **dict.fromkeys(("adm", "improved_diffusion", "openai"), "guided_diffusion"),
+        **dict.fromkeys(("lucidrains", "denoising_diffusion"), "denoising_diffusion_pytorch"),
+        **dict.fromkeys(("karras", "songunet"), "edm"),
+        **dict.fromkeys(("ddpm", "tf1"), "ddpm_tf"),
+    },
+    "target": {
+        **dict.fromkeys(("tf", "tensorflow", "keras", "saved_model"), "savedmodel"),
+        **dict.fromkeys(("pt", "pytorch", "state_dict", "pth"), "torch"),
+        **dict.fromkeys(("hf", "huggingface"), "diffusers"),
     },
     "tracker": {
         **dict.fromkeys(("tensorboard", "false", "off", "no"), "none"),  # every run writes events for TensorBoard

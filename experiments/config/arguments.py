@@ -127,18 +127,25 @@ def _is_no_choice(override: str, command: str, folders: Iterable[Path]) -> bool:
     """Return whether an override such as ``data=null`` keeps a group empty that is empty by default.
 
     Raises:
-        DuetError: if the command needs a choice of this group.
+        DuetError: if a group is given a value that names no file, and that Hydra does not read as a name.
     """
     key, _, value = override.partition("=")
-    group = key.lstrip("+").partition("@")[0]
+    group, value = key.lstrip("+").partition("@")[0], value.strip()
     options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
-    if not options or value.strip().lower() not in ("null", "none") or value.strip() in options:
+    if not options or key.startswith("~") or value in options:
         return False
-    file = CONFIGS / f"{command}.yaml"
-    defaults = file.read_text(encoding="utf-8") if file.is_file() else ""
-    if re.search(rf"^\s*- {re.escape(key.lstrip('+'))}: *null\b", defaults, re.MULTILINE):
-        return True
-    raise one_of(key.lstrip("+"), None, options)
+    if group == "data" and ("/" in value or os.path.isdir(os.path.expanduser(value))):
+        path = f"data.options.path={value}"
+        raise DuetError(f"data: {value!r} was given, which is no name but a path; write data=image_folder {path}")
+    if value.lower() in ("null", "none"):
+        file = CONFIGS / f"{command}.yaml"
+        defaults = file.read_text(encoding="utf-8") if file.is_file() else ""
+        if re.search(rf"^\s*- {re.escape(key.lstrip('+'))}: *null\b", defaults, re.MULTILINE):
+            return True
+        raise one_of(key.lstrip("+"), None, options)
+    if re.fullmatch(r"(?i)[+-]?[\d._]+(e[+-]?\d+)?|true|false|\{.*\}", value):  # Hydra takes only text and lists
+        raise one_of(group, value, options)
+    return False
 
 
 def _check_search_path(override: str) -> None:

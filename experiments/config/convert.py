@@ -12,7 +12,7 @@ from diffusion_core.common.errors import DuetError
 __all__ = ["missing_value", "plain", "to_yaml"]
 
 # What the value of a key stands for, as the help of the commands writes it.
-_VALUES = {"checkpoint": "RUN", "out": "DIR", "run": "RUN"}
+_VALUES = {"bundle": "RUN/non_finite/N", "checkpoint": "RUN", "out": "DIR", "path": "PATH", "run": "RUN"}
 
 
 def missing_value(key: str) -> DuetError:

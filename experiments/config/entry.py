@@ -86,8 +86,8 @@ def command(
                     words = [word for word in sys.argv[1:] if "=" not in word and not word.startswith("-")]
                     print(help_text(name, sys.modules[task.__module__].__doc__ or "", words))
                 return
-            # Whatever says nothing by itself, such as reading a large folder, is announced as long as it takes; the runs
-            # of a sweep announce themselves.
+            # Whatever says nothing by itself, such as reading a large folder, is announced as long as it takes; the
+            # runs of a sweep announce themselves.
             sweeps = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv[1:])
             sign_of_life = nullcontext() if sweeps else heartbeat(f"{name}: at work", says_end=False)
             with one_line_errors(name), signals.raise_on_signal(), sign_of_life:

@@ -6,6 +6,7 @@ message that fits none is kept as it is, without the lines that explain the libr
 
 from __future__ import annotations
 
+import glob
 import re
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from experiments.config.arguments import quote
 from experiments.config.backends import read_backends
 from experiments.config.convert import missing_value
 from experiments.config.schema import MODELS
-from experiments.config.suggest import key_hint, nearest_key
+from experiments.config.suggest import key_hint, known_keys, nearest_key
 
 __all__ = ["describe_error"]
 
@@ -37,7 +38,7 @@ def describe_error(error: Exception, command: str | None, configs: Path) -> str:
         if isinstance(cause, DuetError):  # raised by an object that Hydra constructed, and wrapped by Hydra
             return str(cause)
         if isinstance(cause, OverrideParseException):
-            return _unreadable(cause.override)
+            return _unreadable(cause.override, command, configs)
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             group, _, name = cause.missing_cfg_file.rpartition("/")
             # Hydra does not list the options of a group of which several are selected.
@@ -84,17 +85,37 @@ def _several_values(message: str, configs: Path) -> str | None:
         for name in re.split(r"\s*,\s*", value):
             if name not in options:
                 return str(one_of(group, name, options))
-        return f"{key}: {value!r} was given, which is several choices; add -m to run each of them"
+        several = f"write {key}=[{value}] for all of them, or " if _takes_several(group, configs) else ""
+        return f"{key}: {value!r} was given, which is several choices; {several}add -m to run each of them"
     return (
         f"{key}: {value!r} was given, which is several values; write a list as '{key}=[{value}]', one text as "
         f"\"{key}='{value}'\", or add -m to run each of them"
     )
 
 
-def _unreadable(argument: str) -> str:
+def _takes_several(group: str, configs: Path) -> bool:
+    """Return whether a list of options of a group can be chosen, as some command does by default."""
+    return any(
+        re.search(rf"^ *- {group}: *\[", file.read_text(encoding="utf-8"), re.MULTILINE)
+        for file in configs.glob("*.yaml")
+    )
+
+
+def _unreadable(argument: str, command: str | None, configs: Path) -> str:
     """Return the message for an argument that Hydra's grammar cannot read."""
     key, equals, value = argument.partition("=")
     if not equals or not re.fullmatch(r"[+~]*[\w./@]+", key):
+        groups = [path.parent.name for path in configs.glob(f"*/{glob.escape(argument)}.yaml")]
+        groups = [group for group in groups if _is_group_of(command, group, configs)]
+        near = [group for group in groups if group in ("experiment", "study")] or groups
+        known = known_keys(command) if command else []
+        runs = [name for name in ("checkpoint", "run", "path") if name in known]
+        if near:
+            return f"{argument}: an option is KEY=VALUE; did you mean {near[0]}={argument}?"
+        if runs and (equals or "/" in argument or Path(argument).exists()):
+            return f"{argument}: an option is KEY=VALUE; did you mean {runs[0]}={argument}?"
+        if argument in known:
+            return f"{argument}: an option is KEY=VALUE, without spaces, as in {argument}=VALUE"
         return f"{argument}: an option is KEY=VALUE"
     return (
         f"{key}: {value!r} cannot be read; a text with any of ( ) [ ] {{ }} = , # & or a letter beyond ASCII needs "
@@ -153,7 +174,9 @@ def _known_key(message: str) -> str | None:
         r"Value '(.*?)' (?:of type '\w+' )?(?:could not be converted to|is not a valid) (\w+)", message
     ):
         value = wrong.group(1)
-        return f"{key}: {value!r} was given; it must be {_TYPES.get(wrong.group(2), wrong.group(2))}"
+        whole = re.fullmatch(r"(\d+)\.0+", value) if wrong.group(2) == "Integer" else None
+        hint = f"; write {whole.group(1)}" if whole else ""
+        return f"{key}: {value!r} was given; it must be {_TYPES.get(wrong.group(2), wrong.group(2))}{hint}"
     if "is not Optional" in message:
         return f"{key}: null was given; it must have a value"
     if given and "is not a ListConfig" in message:
@@ -162,7 +185,8 @@ def _known_key(message: str) -> str | None:
     if given and "is not a subclass of" in message:
         value, first = given.group(1), {"lr": "peak", "sample": "count", "process.schedule": "name"}
         choose = f"; its file is chosen with data@{key}={value}" if key == "training" else ""
-        choose = f"; did you mean {key}.{first[key]}={value}?" if key in first else choose
+        name = "decay" if key == "lr" and value.isalpha() else first.get(key)
+        choose = f"; did you mean {key}.{name}={value}?" if name else choose
         return (
             f"{key}: {given.group(1)!r} was given; it is a group of keys; give one of them, as in {key}.NAME=VALUE"
             f"{choose}"

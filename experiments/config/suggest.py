@@ -144,6 +144,7 @@ def key_hint(key: str, command: str | None = None) -> str:
         return ""
     other = other_name(key, known_keys(command))
     note = other[1] if other and other[0] == near else ""
+    near = "from" if near == "from_run" else near
     return f" Did you mean {near} ({note})?" if note else f" Did you mean {near}?"
 
 

@@ -59,7 +59,7 @@ checkpoint or resume or run: ckpt ckpt_path checkpoint_path model_path pretraine
     load_path network_pkl network weights_path model_dir
 resume: resume_from resume_checkpoint resume_from_checkpoint restart continue continue_from restore
 from_run or resume: init_from finetune fine_tune base_run from_pretrained
-out or hydra.run.dir: output_dir outdir out_dir save_dir logdir log_dir results_folder output save_path run_dir
+out or hydra.run.dir: out output_dir outdir out_dir save_dir logdir log_dir results_folder output save_path run_dir
     results_dir outputs dir
 precision: mixed_precision dtype fp16 bf16 use_fp16 amp half autocast torch_dtype param_dtype fp precision_policy
     mixed_precision_policy | float32, bf16 or float64
@@ -116,7 +116,7 @@ tracker.project: wandb_project project_name project
 features or metrics: fid | FID is features=inception features.weights=FILE with metrics=[frechet]
 metrics: metric kid inception_score measure
 likelihood: nll bpd elbo vlb
-samples: fake generated sample_dir samples_path fake_dir images1
+samples: run fake generated sample_dir samples_path fake_dir images1
 reference or data: real real_dir ref ref_path stats reference_stats images2 dataset_stats
 debug: test_run smoke fast dry fast_dev_run | debug=fast trains for ten steps
 dry_run: dry plan_only

@@ -22,6 +22,7 @@ from diffusion_core.common.synonyms import VALUES
 from duet.cli.experiments import experiments
 from experiments.config.arguments import read_arguments
 from experiments.config.entry import CONFIGS
+from experiments.config.schema import SOURCES, TARGETS
 from experiments.config.suggest import key_hint, known_keys
 from experiments.config.synonyms import MEANT
 
@@ -70,6 +71,25 @@ def test_a_choice_that_does_not_exist_is_refused_with_the_nearest_one(command: s
         ("train sampler=null", "sampler: None was given; it must be one of"),
         ("train hydra/launcher=locl", "hydra/launcher: 'locl' was given"),
         ("train sampler@other=ddim", "sampler: train has no such group; did you mean sampler?"),
+        ("train ema=0.999", "ema: '0.999' was given; it must be one of fixed"),
+        ("train debug=true", "debug: 'true' was given; it must be one of fast"),
+        ("train parallel=2", "parallel: '2' was given; it must be one of ddp"),
+        ("train data={name: digits}", "data: '{name: digits}' was given"),
+        (
+            "train data=/home/me/pics",
+            "which is no name but a path; write data=image_folder data.options.path=/home/me/pics",
+        ),
+        ("train metrics=frechet,kernel", "write metrics=[frechet,kernel] for all of them, or add -m to run each"),
+        ("train digits", "digits: an option is KEY=VALUE; did you mean experiment=digits?"),
+        ("train experiment = digits", "experiment: an option is KEY=VALUE, without spaces, as in experiment=VALUE"),
+        ("sample outputs/demo/torch", "did you mean checkpoint=outputs/demo/torch?"),
+        ("prepare image_folder", "did you mean data=image_folder?"),
+        ("study demo", "did you mean study=demo?"),
+        ("train lr=cosine", "did you mean lr.decay=cosine?"),
+        ("train trainer.images=1e4", "'10000.0' was given; it must be a whole number; write 10000"),
+        ("train out=runs/a", "out: there is no such key. Did you mean hydra.run.dir?"),
+        ("evaluate run=a out=x", "run: there is no such key. Did you mean samples?"),
+        ("replay", "bundle: no value was given; add bundle=RUN/non_finite/N to the command"),
         ("train +sampler=euler", "sampler: the command has a choice of this group already; give it without the +"),
         ("train ++sampler=euler", "sampler: a group is chosen without ++: sampler=euler"),
         ("train ~sampler=euler", "~sampler: the command has no such choice to remove"),
@@ -88,9 +108,10 @@ def test_a_choice_that_does_not_exist_is_refused_with_the_nearest_one(command: s
     ],
 )
 def test_a_name_that_would_be_ignored_is_refused(words: str, line: str, tmp_path: Path) -> None:
-    command, *words = words.split()
-    words = [word.replace("out=x", f"out={tmp_path / 'out'}") for word in words]
-    assert line in refused(command, *words, f"hydra.run.dir={tmp_path}", f"hydra.sweep.dir={tmp_path}")
+    command, *words = words.replace("{name: digits}", "{name:digits}").split()
+    words = [word.replace("out=x", f"out={tmp_path / 'out'}").replace(":digits}", ": digits}") for word in words]
+    own = [f"hydra.run.dir={tmp_path}", f"hydra.sweep.dir={tmp_path}"]
+    assert line in refused(command, *words, *own)
 
 
 @pytest.mark.parametrize(
@@ -233,8 +254,9 @@ def test_a_value_of_another_library_is_answered_with_that_of_duet(words: str, li
 
 def test_every_value_that_a_hint_offers_exists() -> None:
     for key, names in VALUES.items():
+        options = {path.stem for path in (CONFIGS / key).glob("*.yaml")} | {*SOURCES, *TARGETS}
         if "." not in key and key != "precision":
-            assert set(names.values()) <= {path.stem for path in (CONFIGS / key).glob("*.yaml")}, key
+            assert set(names.values()) <= options, key
 
 
 # --- texts --------------------------------------------------------------------------------------------------------
@@ -331,6 +353,6 @@ def test_a_value_that_cannot_be_read_is_shown_with_quotes(word: str, shown: str,
 
 
 def test_an_argument_that_is_no_option_is_refused(tmp_path: Path) -> None:
-    assert refused("train", "digits") == "digits: an option is KEY=VALUE"
+    assert refused("train", "quickly") == "quickly: an option is KEY=VALUE"
     with pytest.raises(DuetError, match=r"options have no dashes: trainer\.batch=32"):
         read_arguments(["--batch", "32"], "train")
