@@ -323,7 +323,7 @@ def _space_evenly(schedule: AnySchedule, grid: Grid, starts: NDArray, kept: NDAr
         rows[-1] = log_ratio(schedule, np.array(grid.end))
     for k, (first, last) in enumerate(pairwise(starts)):
         if last - first > 1:
-            part = np.arange(1, last - first) / (last - first)
             goal = rows[k + 1] + np.log(kept[k])
-            spaced[first + 1 : last] = schedule.t_at_log_ratio((1 - part) * rows[k] + part * goal)
+            even = np.interp(np.arange(first + 1, last), [first, last], [rows[k], goal])
+            spaced[first + 1 : last] = schedule.t_at_log_ratio(even)
     return spaced
