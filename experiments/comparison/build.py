@@ -42,6 +42,14 @@ _IMAGES = {
     "denoising": ("denoising.png", "Denoising", "the state and the estimate of x_0 along one trajectory"),
     "generation": ("generation.gif", "Generation", "samples as they are drawn"),
 }
+# The same of points of the plane.
+_POINT_IMAGES = {
+    "noising": ("noising.png", "Forward noising", "points of the data at rising noise levels"),
+    "denoising": ("denoising.png", "Denoising", "states and estimates of x_0 at falling noise levels"),
+    "trajectories": ("trajectories.png", "Trajectories", "from noise (grey) to samples"),
+    "flow": ("flow.png", "Probability flow", "its velocity at falling noise levels, for up to three classes"),
+    "generation": ("generation.gif", "Generation", "samples as they move"),
+}
 _NOTE = (
     "A row compares numbers with the same reference, sample count, features and options. Brackets: 95 % bootstrap "
     "intervals."
@@ -432,7 +440,8 @@ def _cost(runs: Sequence[FinishedRun]) -> dict[str, Any]:
 def _add_images(comparison: Comparison, run: FinishedRun) -> list[dict[str, str]]:
     """Add the images that the run has of noising, denoising and generation."""
     entries = []
-    for key, (name, title, caption) in _IMAGES.items():
+    images = _POINT_IMAGES if is_point(run.samples[0].shape) else _IMAGES
+    for key, (name, title, caption) in images.items():
         path = run.path / "samples" / name
         if path.is_file():
             comparison.images[key] = path.read_bytes()

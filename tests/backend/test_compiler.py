@@ -101,3 +101,32 @@ def test_the_command_is_refused_in_one_line_before_it_writes_anything(find_obsta
     assert line.startswith("error: backend.compile: true was given, but no C++ compiler was found")
     assert line.endswith("or set backend.compile=false")
     assert not {path.name for path in (tmp_path / "run").glob("*")} & {"config.yaml", "environment.json", "checkpoints"}
+
+
+def test_an_error_of_the_compiler_is_told_from_others(backend_name, open_backend):
+    """What `FirstCall` turns into one line; an error of the computation itself keeps its traceback."""
+    open_backend("float32")
+    explain = importlib.import_module(f"backends.{backend_name}.compiler").explain
+    failure = FAILURES[backend_name]()
+    assert explain(failure) == "no ptxas was found for XLA"
+    assert explain(ValueError("no ptxas was found for XLA")) is None
+
+
+def failure_of_torch() -> Exception:
+    import torch
+
+    def refuse(graph, inputs):
+        raise RuntimeError("no ptxas was found for XLA\nand a long explanation")
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.compile(torch.sin, backend=refuse)(torch.ones(2))
+    return caught.value
+
+
+def failure_of_tensorflow() -> Exception:
+    import tensorflow as tf
+
+    return tf.errors.InternalError(None, None, "no ptxas was found for XLA\nand a long explanation")
+
+
+FAILURES = {"torch": failure_of_torch, "tf": failure_of_tensorflow}
