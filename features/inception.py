@@ -40,6 +40,7 @@ from diffusion_core.backend.interface import DEVICES
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.images.resize import resize as antialiased
 from diffusion_core.metrics.metric import FeatureKind
+from diffusion_core.networks.weights import describe_non_finite
 from features.kind import Features, MissingWeights, as_colour
 
 __all__ = ["DOWNLOAD", "RESIZES", "features"]
@@ -89,7 +90,10 @@ def features(*, weights: str | None = None, resize: str = "tensorflow1", device:
     name = source.URL_INCEPTION_V3.rsplit("/", 1)[1]
     published = name.rsplit("-", 1)[1].removesuffix(".pth")
     path = _downloaded(source.URL_INCEPTION_V3, name, published) if weights == DOWNLOAD else Path(weights)
-    state = {key: torch.from_numpy(value) for key, value in read_arrays(path).items()}
+    arrays = read_arrays(path)
+    if bad := describe_non_finite(arrays):
+        raise DuetError(f"{path}: these arrays hold NaN or infinity: {bad}; use the published {name}")
+    state = {key: torch.from_numpy(value) for key, value in arrays.items()}
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     # torch-fidelity unpickles its file, which can run code. So give it a file that was written here, from arrays.
     safe = io.BytesIO()

@@ -229,6 +229,11 @@ class Sigmoid(Module):
         return tf.sigmoid(x)
 
 
+class Mish(Module):
+    def __call__(self, x: tf.Tensor) -> tf.Tensor:
+        return x * tf.tanh(tf.math.softplus(x))
+
+
 class Attention(Module):
     def __call__(self, qkv: tf.Tensor) -> tf.Tensor:
         (qkv,) = self.context.mixed_precision(qkv)

@@ -168,6 +168,11 @@ class Sigmoid(Module):
         return torch.sigmoid(x)
 
 
+class Mish(Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.mish(x)
+
+
 class Attention(Module):
     def forward(self, qkv: Tensor) -> Tensor:
         order = ATTENTION_ORDERS[self.block.order]

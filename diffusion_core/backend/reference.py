@@ -169,6 +169,11 @@ def _sigmoid(b: blocks.Sigmoid, x: Array) -> Array:
     return 1.0 / (1.0 + np.exp(-x))
 
 
+@BLOCK_FUNCTIONS(blocks.Mish)
+def _mish(b: blocks.Mish, x: Array) -> Array:
+    return x * np.tanh(np.logaddexp(0.0, x))
+
+
 @BLOCK_FUNCTIONS(blocks.Attention)
 def _attention(b: blocks.Attention, qkv: Array) -> Array:
     order = blocks.ATTENTION_ORDERS[b.order]

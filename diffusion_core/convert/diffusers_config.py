@@ -80,7 +80,7 @@ _BLOCKS: dict[str, dict[str, tuple[bool, str | None]]] = {
 }
 _RESAMPLE = {"conv": "conv", "resnet": "block"}
 _TIME = {"default": "add", "scale_shift": "scale_shift"}
-_ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu"}
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu": "relu", "gelu": "gelu", "mish": "mish"}
 # What stands for the parts of a configuration that Duet has no blocks for, in an error.
 _MISSING = {
     "center_input_sample": "a block that computes 2 x - 1 of its input",
@@ -90,7 +90,6 @@ _MISSING = {
     "AttnSkipDownBlock2D": "FIR filters in the encoder (source=edm reads NCSN++ of EDM)",
     "SkipUpBlock2D": "FIR filters in the decoder (source=edm reads NCSN++ of EDM)",
     "AttnSkipUpBlock2D": "FIR filters in the decoder (source=edm reads NCSN++ of EDM)",
-    "mish": "the activation Mish",
     "ada_group": "group norms whose scale and shift a dense layer makes",
     "spatial": "norms that a second image modulates",
     "CrossAttnDownBlock2D": "cross-attention", "CrossAttnUpBlock2D": "cross-attention",

@@ -27,7 +27,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import Node, Program, UNetSpec
 from diffusion_core.networks.blocks import ATTENTION_ORDERS, Attention
-from diffusion_core.networks.weights import Weights, describe_mismatches
+from diffusion_core.networks.weights import Weights, describe_mismatches, describe_non_finite
 
 __all__ = [
     "CONV1D",
@@ -55,8 +55,6 @@ Arrays = Mapping[str, NDArray]
 # The process of files that do not state theirs.
 DDPM: Mapping[str, Any] = {"schedule": {"name": "linear", "T": 1000}, "prediction": "eps"}
 ASSUMED = "assumed to be DDPM's, since these files do not say it; set process=NAME for another"
-# How many names an error lists.
-_SHOWN = 5
 _COMPLETE = "start from a complete process, as in process=eps_linear"
 
 
@@ -230,21 +228,13 @@ def read_weights(names: NameMap, program: Program, arrays: Arrays, source: str, 
     unused = "no parameter of the network uses it"
     if mismatches := describe_mismatches(wanted, arrays, frozenset(extras), unused, floating=True):
         raise DuetError(f"{source}: {mismatches}")
-    _check_finite({name: arrays[name] for name in wanted}, source)
+    if bad := describe_non_finite({name: arrays[name] for name in wanted}):
+        raise DuetError(f"{source}: these arrays hold NaN or infinity: {bad}; import another file")
     weights = {}
     for p in program.parameters:
         array = names[p.name].layout.to_duet(*[_at_least_float32(arrays[name]) for name in names[p.name].names])
         weights[p.name] = np.ascontiguousarray(array)
     return weights
-
-
-def _check_finite(arrays: Arrays, source: str) -> None:
-    """Refuse arrays that hold NaN or infinity: a network with one such weight computes nothing."""
-    bad = {name: a.size - int(np.count_nonzero(np.isfinite(a))) for name, a in arrays.items()}
-    if bad := {name: count for name, count in bad.items() if count}:
-        shown = [f"{name} ({count} of {arrays[name].size} values)" for name, count in list(bad.items())[:_SHOWN]]
-        more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-        raise DuetError(f"{source}: these arrays hold NaN or infinity: {', '.join(shown)}{more}; import another file")
 
 
 def write_weights(names: NameMap, weights: Weights) -> dict[str, NDArray]:

@@ -228,6 +228,11 @@ def _sigmoid(g: Graph, b: blocks.Sigmoid, x: Value) -> str:
     return g.add("Sigmoid", x)
 
 
+@EMITTERS(blocks.Mish)
+def _mish(g: Graph, b: blocks.Mish, x: Value) -> str:
+    return g.add("Mul", x, g.add("Tanh", g.add("Softplus", x)))
+
+
 @EMITTERS(blocks.Attention)
 def _attention(g: Graph, b: blocks.Attention, qkv: Value) -> str:
     _, height, width = qkv.shape

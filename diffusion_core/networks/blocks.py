@@ -20,6 +20,7 @@ Values are images ``b h w c`` or vectors ``b c``. Parameters have the axes of Py
     BatchNorm      the same as GroupNorm per channel over the batch; running statistics in evaluation
     SiLU, ReLU     x sigmoid(x), max(x, 0)
     GELU, Sigmoid  x Phi(x) with the normal distribution function Phi, 1 / (1 + exp(-x))
+    Mish           x tanh(log(1 + exp(x)))
     Attention      softmax(q k^T / sqrt(d)) v over all pixels, per head
     MemoryAttention  the same with learned keys and values in addition to those of the pixels
     LinearAttention  softmax_d(q) / sqrt(d) (softmax_n(k)^T v), whose cost is linear in the pixels, with the same memory
@@ -72,6 +73,7 @@ __all__ = [
     "MaxPool",
     "Mean",
     "MemoryAttention",
+    "Mish",
     "Modulate",
     "Multiply",
     "Number",
@@ -350,6 +352,12 @@ class GELU(Elementwise):
 @dataclass(frozen=True)
 class Sigmoid(Elementwise):
     """1 / (1 + exp(-x))."""
+
+
+@register
+@dataclass(frozen=True)
+class Mish(Elementwise):
+    """x tanh(log(1 + exp(x))) (Misra, 2019, https://arxiv.org/abs/1908.08681)."""
 
 
 # The order of q, k and v ("three"), heads (n) and channels per head (d) in the 3c channels that Attention reads.

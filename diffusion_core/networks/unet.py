@@ -19,6 +19,7 @@ from diffusion_core.networks.blocks import (
     Embedding,
     Fourier,
     GroupNorm,
+    Mish,
     Modulate,
     ReLU,
     Resample,
@@ -33,7 +34,7 @@ from diffusion_core.networks.unet_spec import UNetSpec
 
 __all__ = ["UNetBuilder"]
 
-_ACTIVATIONS = {"silu": SiLU, "relu": ReLU, "gelu": GELU}
+_ACTIVATIONS = {"silu": SiLU, "relu": ReLU, "gelu": GELU, "mish": Mish}
 
 
 @lower.register

@@ -51,8 +51,8 @@ class UNetSpec(NetworkSpec):
         norm_groups: number of groups of every GroupNorm.
         norm_group_channels: least number of channels per group; narrow layers get fewer groups.
         norm_eps: epsilon of every GroupNorm.
-        activation: of the residual blocks, ``"silu"``, ``"relu"`` or ``"gelu"``; the dense layers of the embedding and
-            the last convolution always follow a SiLU.
+        activation: of the residual blocks, ``"silu"``, ``"relu"``, ``"gelu"`` or ``"mish"``; the dense layers of the
+            embedding and the last convolution always follow a SiLU.
         dropout: dropout probability before the last convolution of each residual block.
         time: how the time vector enters a block, ``"add"`` or ``"scale_shift"``.
         embedding: ``"sinusoid"`` or ``"fourier"`` (random frequencies).
@@ -213,7 +213,7 @@ def multipliers(widths: Sequence[int], channels: int) -> tuple[int | float, ...]
 
 _CHOICES = {
     "first_conv": ("channels", "first"),
-    "activation": ("silu", "relu", "gelu"),
+    "activation": ("silu", "relu", "gelu", "mish"),
     "up_attention": ("every", "last"),
     "qkv_order": tuple(ATTENTION_ORDERS),
     "time": ("add", "scale_shift"),

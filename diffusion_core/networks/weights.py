@@ -23,6 +23,7 @@ __all__ = [
     "check_finite",
     "check_weights",
     "describe_mismatches",
+    "describe_non_finite",
     "hash_weights",
     "initial_weights",
     "parameter_count",
@@ -137,6 +138,15 @@ def check_weights(
     wanted = {p.name: p.shape for p in (program.trained if trained else program.parameters)}
     if mismatches := describe_mismatches(wanted, weights):
         raise DuetError(f"{source}: {mismatches}")
+
+
+def describe_non_finite(arrays: Mapping[str, NDArray], shown: int = 5) -> str:
+    """Return the names of the arrays that hold NaN or infinity, with how many of their values; empty if none does."""
+    counts = {
+        name: a.size - int(np.count_nonzero(np.isfinite(a))) for name, a in arrays.items() if a.dtype.kind in "fc"
+    }
+    bad = [f"{name} ({count} of {arrays[name].size} values)" for name, count in counts.items() if count]
+    return ", ".join(bad[:shown]) + (f" and {len(bad) - shown} more" if len(bad) > shown else "")
 
 
 def check_finite(weights: Mapping[str, NDArray], source: str = "weights", require_finite: bool = True) -> None:

@@ -67,7 +67,8 @@ DIFFUSERS = {
     },
     "widths of no common measure": TIMESTEP_SAMPLERS | {"block_out_channels": (24, 32), "attention_head_dim": 8},
     "groups of the middle": TIMESTEP_SAMPLERS | {"attn_norm_num_groups": 8, "mid_block_scale_factor": 1.4142135},
-    "no norm in the middle": TIMESTEP_SAMPLERS | {"resnet_time_scale_shift": "scale_shift", "time_embedding_dim": 24},
+    "no norm in the middle, Mish": TIMESTEP_SAMPLERS
+    | {"resnet_time_scale_shift": "scale_shift", "time_embedding_dim": 24, "act_fn": "mish"},
     "no middle, GELU": TIMESTEP_SAMPLERS | {"mid_block_type": None, "act_fn": "gelu", "freq_shift": 1},
     "ReLU, attention in the encoder alone": TIMESTEP_SAMPLERS
     | {"act_fn": "relu", "up_block_types": ("UpBlock2D", "UpBlock2D"), "num_class_embeds": 3},

@@ -277,6 +277,9 @@ def test_weights_with_code_or_of_another_network_are_refused(tmp_path, weights):
     with pytest.raises(DuetError, match=r"harmful\.pth: .* run code"):
         made("inception", weights=str(tmp_path / "harmful.pth"))
     assert not (tmp_path / "ran").exists()
+    torch.save({"fc.weight": torch.tensor([1.0, float("nan")])}, tmp_path / "nan.pth")
+    with pytest.raises(DuetError, match=r"nan\.pth: these arrays hold NaN or infinity: fc.weight \(1 of 2 values\)"):
+        made("inception", weights=str(tmp_path / "nan.pth"))
     state = torch.load(weights, weights_only=True)
     del state["Mixed_5b.branch1x1.conv.weight"]
     torch.save(state, tmp_path / "short.pth")

@@ -304,7 +304,7 @@ def config(**changes: object) -> dict[str, object]:
 
 @pytest.mark.parametrize("changes, words", [
     ({"_class_name": "UNet2DConditionModel"}, "_class_name: 'UNet2DConditionModel' was given; .* UNet2DModel"),
-    ({"act_fn": "mish"}, "act_fn: 'mish' was given; Duet's UNet takes 'silu' or 'swish' .* has no block for .*Mish"),
+    ({"act_fn": "geglu"}, "act_fn: 'geglu' was given; Duet's UNet takes 'silu' or 'swish' or 'relu'"),
     ({"center_input_sample": True}, "center_input_sample: .*; it has no block for a block that computes 2 x - 1"),
     ({"time_embedding_type": "fourier"}, "time_embedding_type: 'fourier' .*; it has no block for random frequencies"),
     ({"class_embed_type": "timestep"}, "class_embed_type"),

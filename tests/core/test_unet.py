@@ -253,7 +253,7 @@ def test_heads_are_set_by_number_or_by_channels():
     ({"channel_multipliers": (1, 1.3)}, "model.channel_multipliers: 1.3 was given, which is 5.2 channels for model.ch"),
     ({"first_conv": "last"}, "model.first_conv: 'last' was given"),
     ({"up_attention_resolutions": (3,)}, "model.up_attention_resolutions: 3 was given; the resolutions"),
-    ({"activation": "mish"}, "model.activation: 'mish' was given; it must be one of silu, relu, gelu"),
+    ({"activation": "tanh"}, "model.activation: 'tanh' was given; it must be one of silu, relu, gelu, mish"),
     ({"embedding_width": 0}, "model.embedding_width: 0"), ({"middle_norm_groups": -1}, "model.middle_norm_groups: -1"),
     ({"embedding_divisor": "third"}, "model.embedding_divisor"),
     ({"down_padding": (2, 2)}, "model.down_padding"),
