@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_core.common.errors import DuetError, one_of
 from experiments.config.schema import SCHEMAS
 from experiments.config.suggest import key_hint
+from experiments.sampling.plans import check_levels
 
 __all__ = ["check_composed", "expand_home"]
 
@@ -42,6 +43,9 @@ def check_composed(cfg: DictConfig, command: str) -> None:
         hydra = HydraConfig.get()
         check_sources(hydra.runtime.config_sources)
         _check_choices(hydra)
+        check_levels(
+            {key.removeprefix("sampler."): value for key, value in _typed(hydra) if key.startswith("sampler.")}
+        )
 
 
 def check_sources(sources: Any) -> None:
@@ -85,6 +89,13 @@ def _added_keys(node: DictConfig, path: str) -> Iterator[str]:
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing() or child._is_interpolation()):
             yield from _added_keys(child, f"{full}.")
+
+
+def _typed(hydra: HydraConf) -> Iterator[tuple[str, Any]]:
+    """Yield every key that was typed with its value."""
+    for override in OverridesParser.create().parse_overrides(list(hydra.overrides.task)):
+        if not override.is_delete():
+            yield override.key_or_group, override.value()
 
 
 def _check_choices(hydra: HydraConf) -> None:

@@ -68,6 +68,8 @@ def test_a_choice_that_does_not_exist_is_refused_with_the_nearest_one(command: s
         ("train sampler=ddim,eulr", "sampler: 'eulr' was given"),
         ("train -m sampler=ddim,eulr", "sampler: 'eulr' was given"),
         ("train sampler=ddim,euler", "sampler: 'ddim,euler' was given, which is several choices; add -m"),
+        ("train sampler=ddim sampler.sigmas=[9,1] sampler.steps=7", "sampler.steps: 7 was given with sampler.sigmas"),
+        ("train sampler.sigmas=[9,1] sampler.spacing=karras", "sampler.spacing: karras was given with sampler.sigmas"),
         ("train sampler=null", "sampler: None was given; it must be one of"),
         ("train hydra/launcher=locl", "hydra/launcher: 'locl' was given"),
         ("train sampler@other=ddim", "sampler: train has no such group; did you mean sampler?"),
