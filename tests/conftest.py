@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from diffusion_core.backend.interface import BackendConfig, load_backend
+from diffusion_core.common.errors import name_keys
 from duet.cli.backends import ROOT, backends
 
 
@@ -29,6 +30,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = set(files[index - 1 :: count])
     config.hook.pytest_deselected(items=[item for item in items if item.path not in kept])
     items[:] = [item for item in items if item.path in kept]
+
+
+@pytest.fixture(autouse=True)
+def _errors_name_keys() -> None:
+    """Let errors name configuration keys, whether or not an earlier test used `import duet`, which names arguments."""
+    name_keys()
 
 
 @pytest.fixture(scope="session")
