@@ -16,6 +16,7 @@ from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.synonyms import OPTIONS
 
 __all__ = ["build", "check_fields", "check_options", "complete_options"]
 
@@ -74,7 +75,8 @@ def check_options(
     allowed = {p.name: p for p in parameters}
     for option, value in options.items():
         if option not in allowed:
-            raise one_of(f"option of {what} {name!r}", option, [*allowed, *also_allowed])
+            synonyms = OPTIONS.get(what)
+            raise one_of(f"option of {what} {name!r}", option, [*allowed, *also_allowed], synonyms)
         if option in hints and not _has_type(value, hints[option]):
             raise DuetError(f"{what}.{option}: {value!r} was given; it must be {_describe(hints[option])}")
     for p in parameters:

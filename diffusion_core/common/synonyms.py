@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["VALUES"]
+__all__ = ["OPTIONS", "VALUES"]
 
 _HALF = ("bfloat16", "fp16", "float16", "half", "16", "f16", "mixed", "16_mixed", "bf16_mixed", "bf16_true", "amp")
 _FULL = ("fp32", "single", "float", "32", "f32", "no", "full", "tf32", "32_true", "highest", "high")
@@ -75,6 +75,13 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("karras",), "edm"),
         **dict.fromkeys(("x0", "sample", "start"), "x0_cosine"),
     },
+    "process.bound": dict.fromkeys(("rescaled_kl", "elbo", "vb", "l_vlb", "nll"), "vlb"),
+    "process.variance": {
+        **dict.fromkeys(("small", "sigma_small", "posterior"), "fixed_small"),
+        **dict.fromkeys(("large", "sigma_large", "beta"), "fixed_large"),
+        **dict.fromkeys(("learn_sigma", "range"), "learned_range"),
+        "none": "fixed",
+    },
     "process.distance": {
         **dict.fromkeys(("l2", "squared", "mean_squared_error"), "mse"),
         **dict.fromkeys(("mae", "mean_absolute_error"), "l1"),
@@ -96,6 +103,19 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("flow_match_euler", "rectified_flow"), "flow_euler"),
         **dict.fromkeys(("ab", "adams"), "adams_bashforth"),
     },
+    "schedule": {
+        **dict.fromkeys(("squaredcos_cap_v2", "squared_cosine"), "cosine"),
+        **dict.fromkeys(("exp",), "exponential"),
+        **dict.fromkeys(("const",), "constant"),
+        **dict.fromkeys(("quad",), "quadratic"),
+        **dict.fromkeys(("trained_betas",), "betas"),
+        **dict.fromkeys(("vp", "vpsde"), "vp_sde"),
+        **dict.fromkeys(("ve", "vesde"), "ve_sde"),
+        **dict.fromkeys(("rectified_flow", "cond_ot", "condot", "linear_interpolant"), "flow_continuous"),
+        **dict.fromkeys(("gvp", "trig", "trigflow"), "cosine_continuous"),
+        **dict.fromkeys(("polynomial_convex",), "polynomial"),
+        **dict.fromkeys(("karras",), "edm"),
+    },
     "source": {
         **dict.fromkeys(("hf", "huggingface", "hugging_face", "diffuser"), "diffusers"),
         **dict.fromkeys(("adm", "improved_diffusion", "openai"), "guided_diffusion"),
@@ -111,5 +131,26 @@ VALUES: Mapping[str, Mapping[str, str]] = {
     "tracker": {
         **dict.fromkeys(("tensorboard", "false", "off", "no"), "none"),  # every run writes events for TensorBoard
         **dict.fromkeys(("weights_and_biases", "wb"), "wandb"),
+    },
+}
+
+# The same for the options of what a group chooses.
+OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "sampler": {
+        **dict.fromkeys(("num_inference_steps", "num_steps", "sampling_steps", "timestep_respacing"), "steps"),
+        **dict.fromkeys(("thresholding", "dynamic_threshold", "dynamic_thresholding_ratio", "percentile"), "threshold"),
+        **dict.fromkeys(("sample_max_value", "dynamic_thresholding_max"), "threshold_max"),
+        **dict.fromkeys(("clip_sample", "clip_sample_range", "clip_denoised", "clip_x_start"), "clip"),
+        **dict.fromkeys(("timestep_spacing",), "spacing"),
+        **dict.fromkeys(("variance_type",), "variance"),
+        **dict.fromkeys(("solver_order",), "order"),
+    },
+    "schedule": {
+        **dict.fromkeys(("num_train_timesteps", "timesteps", "num_timesteps", "diffusion_steps", "steps"), "T"),
+        **dict.fromkeys(("timestep_respacing", "section_counts"), "respacing"),
+        **dict.fromkeys(("rescale_betas_zero_snr", "zero_snr"), "zero_terminal_snr"),
+        **dict.fromkeys(("trained_betas",), "betas"),
+        **dict.fromkeys(("clip_max", "max_beta_clip"), "max_beta"),
+        **dict.fromkeys(("power", "degree", "exponent"), "n"),
     },
 }

@@ -46,6 +46,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.registry import build, check_options
+from diffusion_core.common.synonyms import OPTIONS
 from diffusion_core.diffusion.continuous import CONTINUOUS, ContinuousSchedule, straight_line
 from diffusion_core.diffusion.respacing import Respacing, kept_timesteps
 from diffusion_core.diffusion.table import Schedule, from_alphas_cumprod, from_betas
@@ -398,20 +399,6 @@ def same_levels(one: AnySchedule, other: AnySchedule) -> bool:
     return same_input and bool(np.allclose(one(t), other(t), rtol=1e-12, atol=0))
 
 
-# What other libraries call them.
-_OTHER_NAMES = {
-    "squaredcos_cap_v2": "cosine",
-    "exp": "exponential",
-    "quad": "quadratic",
-    "trained_betas": "betas",
-    "vp": "vp_sde",
-    "ve": "ve_sde",
-    "rectified_flow": "flow_continuous",
-    "cond_ot": "flow_continuous",
-    "gvp": "cosine_continuous",
-    "polynomial_convex": "polynomial",
-}
-
 # The ranges of the numbers of schedules: the values allowed, and how to say so.
 _BETA = (lambda v: 0 < v < 1, "every beta must be in (0, 1)")
 _POSITIVE = (lambda v: 1e-3 <= v <= 1e3, "it must be positive, from 0.001 to 1000")
@@ -463,8 +450,6 @@ def make_schedule(name: str, **options: object) -> AnySchedule:
         0.0
     """
     known = SCHEDULES | CONTINUOUS | LISTED
-    if own_name := _OTHER_NAMES.get(str(name).lower()):
-        raise DuetError(f"schedule.name: {name!r} was given; Duet calls it {own_name!r}")
     T = options.get("T", 2)
     if isinstance(T, int) and not 2 <= T <= MAX_LEVELS:
         raise DuetError(f"schedule.T: {T} was given; it must be at least 2 and at most {MAX_LEVELS}")
@@ -473,7 +458,7 @@ def make_schedule(name: str, **options: object) -> AnySchedule:
     if name in known:
         allowed = [*inspect.signature(known[name]).parameters, *shared]
         for option in own.keys() - allowed:
-            raise one_of(f"option of schedule {name!r}", option, allowed)
+            raise one_of(f"option of schedule {name!r}", option, allowed, OPTIONS["schedule"])
     check_options("schedule", known, name, own)
     _check_values(name, own)
     schedule = build("schedule", known, name, own)

@@ -49,7 +49,12 @@ sampler.guidance_scale or guidance_scale: guidance_scale cfg cfg_scale guidance 
     cfg_weight
 sampler or methods: scheduler noise_scheduler method solver sampling_method
 sampler.eta: eta ddim_eta ddim_sampling_eta
+process.schedule: process.timestep_respacing | as in process.schedule.respacing=100
+sampler.steps: sampler.timestep_respacing | as in sampler.steps=ddim25 or [10,10,20]
 sampler.spacing or spacing: timestep_spacing timestep_respacing use_karras_sigmas discretization
+sampler.threshold: thresholding dynamic_thresholding dynamic_threshold dynamic_thresholding_ratio
+sampler.threshold_max: sample_max_value
+sampler.clip: clip_sample clip_sample_range clip_denoised clip_x_start
 sample.count or count or images: num_samples n_samples num_images n_images num_sample samples_count number n num
     num_samples_to_generate num_fid_samples
 sample.labels or labels: class_labels class_label class_idx class label y class_ids
@@ -87,10 +92,11 @@ process.schedule or process: beta_schedule noise_schedule schedule schedule_name
     chooses schedule and prediction; process.schedule={name: cosine} the schedule alone
 process.schedule: timesteps num_train_timesteps diffusion_steps num_timesteps noise_steps n_timesteps
     num_diffusion_timesteps t_max | as in process.schedule.T=1000
-process.schedule: beta_start beta_end beta_min beta_max sigma_min sigma_max | as in +process.schedule.beta_end=0.02
+process.schedule: beta_start beta_end beta_min beta_max sigma_min sigma_max | as in process.schedule.beta_end=0.02
 process.prediction: prediction_type objective parameterization pred_type predict_xstart predict_v model_mean_type
     target pred
-process.variance: learn_sigma variance_type model_var_type learned_variance
+process.variance: learn_sigma sigma_small variance_type model_var_type learned_variance
+process.bound: use_kl rescaled_kl rescale_learned_sigmas vlb_weight lambda_vlb
 process.distance: loss loss_type loss_fn criterion
 process.weighting: snr_gamma min_snr min_snr_gamma min_snr_loss_weight loss_weighting weighting_scheme lambda | as
     in process.weighting={name: min_snr, gamma: 5}

@@ -63,8 +63,10 @@ def test_every_option_of_a_schedule_is_used_or_refused(name):
         ("linear", {"T": "1000"}, "schedule.T: '1000' was given; it must be a whole number"),
         ("linear", {"t": 1000}, "option of schedule 'linear': 't' was given"),
         ("vp_sde", {"T": 1000}, "option of schedule 'vp_sde': 'T' was given"),
-        ("squaredcos_cap_v2", {}, "schedule.name: 'squaredcos_cap_v2' was given; Duet calls it 'cosine'"),
-        ("GVP", {}, "schedule.name: 'GVP' was given; Duet calls it 'cosine_continuous'"),
+        ("squaredcos_cap_v2", {}, "schedule.name: 'squaredcos_cap_v2' was given; .*Did you mean 'cosine'"),
+        ("linear", {"num_train_timesteps": 10}, "'num_train_timesteps' was given; .*Did you mean 'T'"),
+        ("linear", {"timestep_respacing": 10}, "'timestep_respacing' was given; .*Did you mean 'respacing'"),
+        ("GVP", {}, "schedule.name: 'GVP' was given; .*Did you mean 'cosine_continuous'"),
         ("edm", {"zero_terminal_snr": True}, "schedule.zero_terminal_snr: true .* for edm, but its time is continuous"),
         ("betas", {"betas": [0.1, 0.2, 0.3], "T": 1000}, "schedule.T: 1000 was given with 3 betas"),
         ("betas", {"betas": [0.1, math.nan]}, "every beta must be in"),
@@ -141,6 +143,15 @@ def test_a_name_alone_has_the_default_options():
     objective = Objective.for_model(model(), weighting="min_snr", timestep_sampling="log_normal")
     assert objective.options["weighting"] == {"name": "min_snr"}
     assert objective.options["timestep_sampling"] == {"name": "log_normal"}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "own"),
+    [("sample_max_value", "threshold_max"), ("clip_sample_range", "clip"), ("num_inference_steps", "steps")],
+)
+def test_options_of_other_samplers_are_named(theirs, own):
+    with pytest.raises(DuetError, match=f"'{theirs}' was given; .*Did you mean '{own}'"):
+        make_plan(Process(linear(), "eps"), "ddim", **{theirs: 1})
 
 
 @pytest.mark.parametrize("option", ["threshold", "threshold_max", "rescale", "classifier", "clip"])

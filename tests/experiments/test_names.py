@@ -5,6 +5,7 @@ A name that does not exist is refused with the nearest one, in every command, an
 
 from __future__ import annotations
 
+import inspect
 import os
 import shlex
 from pathlib import Path
@@ -18,12 +19,14 @@ from hypothesis import strategies as st
 
 import benchmarks.bench  # noqa: F401  (registers the schema of bench)
 from diffusion_core.common.errors import DuetError
-from diffusion_core.common.synonyms import VALUES
+from diffusion_core.common.synonyms import OPTIONS, VALUES
+from diffusion_core.diffusion.schedule import CONTINUOUS, LISTED, SCHEDULES, transformed
+from diffusion_core.sampling import SAMPLERS, make_plan
 from duet.cli.experiments import experiments
 from experiments.config.arguments import read_arguments
 from experiments.config.entry import CONFIGS
 from experiments.config.schema import SOURCES, TARGETS
-from experiments.config.suggest import key_hint, known_keys
+from experiments.config.suggest import group_functions, key_hint, known_keys
 from experiments.config.synonyms import MEANT
 
 COMMANDS = {name: command.module for name, command in experiments().items()}
@@ -257,8 +260,19 @@ def test_a_value_of_another_library_is_answered_with_that_of_duet(words: str, li
 def test_every_value_that_a_hint_offers_exists() -> None:
     for key, names in VALUES.items():
         options = {path.stem for path in (CONFIGS / key).glob("*.yaml")} | {*SOURCES, *TARGETS}
+        options |= SCHEDULES.keys() | CONTINUOUS.keys() | LISTED.keys() if key == "schedule" else set()
         if "." not in key and key != "precision":
             assert set(names.values()) <= options, key
+
+
+def test_every_option_that_a_hint_offers_exists() -> None:
+    functions = {
+        "sampler": [make_plan, *SAMPLERS.values()],
+        "schedule": [transformed, *group_functions("process.schedule")],
+    }
+    for key, names in OPTIONS.items():
+        known = {name for function in functions[key] for name in inspect.signature(function).parameters}
+        assert set(names.values()) <= known, key
 
 
 # --- texts --------------------------------------------------------------------------------------------------------
