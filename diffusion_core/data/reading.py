@@ -27,6 +27,8 @@ class Reading:
     Args:
         remarks: one sentence each.
         left_out: the names of files and folders that are no part of the data set, or were read with a remark, by kind.
+            A data set may lie among a million other files, so the first hundred of each kind are kept.
+        counts: how many there are of each kind.
         part: the part that was read, if there are several.
         parts: the names of all parts.
     """
@@ -35,12 +37,20 @@ class Reading:
     left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
     part: str | None = None
     parts: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counts = {kind: self.counts.get(kind, len(names)) for kind, names in self.left_out.items()}
+        object.__setattr__(self, "counts", counts)
+        first = {kind: tuple(names[:_LISTED]) for kind, names in self.left_out.items()}
+        object.__setattr__(self, "left_out", first)
 
     def with_left_out(self, kind: str, names: Sequence[str]) -> Reading:
         """Return the reading with further names of a kind."""
         if not names:
             return self
-        return replace(self, left_out={**self.left_out, kind: (*self.left_out.get(kind, ()), *names)})
+        left_out = {**self.left_out, kind: (*self.left_out.get(kind, ()), *names)}
+        return replace(self, left_out=left_out, counts={**self.counts, kind: self.counts.get(kind, 0) + len(names)})
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -50,9 +60,7 @@ class Reading:
     @property
     def plain(self) -> dict[str, Any]:
         """Remarks, and the count and first names of each kind, as plain data."""
-        left_out = {
-            kind: {"count": len(names), "first": list(names[:_LISTED])} for kind, names in self.left_out.items()
-        }
+        left_out = {kind: {"count": self.counts[kind], "first": list(names)} for kind, names in self.left_out.items()}
         return {"remarks": list(self.remarks), "left_out": left_out}
 
 

@@ -195,7 +195,7 @@ def _from_folder(path: Path, max_unreadable: float) -> SampleSet:
     read = read_image_files(path, max_unreadable)
     sample_arrays = {"images": read.images} | ({} if read.labels is None else {"labels": read.labels})
     facts = {"name": path.name, "count": len(read.images), "sha256": _hash(sample_arrays)}
-    left_out = {kind: len(names) for kind, names in read.reading.left_out.items() if kind == UNREADABLE}
+    left_out = {kind: count for kind, count in read.reading.counts.items() if kind == UNREADABLE}
     facts |= {"left_out": left_out} if left_out else {}
     return SampleSet(sample_arrays, facts, classes=read.classes, remarks=read.reading.lines)
 

@@ -14,7 +14,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.data import DATASETS, Dataset, gather_some, load_dataset, source_parts
 from diffusion_core.data.held_out import AUTO, GENERATED, HELD_OUT_COUNT, choose_held_out
 from diffusion_core.data.layout import UNLABELLED
-from diffusion_core.data.reading import METADATA, UNREADABLE, Reading
+from diffusion_core.data.reading import METADATA, UNREADABLE, reading_lines
 from diffusion_core.data.source import resolve_parts
 from diffusion_core.data.sources import SOURCES
 from diffusion_core.data.store import list_stores, store_parts
@@ -159,8 +159,8 @@ class DataSource:
         if announce:
             if dataset.class_names == (UNLABELLED,):
                 print(f"data {self.name}, {chosen}: it has no classes, so it validates networks without classes alone")
-            own = {kind: names for kind, names in dataset.reading.left_out.items() if kind in (UNREADABLE, METADATA)}
-            for line in Reading(left_out=own).lines:
+            found = dataset.reading.plain["left_out"]
+            for line in reading_lines({"left_out": {k: found[k] for k in (UNREADABLE, METADATA) if k in found}}):
                 print(f"data {self.name}, {chosen}: {line}", flush=True)
         return HeldOut(chosen, dataset)
 

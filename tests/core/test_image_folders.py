@@ -466,3 +466,16 @@ def test_a_prepared_data_set_is_no_folder_of_images(tmp_path: Path) -> None:
     (tmp_path / "pets.zip").write_bytes(b"PK")
     with pytest.raises(DuetError, match=r"pets\.zip' is not a folder; unpack it first"):
         parts(tmp_path / "pets.zip")
+
+
+def test_a_reading_keeps_few_of_many_names_and_counts_all(tmp_path: Path) -> None:
+    root = fill(tmp_path / "files", "a/1.png")
+    for k in range(250):
+        (root / "a" / f"{k}.xml").touch()
+    data = load_dataset("image_folder", path=str(root), size=4)
+    (kind,) = data.reading.left_out
+    assert (data.reading.counts[kind], len(data.reading.left_out[kind])) == (250, 100)
+    assert data.reading.lines == (f"left out: {kind}: 250 (a/0.xml, a/1.xml, a/2.xml, and 247 more)",)
+    more = data.reading.with_left_out(kind, ["b.xml"])
+    assert more.counts[kind] == 251 and more.plain["left_out"][kind]["count"] == 251
+    assert data.select_classes(["a"]).reading == data.reading
