@@ -10,6 +10,7 @@ import pytest
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
+from diffusion_core.convert import diffusers_export, guided_diffusion
 from diffusion_core.data import from_uint8
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.respacing import kept_timesteps
@@ -177,3 +178,14 @@ def test_the_same_levels_with_other_timesteps_are_another_schedule():
 def test_impossible_respacings_are_errors(make, message):
     with pytest.raises(DuetError, match=message):
         make()
+
+
+def test_other_formats_see_the_whole_table_or_refuse():
+    """guided-diffusion counts the timesteps of the whole table; a diffusers pipeline reads every one of its own."""
+    spec = make_spec("plain", image_size=8, in_channels=1, out_channels=1, channels=(4,), bottleneck=4)
+    model = DiffusionModel(spec, {"name": "cosine", "T": 100, "respacing": [5, 5]}, "eps")
+    assert guided_diffusion._whole_table(model) == 100
+    with pytest.raises(
+        DuetError, match=r"process.schedule.respacing: \[5, 5\] was given; the network of a DDPMPipeline"
+    ):
+        diffusers_export._make_scheduler(model, "fixed_small", None)
