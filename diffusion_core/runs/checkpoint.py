@@ -31,6 +31,7 @@ from safetensors import numpy as tensors
 
 from diffusion_core.backend.interface import TrainerState, average_names
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.paths import similar_path
 from diffusion_core.diffusion.timestep_sampling import LossHistory
 from diffusion_core.files.atomic import flush_directory, pack_safetensors, write_flushed
 from diffusion_core.files.safe_read import file_errors, read_bytes, read_json
@@ -244,13 +245,14 @@ def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
     Raises:
         DuetError: if there is no checkpoint.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if (path / "state.json").is_file():
         return path
     checkpoints = list_checkpoints(path / "checkpoints") or list_checkpoints(path)
     if not checkpoints:
         what = "holds no checkpoint" if path.exists() else "does not exist"
-        raise DuetError(f"{key}: {str(path)!r} {what}; give a run directory or one of its checkpoints/<images seen>")
+        advice = "give a run directory or one of its checkpoints/<images seen>"
+        raise DuetError(f"{key}: {str(path)!r} {what}; {advice}{similar_path(path)}")
     return checkpoints[-1]
 
 

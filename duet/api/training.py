@@ -110,6 +110,7 @@ def train(
     start = {"resume": resume and str(resume), "change_objective": change_objective, "change_data": change_data}
     with discard_output() if quiet else nullcontext():
         if out is not None:
+            out = Path(out).expanduser()
             runs.train(setup, out, **start)
             return load_checkpoint(out)
         with tempfile.TemporaryDirectory(prefix="duet-run-") as directory:

@@ -95,7 +95,8 @@ def run_backend(args: list[str]) -> str | None:
     runs = [arg.partition("=")[2].strip("'\"") for arg in args if re.match(r"from(_run)?=.", arg)]
     if not runs:
         return None
-    run = Path(runs[-1].split(",")[0]).expanduser()
+    run = Path(runs[-1]).expanduser()
+    run = run if run.exists() else Path(runs[-1].split(",")[0]).expanduser()
     files = [folder / "config.yaml" for folder in (run, run.parent, run.parent.parent)]
     text = next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "")
     match = re.search(r"^backend:\n(?:  .*\n)*?  name: *([\w.-]+)", text, re.MULTILINE)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.paths import similar_path
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.runs.run_directory import read_metrics, read_samples
 from experiments.config.backends import BackendInfo
@@ -45,7 +46,9 @@ class FinishedRun:
     def config(self) -> dict[str, Any]:
         """Its configuration."""
         if not self.path.exists():
-            raise DuetError(f"runs: {str(self.path)!r} does not exist; give the directory of a run")
+            raise DuetError(
+                f"runs: {str(self.path)!r} does not exist; give the directory of a run{similar_path(self.path)}"
+            )
         try:
             return read_config(self.path / "config.yaml")
         except DuetError as error:

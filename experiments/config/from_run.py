@@ -20,6 +20,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.paths import similar_path
 from diffusion_core.runs.checkpoint import list_checkpoints
 from experiments.config.arguments import unquote
 from experiments.config.safe_yaml import read_config
@@ -87,7 +88,8 @@ def use_run(arguments: Sequence[str], command: str) -> tuple[list[str], str]:
     value = _value(typed[-1])
     if not value:
         raise DuetError(f"from: no run was given; it is the directory of a run or an import, as in {command} from=RUN")
-    first = value.split(",")[0] if {"-m", "--multirun"} & set(arguments) else value
+    is_one = Path(value).expanduser().exists() or not {"-m", "--multirun"} & set(arguments)
+    first = value if is_one else value.split(",")[0]
     # Where it was typed: Hydra wants all keys in one place, before or after its flags.
     place = len(arguments) - 1 - list(reversed(arguments)).index(typed[-1])
     key = f"{_OPTION}={typed[-1].partition('=')[2]}"
@@ -134,7 +136,9 @@ def run_configuration(path: str | Path) -> dict[str, Any]:
         if directory == path and not path.exists():
             break
     if not path.exists():
-        raise DuetError(f"from: {str(path)!r} does not exist; give the directory of a run or an import")
+        raise DuetError(
+            f"from: {str(path)!r} does not exist; give the directory of a run or an import{similar_path(path)}"
+        )
     if list_checkpoints(path / "checkpoints"):
         raise DuetError(
             f"from: {path} has checkpoints but no config.yaml, as imports of earlier versions do; import it again, or "

@@ -348,6 +348,17 @@ def test_editing_refuses(tmp_path: Path, checkpoint: Path, words: list[str], nam
         assert part in line
 
 
+def test_a_mistyped_run_is_answered_with_the_run_that_exists(tmp_path: Path, checkpoint: Path) -> None:
+    run = tmp_path / "2026-11-28-torch-seed0"
+    shutil.copytree(checkpoint, run)
+    for key in ("checkpoint", "from"):
+        line = refused("sample", f"{key}={tmp_path}/2026-11-28-torch-sed0", f"out={tmp_path / 'out'}")
+        assert line.endswith(f"Did you mean '{run}'?")
+    line = refused("sample", f"checkpoint={tmp_path}/2026-11-28-torch-sed0/checkpoints", f"out={tmp_path / 'out'}")
+    assert line.endswith(f"Did you mean '{run / 'checkpoints'}'?")
+    assert "Did you mean" not in refused("sample", "checkpoint=/nowhere/at/all", f"out={tmp_path / 'out'}")
+
+
 def test_sampling_needs_a_checkpoint_and_a_directory(tmp_path: Path) -> None:
     assert "checkpoint=RUN" in refused("sample", f"out={tmp_path}")
     assert "out=DIR" in refused("sample", f"checkpoint={tmp_path}")
