@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 __all__ = ["WIDENED", "widen_bfloat16", "widen_e4m3", "widen_e5m2"]
 
 
-def widen_bfloat16(data: bytes | bytearray) -> NDArray[np.float32]:
+def widen_bfloat16(data: bytes | bytearray | memoryview) -> NDArray[np.float32]:
     """Return the numbers in the bytes of a bfloat16 array, little-endian."""
     return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
 
 
-def widen_e5m2(data: bytes | bytearray) -> NDArray[np.float32]:
+def widen_e5m2(data: bytes | bytearray | memoryview) -> NDArray[np.float32]:
     """Return the numbers in the bytes of a float8 array with 5 exponent bits."""
     return (np.frombuffer(data, np.uint8).astype(np.uint16) << 8).view(np.float16).astype(np.float32)
 
 
-def widen_e4m3(data: bytes | bytearray) -> NDArray[np.float32]:
+def widen_e4m3(data: bytes | bytearray | memoryview) -> NDArray[np.float32]:
     """Return the numbers in the bytes of a float8 array with 4 exponent bits and no infinity (e4m3fn)."""
     return _E4M3[np.frombuffer(data, np.uint8)]
 
@@ -46,7 +46,7 @@ def _e4m3_values() -> NDArray[np.float32]:
 _E4M3 = _e4m3_values()
 
 # By their names in safetensors files.
-WIDENED: dict[str, Callable[[bytes | bytearray], NDArray[np.float32]]] = {
+WIDENED: dict[str, Callable[[bytes | bytearray | memoryview], NDArray[np.float32]]] = {
     "BF16": widen_bfloat16,
     "F8_E4M3": widen_e4m3,
     "F8_E5M2": widen_e5m2,

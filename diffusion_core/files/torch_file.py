@@ -30,7 +30,7 @@ __all__ = ["flatten", "is_torch_file", "read_torch_file"]
 
 # A description with more operations or values than this is not one of a network.
 _MAX_STEPS = 10_000_000
-_DTYPES: dict[str, tuple[int, Callable[[bytes], NDArray]]] = {
+_DTYPES: dict[str, tuple[int, Callable[[bytes | memoryview], NDArray]]] = {
     name: (np.dtype(code).itemsize, lambda data, code=code: np.frombuffer(data, code))
     for name, code in {
         "float64": "<f8", "float32": "<f4", "float16": "<f2", "int64": "<i8", "int32": "<i4", "int16": "<i2",
@@ -282,7 +282,7 @@ class _Machine:
             raise ValueError(f"a tensor would have {count * size} bytes")
         if not count:
             return np.zeros(shape, decode(b"").dtype)
-        numbers = decode(storage.data[offset * size : (last + 1) * size])
+        numbers = decode(memoryview(storage.data)[offset * size : (last + 1) * size])
         steps = [step * numbers.itemsize for step in strides]
         return np.ascontiguousarray(np.lib.stride_tricks.as_strided(numbers, shape, steps)).reshape(shape)
 
