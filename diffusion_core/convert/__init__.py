@@ -15,6 +15,7 @@ from typing import Any
 from diffusion_core.common.registry import build
 from diffusion_core.convert.arrays import Reader
 from diffusion_core.convert.ddpm_tf import import_ddpm_tf
+from diffusion_core.convert.ddpm_torch import import_ddpm_torch
 from diffusion_core.convert.denoising_diffusion_pytorch import import_denoising_diffusion_pytorch
 from diffusion_core.convert.diffusers import import_diffusers
 from diffusion_core.convert.diffusers_export import export_pipeline
@@ -30,6 +31,7 @@ SOURCES: dict[str, Callable[..., Imported]] = {
     "diffusers": import_diffusers,
     "guided_diffusion": import_guided_diffusion,
     "ddpm_tf": import_ddpm_tf,
+    "ddpm_torch": import_ddpm_torch,
     "edm": import_edm,
     "dome272": import_dome272,
     "denoising_diffusion_pytorch": import_denoising_diffusion_pytorch,

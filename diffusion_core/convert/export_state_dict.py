@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.convert import ddpm_tf, denoising_diffusion_pytorch, dome272, edm, guided_diffusion
+from diffusion_core.convert import ddpm_tf, ddpm_torch, denoising_diffusion_pytorch, dome272, edm, guided_diffusion
 from diffusion_core.convert.names import NameMap, write_weights
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import DoubleConvSpec, LinearAttentionSpec, NetworkSpec, Program, UNetSpec, lower
@@ -39,6 +39,10 @@ def _read_ddpm(arrays: _Arrays, spec: UNetSpec) -> NetworkSpec:
     return ddpm_tf.read_spec(inner, "", spec.image_size, norm_groups=spec.norm_groups, dropout=spec.dropout)
 
 
+def _read_ddpm_torch(arrays: _Arrays, spec: UNetSpec) -> NetworkSpec:
+    return ddpm_torch.read_spec(arrays, "", spec.image_size, norm_groups=spec.norm_groups, dropout=spec.dropout)
+
+
 def _read_edm(arrays: _Arrays, spec: UNetSpec) -> NetworkSpec:
     return edm.read_spec(arrays, "", spec.head_channels or 64, norm_groups=spec.norm_groups, dropout=spec.dropout)
 
@@ -55,6 +59,7 @@ def _read_lucid(arrays: _Arrays, spec: LinearAttentionSpec) -> NetworkSpec:
 PROJECTS: dict[str, tuple[type[NetworkSpec], Callable[..., NameMap], Callable[..., NetworkSpec]]] = {
     "guided_diffusion": (UNetSpec, guided_diffusion.make_name_map, _read_guided),
     "ddpm_tf": (UNetSpec, ddpm_tf.make_name_map, _read_ddpm),
+    "ddpm_torch": (UNetSpec, ddpm_torch.make_name_map, _read_ddpm_torch),
     "edm": (UNetSpec, edm.make_name_map, _read_edm),
     "dome272": (DoubleConvSpec, dome272.make_name_map, _read_dome272),
     "denoising_diffusion_pytorch": (LinearAttentionSpec, denoising_diffusion_pytorch.make_name_map, _read_lucid),

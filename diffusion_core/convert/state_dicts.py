@@ -33,6 +33,7 @@ __all__ = ["ANCHORS", "StateDicts", "choose_state_dicts"]
 ANCHORS = {
     "diffusers": "time_embedding.linear_1.weight",
     "guided_diffusion": "input_blocks.0.0.weight",
+    "ddpm_torch": "temb.dense.0.weight",
     "edm": "map_layer0.weight",
     "dome272": "inc.double_conv.0.weight",
     "denoising_diffusion_pytorch": "init_conv.weight",
@@ -64,7 +65,13 @@ class StateDicts:
 
 
 def choose_state_dicts(
-    arrays: Arrays, format: str, what: str, source: str, key: str | None = None, known: Iterable[str] = ()
+    arrays: Arrays,
+    format: str,
+    what: str,
+    source: str,
+    key: str | None = None,
+    known: Iterable[str] = (),
+    averages: Iterable[str] = (),
 ) -> StateDicts:
     """Return the state dict of a network, and that of its moving average, among the arrays of a file.
 
@@ -75,6 +82,7 @@ def choose_state_dicts(
         source: what errors call the file.
         key: a part of the prefix, as in "ema"; None decides as the module says.
         known: names outside the state dicts that the caller reads itself.
+        averages: prefixes of moving averages that no word names as such.
 
     Raises:
         DuetError: if there is none, or several of which none was chosen.
@@ -88,11 +96,11 @@ def choose_state_dicts(
         raise DuetError(f"{source}: {anchor} is missing; this is not {what}{hint}; it holds {_describe(arrays)}")
     inner = {prefix: _below(arrays, prefix, found) for prefix in sorted(found, key=lambda p: (len(p), p))}
     chosen = _with_key(inner, key, source) if key is not None else _without_copies(inner)
-    plain = [prefix for prefix in chosen if not _is_average(prefix)]
-    averages = [prefix for prefix in chosen if _is_average(prefix)]
-    if len(plain) == len(averages) == 1:
-        weights, average = plain[0], chosen[averages[0]]
-        at = averages[0]
+    averaged = [prefix for prefix in chosen if _is_average(prefix) or prefix in averages]
+    plain = [prefix for prefix in chosen if prefix not in averaged]
+    if len(plain) == len(averaged) == 1:
+        weights, average = plain[0], chosen[averaged[0]]
+        at = averaged[0]
     elif len(chosen) == 1:
         weights = next(iter(chosen))
         at, average = _nameless_average(arrays, weights, chosen[weights]) if key is None else ("", None)

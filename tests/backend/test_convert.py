@@ -167,6 +167,44 @@ def test_the_original_ddpm_computes_the_same(precision, atol, tmp_path, backend_
         np.testing.assert_allclose(ours, expected, rtol=0, atol=atol)
 
 
+def to_torch(arrays: Arrays) -> Arrays:
+    """Return the same network under the names of its versions in PyTorch: other words, and the axes of PyTorch."""
+    renamed = {}
+    for name, array in arrays.items():
+        words = name.removeprefix("model/").split("/")
+        leaf = {"W": "weight", "gamma": "weight", "b": "bias", "beta": "bias"}[words[-1]]
+        words = [w.replace("_", ".") if w.startswith(("down_", "up_")) else w for w in words[:-1]]
+        words = [w.replace("_", ".") if words[0] != "mid" and w.startswith(("block_", "attn_")) else w for w in words]
+        words = [w.replace("dense", "dense.") for w in words]
+        if leaf == "weight" and array.ndim == 4:
+            array = array.transpose(3, 2, 0, 1)
+        elif leaf == "weight" and array.ndim == 2:
+            is_conv = words[-1] in ("q", "k", "v", "proj_out", "nin_shortcut")
+            array = array.T[:, :, None, None] if is_conv else array.T
+        renamed[".".join([*words, leaf])] = array
+    return renamed
+
+
+def test_ddpm_in_pytorch_computes_the_same(tmp_path, backend_name, open_backend: Any):
+    """A list as ddim saves it: the model in parallel, the optimiser, the epoch, the step, the moving average."""
+    kept = {name: np.float64(value) for name, value in variables(0).items()}
+    model, average = to_torch(variables(0)), to_torch(variables(1))
+    content = {f"0.module.{name}": value for name, value in model.items()} | {"1.state.0.exp_avg": np.zeros(3)}
+    np.savez(tmp_path / "model.npz", **content, **{f"4.{name}": value for name, value in average.items()})
+    backend = open_backend("float32")
+    options = {"image_size": 8, "norm_groups": 4}
+    found = import_weights("ddpm_torch", tmp_path / "model.npz", backend.read_arrays, None, options)
+    assert found.note.endswith("read under 0.module, with its moving average under 4; not read: 1")
+    x, t, label = np.random.default_rng(0).standard_normal((2, 8, 8, 3)), np.array([3.0, 700.0]), np.zeros(2, np.int32)
+    expected = original(CONV[backend_name], kept, x, t)
+    np.testing.assert_allclose(
+        reference.forward(found.model.program, found.weights, x, t, label), expected, rtol=0, atol=1e-12
+    )
+    ours = backend.network(found.model.program, found.weights).forward(x.astype(np.float32), t, label)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(found.ema["conv_in.weight"], average["conv_in.weight"])
+
+
 @pytest.fixture(scope="module")
 def diffusers_oracle() -> ModuleType:
     found = importlib.util.spec_from_file_location("diffusers_oracle", Path(__file__).with_name("diffusers_oracle.py"))

@@ -14,6 +14,7 @@ from safetensors import numpy as tensors
 from diffusion_core.common.errors import DuetError
 from diffusion_core.convert import (
     ddpm_tf,
+    ddpm_torch,
     diffusers_config,
     edm,
     export_pipeline,
@@ -97,6 +98,7 @@ CASES = {
         GUIDED | {"head_channels": 4},
     ),
     "ddpm": ("ddpm_tf", replace(SMALL, down_padding=(0, 1)), {"image_size": 8, "norm_groups": 4}),
+    "ddpm in PyTorch": ("ddpm_torch", replace(SMALL, down_padding=(0, 1)), {"image_size": 8, "norm_groups": 4}),
     "ddpm, pooling": (
         "ddpm_tf",
         replace(
@@ -122,6 +124,7 @@ CASES = {
 NAMES = {
     "guided_diffusion": guided_diffusion.make_name_map,
     "ddpm_tf": ddpm_tf.make_name_map,
+    "ddpm_torch": ddpm_torch.make_name_map,
     "edm": edm.make_name_map,
 }
 
