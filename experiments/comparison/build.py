@@ -33,7 +33,7 @@ from experiments.config.backends import read_backends
 from experiments.evaluation.context import dataset_reference
 from experiments.evaluation.samples import SampleEvaluator, make_features, select_samples
 
-__all__ = ["Comparison", "compare", "describe_rungs"]
+__all__ = ["Comparison", "compare", "describe_rungs", "different_draws"]
 
 Samples = tuple[NDArray, NDArray, dict[str, Any]]
 _GAIN = 64  # by which differences of pixels are multiplied
@@ -363,7 +363,7 @@ def _add_samples(
         if left[0].shape != right[0].shape or not np.array_equal(left[1], right[1]):
             continue
         if left[2]["weights_sha256"] == right[2]["weights_sha256"] and a.has_tolerances:
-            if reason := _different_draws(left[2], right[2]):
+            if reason := different_draws(left[2], right[2]):
                 comparison.add_headline("pixels of one checkpoint", "not run", reason)
             else:
                 error = pixel_difference(left[0], right[0])
@@ -379,7 +379,7 @@ def _add_samples(
         comparison.add_headline("differing sample pixels", f"{apart:,} of {left[0].size:,}", title)
 
 
-def _different_draws(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+def different_draws(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Return why samples of the same weights were not drawn alike; empty if only the framework may differ."""
     if one.get("seed") != other.get("seed"):
         return f"the noise differs: seeds {one.get('seed')} and {other.get('seed')}"

@@ -14,6 +14,7 @@ from commands import call
 from made_up import losses, write_training
 
 from diffusion_core.parity.compare import PRECISIONS, compare_records
+from experiments.comparison.build import different_draws
 from experiments.config.backends import BackendInfo, read_backends
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -91,42 +92,46 @@ def validation_checks(report: dict[str, Any]) -> list[dict[str, Any]]:
 def test_validation_losses_are_held_to_the_tolerance_of_the_loss(runs: dict[str, Path], tmp_path: Path) -> None:
     validated(runs["torch"], 0.5, 0.25)
     validated(runs["tf"], 0.5, 0.25 * (1 + 1e-6))
-    _, report = compare(tmp_path / "0", runs["torch"], runs["tf"])
+    validated(runs["again"], 0.5, 0.25 * (1 + 1e-3))
+    _, report = compare(tmp_path, *runs.values(), code=1)
     assert report["validation"]["images_seen"] == [64 * 39, 64 * 40]
-    assert report["validation"]["relative_difference"] == pytest.approx([0.0, 1e-6], rel=1e-3)
-    assert 'id="validation"' in (tmp_path / "0/report/report.html").read_text()
-    (one,) = validation_checks(report)
-    assert one["passed"] and one["error"] == pytest.approx(1e-6, rel=1e-3) and one["rung"] == 7
-    validated(runs["tf"], 0.5, 0.25 * (1 + 1e-3))
-    _, report = compare(tmp_path / "1", runs["torch"], runs["tf"], code=1)
-    assert [c["passed"] for c in validation_checks(report)] == [False]
-    # A moment that one run does not have fails; a run that was validated on other images is not compared.
-    write_training(runs["tf"], 0, "tf")
-    validated(runs["tf"], 0.25)
-    _, report = compare(tmp_path / "2", runs["torch"], runs["tf"], code=1)
-    assert [c["passed"] for c in validation_checks(report)] == [False]
-    write_training(runs["tf"], 0, "tf")
-    validated(runs["tf"], 0.5, 0.25, part="test")
-    assert not validation_checks(compare(tmp_path / "3", runs["torch"], runs["tf"])[1])
+    assert report["validation"]["relative_difference"] == pytest.approx([0.0, 1e-3], rel=1e-3)
+    assert 'id="validation"' in (tmp_path / "report/report.html").read_text()
+    checks = {c["backend"]: c for c in validation_checks(report)}
+    assert [c["passed"] for c in checks.values()] == [True, False, False] and len(checks) == 3
+    assert checks["torch a–tf"]["error"] == pytest.approx(1e-6, rel=1e-3) and checks["torch a–tf"]["rung"] == 7
+
+
+def test_runs_that_were_validated_on_other_images_or_at_other_moments(runs: dict[str, Path], tmp_path: Path) -> None:
+    validated(runs["torch"], 0.5, 0.25)
+    validated(runs["tf"], 0.25)  # a moment that one run does not have fails
+    validated(runs["again"], 0.5, 0.25, part="test")  # other images are not compared
+    _, report = compare(tmp_path, *runs.values(), code=1)
+    assert [(c["backend"], c["passed"]) for c in validation_checks(report)] == [("torch a–tf", False)]
+    assert "validation" not in report
 
 
 @pytest.mark.parametrize("facts, reason", [
     ({"seed": 4}, "the noise differs: seeds 0 and 4"), ({"plan": "ddim-9"}, "the sampler differs: ddim and ddim-9"),
-    ({"plan_sums": {"guidance_scale": 2.0}}, "the sampler differs: ddim with other guidance_scale"), ({}, None),
+    ({"plan_sums": {"guidance_scale": 2.0}}, "the sampler differs: ddim with other guidance_scale"),
+    ({"plan_sums": {"guidance_scale": 1.0 + 1e-12}}, ""), ({}, ""),
 ])  # fmt: skip
-def test_pixels_of_other_noise_are_not_checked(
-    runs: dict[str, Path], tmp_path: Path, facts: dict[str, Any], reason: str | None
-) -> None:
-    for name, more in (("torch", {"plan_sums": {"guidance_scale": 1.0}}), ("again", facts)):
-        file = runs[name] / "samples/samples.npz"
-        with np.load(file) as kept:
-            arrays = dict(kept)
-        arrays["facts"] = np.array(json.dumps(json.loads(str(arrays["facts"])) | more))
-        np.savez(file, **arrays)
+def test_samples_of_other_noise_or_another_sampler_are_told_apart(facts: dict[str, Any], reason: str) -> None:
+    drawn = {"seed": 0, "plan": "ddim", "plan_sums": {"guidance_scale": 1.0}}
+    assert different_draws(drawn, drawn | facts) == reason
+    assert not different_draws({"seed": 0, "plan": "ddim"}, drawn)  # as earlier versions wrote them
+
+
+def test_pixels_of_other_noise_are_not_checked(runs: dict[str, Path], tmp_path: Path) -> None:
+    file = runs["again"] / "samples/samples.npz"
+    with np.load(file) as kept:
+        arrays = dict(kept)
+    arrays["facts"] = np.array(json.dumps(json.loads(str(arrays["facts"])) | {"seed": 4}))
+    np.savez(file, **arrays)
     _, report = compare(tmp_path, runs["torch"], runs["again"])
-    rungs = [check["rung"] for rung in report["rungs"] for check in rung["checks"]]
+    assert [check["rung"] for rung in report["rungs"] for check in rung["checks"]] == [7]
     said = [tile["note"] for tile in report["headlines"] if tile["value"] == "not run"]
-    assert (rungs, said) == (([7], [reason]) if reason else ([6, 7], []))
+    assert said == ["the noise differs: seeds 0 and 4"]
 
 
 def test_runs_of_different_experiments_are_not_checked(runs: dict[str, Path], tmp_path: Path) -> None:
