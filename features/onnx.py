@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.text import first_line
 from diffusion_core.convert.onnx import open_session
 from diffusion_core.images.resize import resize
 from diffusion_core.metrics.metric import FeatureKind
@@ -57,7 +58,7 @@ def features(
     except DuetError:
         raise
     except Exception as error:  # onnxruntime raises many types of its own
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DuetError(f"{path}: onnxruntime cannot run it ({reason})") from error
     model_input = session.get_inputs()[0]
     shape = list(model_input.shape)

@@ -10,6 +10,8 @@ from functools import cache
 
 import tensorflow as tf
 
+from diffusion_core.common.text import first_line
+
 __all__ = ["COMPILER", "compile_obstacle", "explain"]
 
 COMPILER = "XLA"
@@ -25,7 +27,7 @@ def compile_obstacle(device: str) -> str | None:
             tf.function(tf.exp, jit_compile=True, autograph=False)(tf.zeros([2]))
     except tf.errors.OpError as error:
         return (
-            f"XLA does not work here ({_first_line(error.message)}); install TensorFlow with its CUDA libraries "
+            f"XLA does not work here ({first_line(error.message)}); install TensorFlow with its CUDA libraries "
             "(the extra tf-cuda)"
         )
     return None
@@ -37,8 +39,4 @@ def explain(error: Exception) -> str | None:
         return None
     if not any(word in error.message.lower() for word in _WORDS):
         return None
-    return _first_line(error.message)
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return first_line(error.message)

@@ -12,6 +12,7 @@ from backends.tf.device import DeviceContext
 from backends.tf.network import Network, to_host
 from diffusion_core.backend.interface import Forward
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import first_line
 from diffusion_core.files.safe_read import open_regular
 from diffusion_core.networks.program import Program
 
@@ -37,7 +38,7 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
         # NumPy has no bfloat16 and no float8; TensorFlow gives them as types of another package.
         return {name: a.astype(np.float32) if a.dtype.kind == "V" else a for name, a in arrays.items()}
     except Exception as error:  # TensorFlow raises many types for a missing or corrupted file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         hint = "; a file of PyTorch is read with backend=torch" if Path(path).suffix in (".pt", ".pth", ".bin") else ""
         raise DuetError(f"{path}: this is not a TensorFlow checkpoint ({reason}){hint}") from error
 

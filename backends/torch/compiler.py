@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from diffusion_core.common.text import first_line
+
 __all__ = ["COMPILER", "compile_obstacle", "explain"]
 
 COMPILER = "torch.compile"
@@ -53,7 +55,7 @@ def _check_compiler(command: str, variable: str, language: str, path: str) -> st
         try:
             done = subprocess.run(arguments, capture_output=True, text=True, errors="replace", timeout=60)
         except (OSError, subprocess.TimeoutExpired) as error:
-            return f"the {language} compiler {command} does not work ({_first_line(str(error))}); {install}"
+            return f"the {language} compiler {command} does not work ({first_line(error)}); {install}"
     if done.returncode == 0:
         return None
     lines = done.stderr.splitlines() or [f"exit code {done.returncode}"]
@@ -68,8 +70,4 @@ def explain(error: Exception) -> str | None:
         causes.append(cause)
     if not type(error).__module__.startswith(_PACKAGES):
         return None
-    return _first_line(str(causes[-1])) or type(causes[-1]).__name__
-
-
-def _first_line(text: str) -> str:
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return first_line(causes[-1])

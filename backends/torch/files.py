@@ -17,6 +17,7 @@ from backends.torch.device import DeviceContext
 from backends.torch.network import Network
 from diffusion_core.backend.interface import Forward
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import first_line
 from diffusion_core.files.safe_read import file_errors, open_regular
 from diffusion_core.files.torch_file import flatten
 from diffusion_core.networks.program import Program
@@ -47,7 +48,7 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
             f"torch.save(torch.load(FILE, weights_only=False)['state_dict'], 'weights.pt')"
         ) from error
     except Exception as error:  # the zip reader raises many types, depending on where the file is corrupted
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DuetError(f"{path}: this is not a PyTorch state dict ({reason})") from error
 
     def to_array(name: str, value: Any) -> NDArray | None:

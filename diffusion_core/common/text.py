@@ -1,8 +1,10 @@
-"""Numbers and times in sentences."""
+"""Numbers, times, lists and reasons in sentences."""
 
 from __future__ import annotations
 
-__all__ = ["format_clock", "format_seconds", "pluralize"]
+from collections.abc import Sequence
+
+__all__ = ["first_line", "format_clock", "format_seconds", "join_some", "pluralize"]
 
 
 def pluralize(n: int, noun: str) -> str:
@@ -36,3 +38,25 @@ def format_clock(seconds: float) -> str:
     """
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def join_some(names: Sequence[str], most: int) -> str:
+    """Return the first names of a list, and how many others there are.
+
+    Example:
+        >>> join_some(["a", "b", "c"], most=2), join_some(["a"], most=2)
+        ('a, b and 1 more', 'a')
+    """
+    others = len(names) - most
+    return ", ".join(names[:most]) + (f" and {others} more" if others > 0 else "")
+
+
+def first_line(reason: object) -> str:
+    """Return the first line of a text or of an error; of an error without a message, its type.
+
+    Example:
+        >>> first_line(ValueError("too large\\nfor this")), first_line(KeyError())
+        ('too large', 'KeyError')
+    """
+    lines = str(reason).strip().splitlines()
+    return lines[0].rstrip() if lines else "" if isinstance(reason, str) else type(reason).__name__

@@ -10,6 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import join_some
 from diffusion_core.files.safe_read import open_npz, read_json, read_safetensors
 from diffusion_core.files.torch_file import is_torch_file, read_torch_file
 
@@ -50,8 +51,7 @@ def describe_folder(folder: Path, shown: int = 8) -> str:
     if not folder.is_dir():
         return f"there is no folder {folder}"
     names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in folder.iterdir())
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{folder} holds {', '.join(names[:shown]) or 'nothing'}{more}"
+    return f"{folder} holds {join_some(names, shown) or 'nothing'}"
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import join_some
 from diffusion_core.convert.names import Arrays
 
 __all__ = ["ANCHORS", "StateDicts", "choose_state_dicts"]
@@ -193,5 +194,4 @@ def _describe(arrays: Arrays) -> str:
     """Return the first words of all names, or the first names where there is one word."""
     words = list(dict.fromkeys(name.split(".")[0] for name in arrays))
     words = words if len(words) > 1 else list(arrays)
-    more = f" and {len(words) - _SHOWN} more" if len(words) > _SHOWN else ""
-    return f"{', '.join(words[:_SHOWN]) or 'nothing'}{more}"
+    return join_some(words, _SHOWN) or "nothing"

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.common.text import pluralize
+from diffusion_core.common.text import join_some, pluralize
 from diffusion_core.images.files import Folder, natural_order, readable_name
 
 __all__ = ["LAYOUTS", "UNLABELLED", "Layout", "read_layout", "split_name"]
@@ -310,8 +310,4 @@ def _compared(name: str) -> str:
 
 
 def _names(folders: Sequence[Folder]) -> str:
-    return _shortened(list(dict.fromkeys(folder.name for folder in folders)))
-
-
-def _shortened(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return join_some(list(dict.fromkeys(folder.name for folder in folders)), 5)

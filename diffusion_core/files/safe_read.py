@@ -32,6 +32,7 @@ import safetensors
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import first_line
 from diffusion_core.files.small_floats import WIDENED
 
 __all__ = [
@@ -107,7 +108,7 @@ def file_errors(path: str | Path, problem: str = "it is corrupt") -> Iterator[No
 
 def _reason(error: Exception) -> str:
     """Return the first line of an exception's message, shortened to 200 characters."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = first_line(error)
     line = line if len(line) <= 200 else f"{line[:197]}..."
     return f"{type(error).__name__}: {line}" if isinstance(error, KeyError | TypeError | AttributeError) else line
 

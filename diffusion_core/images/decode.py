@@ -27,10 +27,11 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import first_line
 from diffusion_core.files.safe_read import read_member
 from diffusion_core.images.metadata import without_metadata
 
-__all__ = ["Decoded", "ImageInput", "Member", "decode", "open_image", "read_bytes"]
+__all__ = ["Decoded", "ImageInput", "Member", "UnreadableImage", "decode", "open_image", "read_bytes"]
 
 _ORIENTATION = ExifTags.Base.Orientation
 _UPRIGHT = {
@@ -108,9 +109,7 @@ def decode(image: ImageInput | str) -> Decoded:
     # On a corrupted file Pillow may raise anything.
     except Exception as error:
         reason = "Pillow does not recognise its format" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise UnreadableImage(
-            f"{what} cannot be read: {reason}; repair it or delete it", _first_line(reason)
-        ) from error
+        raise UnreadableImage(f"{what} cannot be read: {reason}; repair it or delete it", first_line(reason)) from error
 
 
 @lru_cache(maxsize=4)
@@ -166,12 +165,8 @@ def _upright(image: Image.Image, orientation: object) -> Image.Image:
 
 
 def _remark(error: Exception) -> str:
-    reason = _first_line(error)
+    reason = first_line(error)
     return f"its metadata are damaged ({reason}); only its pixels, and its orientation if it can be read, are used"
-
-
-def _first_line(error: Exception | str) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _eight_bit(pil_image: Image.Image, is_wide: bool) -> Image.Image:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import join_some
 from diffusion_core.metrics.metric import (
     FRACTION,
     Arrays,
@@ -102,13 +103,9 @@ def _compare_classes(kind: FeatureKind, reference: SampleSet) -> dict[str, Any]:
     if unknown := [what for what, names in sides.items() if not names]:
         return {"classes": f"not compared by name: the names of {' and '.join(unknown)} are not known"}
     if kind.classes != reference.classes:
-        recognised, requested = (_brief(names) for names in sides.values())
+        recognised, requested = (join_some(names, 10) for names in sides.values())
         raise NotApplicable(f"the classes of the features are {recognised}, and those of the reference {requested}")
     return {"classes": "of the same names"}
-
-
-def _brief(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
 AGREEMENT = Metric(

@@ -15,6 +15,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
+from diffusion_core.common.text import join_some
 from diffusion_core.networks.blocks import Parameter
 from diffusion_core.networks.program import Program
 
@@ -146,7 +147,7 @@ def describe_non_finite(arrays: Mapping[str, NDArray], shown: int = 5) -> str:
         name: a.size - int(np.count_nonzero(np.isfinite(a))) for name, a in arrays.items() if a.dtype.kind in "fc"
     }
     bad = [f"{name} ({count} of {arrays[name].size} values)" for name, count in counts.items() if count]
-    return ", ".join(bad[:shown]) + (f" and {len(bad) - shown} more" if len(bad) > shown else "")
+    return join_some(bad, shown)
 
 
 def check_finite(weights: Mapping[str, NDArray], source: str = "weights", require_finite: bool = True) -> None:

@@ -32,6 +32,7 @@ from safetensors import numpy as tensors
 from diffusion_core.backend.interface import TrainerState, average_names
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.paths import similar_path
+from diffusion_core.common.text import join_some
 from diffusion_core.diffusion.timestep_sampling import LossHistory
 from diffusion_core.files.atomic import flush_directory, pack_safetensors, write_flushed
 from diffusion_core.files.safe_read import file_errors, read_bytes, read_json
@@ -363,8 +364,7 @@ def _check_network(path: Path, network: NetworkSpec | Program, checkpoint: Check
     if isinstance(network, NetworkSpec):
         pairs = [(field.name, getattr(spec, field.name), getattr(network, field.name)) for field in fields(spec)]
         differ = [f"model.{name} {stored!r} (given: {given!r})" for name, stored, given in pairs if stored != given]
-        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise DuetError(f"{other}, with {', '.join(differ[:3])}{more}")
+        raise DuetError(f"{other}, with {join_some(differ, 3)}")
     check_weights(program, checkpoint.state.weights, other)
     raise DuetError(
         f"{other}, which has the same shapes but different options (program {sha256[:12]}, "

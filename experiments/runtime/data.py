@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import join_some
 from diffusion_core.data import DATASETS, Dataset, gather_some, load_dataset, source_parts
 from diffusion_core.data.held_out import AUTO, GENERATED, HELD_OUT_COUNT, choose_held_out
 from diffusion_core.data.layout import UNLABELLED
@@ -180,8 +181,7 @@ class DataSource:
         if reading.parts and self.options.get("part") is None:
             lines.append(f"part {reading.part} is used, of {', '.join(reading.parts)}; choose with data.options.part")
         if empty := dataset.empty_classes:
-            names = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
-            lines.append(f"{len(empty)} of {dataset.num_classes} classes have no image: {names}")
+            lines.append(f"{len(empty)} of {dataset.num_classes} classes have no image: {join_some(empty, 5)}")
         return lines
 
     def _check_store(self, dataset: Dataset) -> Dataset:

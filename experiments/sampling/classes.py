@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import join_some
 from diffusion_core.networks.program import Program
 from diffusion_core.runs.checkpoint import Checkpoint
 
@@ -109,17 +110,12 @@ def _label(key: str, name: str, names: Mapping[int, str]) -> int:
     known = list(names.values())
     near = difflib.get_close_matches(_folded(name), {_folded(one): one for one in known}, n=1)
     hint = next((f" Did you mean {one!r}?" for one in known if near and _folded(one) == near[0]), "")
-    raise DuetError(f"{key}: {name!r} was given; the classes are {_shortened(known)}.{hint}")
+    raise DuetError(f"{key}: {name!r} was given; the classes are {join_some(known, _SHOWN)}.{hint}")
 
 
 def _folded(name: str) -> str:
     """Return a name without case; systems also differ in how they write accents."""
     return unicodedata.normalize("NFC", name).casefold()
-
-
-def _shortened(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def describe_labels(labels: Iterable[int], names: Mapping[int, str]) -> str:
@@ -133,4 +129,4 @@ def describe_labels(labels: Iterable[int], names: Mapping[int, str]) -> str:
     if not names or not drawn.size:
         return ""
     parts = [f"{names.get(int(label), label)} {count}" for label, count in zip(drawn, counts, strict=True)]
-    return f"classes: {_shortened(parts)}"
+    return f"classes: {join_some(parts, _SHOWN)}"

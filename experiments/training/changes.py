@@ -18,7 +18,7 @@ from typing import Any
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.registry import complete_options
-from diffusion_core.common.text import pluralize
+from diffusion_core.common.text import join_some, pluralize
 from diffusion_core.diffusion.loss_weighting import WEIGHTINGS
 from diffusion_core.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
 from diffusion_core.files.safe_read import read_json
@@ -141,8 +141,7 @@ def _data_difference(stored: DataRecord, current: DataRecord) -> str:
 
 
 def _describe(data: DataRecord) -> str:
-    count = len(data.class_names)
-    facts = [pluralize(data.images, "image"), f"{count:,} class{'' if count == 1 else 'es'}"]
+    facts = [pluralize(data.images, "image"), pluralize(len(data.class_names), "class")]
     facts += [f"part {data.part}"] if data.part is not None else []
     return f"{data.name} ({', '.join(facts)}, hash {data.sha256[:8]})"
 
@@ -151,8 +150,7 @@ def _class_difference(stored: Sequence[str], current: Sequence[str]) -> str:
     """Return what has become of the classes."""
     pairs = enumerate(zip_longest(stored, current, fillvalue="no class"))
     changes = [f"class {k}: {one} -> {other}" for k, (one, other) in pairs if one != other]
-    more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
-    return ", ".join(changes[:_SHOWN]) + more
+    return join_some(changes, _SHOWN)
 
 
 def _text(value: Any) -> str:

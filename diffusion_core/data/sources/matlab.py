@@ -7,6 +7,7 @@ from pathlib import Path
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import first_line
 
 __all__ = ["read_mat"]
 
@@ -24,5 +25,5 @@ def read_mat(what: str, file: Path, *names: str) -> list[NDArray]:
         return [arrays[name] for name in names]
     # On a corrupted file SciPy may raise anything.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DuetError(f"{what}: {str(file)!r} is not a MATLAB file with {', '.join(names)} ({reason})") from error
