@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.paths import similar_path
 from experiments.config.schema import SCHEMAS
 from experiments.config.suggest import key_hint
 from experiments.sampling.plans import check_levels
 
-__all__ = ["check_composed", "expand_home"]
+__all__ = ["check_composed", "expand_home", "missing_files_named"]
 
 
 def check_composed(cfg: DictConfig, command: str) -> None:
@@ -69,6 +72,34 @@ def expand_home(node: Any) -> None:
             expand_home(child)
         elif child is not None and isinstance(text := child._value(), str) and text.startswith("~"):
             child._set_value(os.path.expanduser(text))
+
+
+@contextmanager
+def missing_files_named(cfg: DictConfig) -> Iterator[None]:
+    """Name the key and the nearest path in the error of a file that does not exist."""
+    try:
+        yield
+    except DuetError as error:
+        found = re.match(r"(?:image ')?(.*?)'?:? (?:it )?cannot be read[ :(].*No such file or directory\)?", str(error))
+        for key, value in _texts(cfg, "") if found else ():
+            path = os.path.expanduser(value)
+            if (found.group(1) == path or found.group(1).startswith(f"{path}{os.sep}")) and not Path(path).exists():
+                rest = similar_path(path) or str(error)[found.end() :]
+                raise DuetError(f"{key}: {path!r} was given, which does not exist{rest}") from error
+        raise
+
+
+def _texts(node: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield every text of a configuration with its key; those in a list have the key of the list."""
+    if not OmegaConf.is_config(node) or node._is_none() or node._is_missing() or node._is_interpolation():
+        return
+    for key in range(len(node)) if OmegaConf.is_list(node) else list(node.keys()):
+        child = node._get_node(key)
+        full = path if OmegaConf.is_list(node) else f"{path}.{key}" if path else str(key)
+        if OmegaConf.is_config(child):
+            yield from _texts(child, full)
+        elif child is not None and isinstance(value := child._value(), str) and value and "${" not in value:
+            yield full, value
 
 
 def _unknown_keys(cfg: DictConfig, command: str) -> Iterator[str]:

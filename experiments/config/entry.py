@@ -25,7 +25,7 @@ from diffusion_core.runtime import signals
 from diffusion_core.runtime.heartbeat import heartbeat
 from experiments.config.arguments import read_arguments
 from experiments.config.build import process_group
-from experiments.config.composed import check_composed, expand_home
+from experiments.config.composed import check_composed, expand_home, missing_files_named
 from experiments.config.from_run import describe_start, use_run
 from experiments.config.help import help_text
 from experiments.config.hydra_errors import describe_error
@@ -67,7 +67,7 @@ def command(
         @functools.wraps(task)
         def guarded(cfg: DictConfig) -> Any:
             # Inside Hydra, which adds lines to an exception that reaches it.
-            with one_line_errors(name):
+            with one_line_errors(name), missing_files_named(cfg):
                 check_composed(cfg, name)
                 expand_home(cfg)
                 with main_process_prints(process_group(cfg)), _claimed(cfg, result):

@@ -87,7 +87,7 @@ def test_the_value_range_and_time_scale_of_a_given_process_are_kept(trained, tmp
 @pytest.mark.parametrize("module, words, named", [
     ("import_weights", ["source=diffuser"], "source: 'diffuser' was given"),
     ("import_weights", ["source=edm", "path=edm.pkl"], "edm.pkl: reading a pickle runs code"),
-    ("import_weights", ["source=edm", "path=edm.npz"], "edm.npz: it cannot be read"),
+    ("import_weights", ["source=edm", "path=edm.npz"], "path: 'edm.npz' was given, which does not exist"),
     ("import_weights", ["source=edm", "path=edm.npz", "source.heads=3"], "source.heads: there is no such key"),
     ("import_weights", ["source=ddpm_tf", "path=a.npz"], "'ddpm_tf': no image_size was given; it takes image_size"),
     ("import_weights", ["source=ddpm_tf", "path=a.npz", "source.image_size=8px"], "8px"),

@@ -181,12 +181,12 @@ def test_every_metric_has_a_configuration_file_with_all_its_options():
     [
         (("samples=SAMPLES", *ON_DIGITS), "they are 16 x 16 x 1; the images of digits are 8 x 8 x 1"),
         (ON_DIGITS, "nothing was requested; add samples=RUN, or checkpoint=RUN with one of likelihood=vlb"),
-        (("samples=nowhere.npz", *ON_DIGITS), "nowhere.npz: it cannot be read (No such file"),
+        (("samples=nowhere.npz", *ON_DIGITS), "samples: 'nowhere.npz' was given, which does not exist"),
         (("samples=SAMPLES", "features=digits"), "data: none was given"),
         (("samples=SAMPLES", "data=shapes", "features=inception"), "no weights were given; give torch-fidelity's file"),
         (
             ("samples=SAMPLES", "data=shapes", "features=inception", "features.weights=no.pth"),
-            "no.pth: it cannot be read",
+            "features.weights: 'no.pth' was given, which does not exist",
         ),
         (("samples=SAMPLES", "data=shapes", "features=inception", "features.resise=x"), "Did you mean features.resize"),
         (("samples=SAMPLES", "data=shapes", "features=onnx"), "add features.path=VALUE"),
@@ -238,7 +238,7 @@ def test_inception_resizes_as_published_numbers_unless_the_original_project_did_
 def test_training_whose_samples_cannot_be_evaluated_is_refused_before_it_starts(tmp_path):
     words = ("experiment=double_conv_attention", f"hydra.run.dir={tmp_path}/run", "data.fallback.count=20")
     for word, message in (
-        ("features.weights=no.pth", "no.pth: it cannot be read"),
+        ("features.weights=no.pth", "features.weights: 'no.pth' was given, which does not exist"),
         ("sample.count=1", "3 sets of at least 2 need 6"),
     ):
         _, error = run("train", *words, *CPU, "features=digits" if "count" in word else "features=inception", word)

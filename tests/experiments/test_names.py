@@ -151,6 +151,27 @@ def test_a_choice_of_an_optional_group_of_the_user_is_refused(tmp_path: Path) ->
     assert refused("train", *flags, "local=laptob").endswith("Did you mean 'laptop'?")
 
 
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ("evaluate samples=X data=digits", "samples"),
+        ("evaluate samples=[X,Y] data=digits", "samples"),
+        ("evaluate samples=Y reference=X", "reference"),
+        ("evaluate samples=X.npz data=digits", "samples"),
+        ("prepare data=npz data.options.path=X.npz", "data.options.path"),
+        ("prepare data=array data.options.path=X.npy", "data.options.path"),
+        ("compare evaluations=[X,Y]", "evaluations"),
+        ("compare traces=[X,Y]", "traces"),
+    ],
+)
+def test_a_file_that_does_not_exist_is_named_with_its_key(words: str, key: str, tmp_path: Path) -> None:
+    for name in ("samples", "samples.npz", "samples.npy"):
+        (tmp_path / name).touch()
+    command, *words = words.replace("X", f"{tmp_path}/sampels").replace("Y", f"{tmp_path}/other").split()
+    line = refused(command, f"out={tmp_path / 'out'}", *words)
+    assert line.startswith(f"{key}: '{tmp_path}/sampels") and "which does not exist. Did you mean" in line
+
+
 def test_a_group_that_is_empty_by_default_may_be_left_empty() -> None:
     for command in ("train experiment=null debug=null", "evaluate data=null data@training=none", "sample sampler=null"):
         name, *words = command.split()
