@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from diffusion_core.runs.ema_snapshots import save_snapshots
 from diffusion_core.runs.failure_bundle import save_bundle, should_keep
 from diffusion_core.runs.run_directory import RunDirectory
 from diffusion_core.runtime import signals
+from diffusion_core.runtime.heartbeat import heartbeat
 from diffusion_core.training.loop import NonFiniteStep, Record, ResumeState, TrainingCallbacks, make_batch
 from diffusion_core.training.validation import metric_name
 from experiments.runtime.backends import sampling_calls
@@ -112,7 +114,9 @@ class RunCallbacks:
     def on_validation(self, images_seen: int) -> dict[str, float]:
         """Return the validation loss of the present weights and of each average; every process computes a part."""
         validation, parts = self.setup.validation, self.trainer.state().parts
-        numbers = measure_all(validation, parts, self._validation_network, self.backend.collective)
+        says = nullcontext() if self.run is None else heartbeat(f"validation at {images_seen:,} images")
+        with says:
+            numbers = measure_all(validation, parts, self._validation_network, self.backend.collective)
         self._validation = images_seen, numbers
         return numbers
 
