@@ -17,7 +17,8 @@ from typing import Any
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
-from experiments.comparison.build import compare, describe_rungs
+from experiments.comparison.build import compare
+from experiments.comparison.verdict import describe_rungs
 from experiments.config.convert import plain
 from experiments.config.entry import command
 from experiments.report import write

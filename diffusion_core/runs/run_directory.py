@@ -25,7 +25,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -51,6 +51,7 @@ __all__ = [
     "Tracker",
     "describe_environment",
     "exclusive_directory",
+    "metric_columns",
     "read_json",
     "read_metrics",
     "read_samples",
@@ -153,6 +154,12 @@ def read_metrics(path: Path) -> Iterator[dict[str, float]]:
                 broken = error
                 continue
             yield _record(f"{path}: line {number}", record)
+
+
+def metric_columns(lines: Sequence[Mapping[str, float]]) -> dict[str, NDArray[np.float64]]:
+    """Return metrics by name with shape (steps,); NaN where a step has no such number, as a validation loss."""
+    names = dict.fromkeys(name for line in lines for name in line)
+    return {name: np.array([line.get(name, math.nan) for line in lines], np.float64) for name in names}
 
 
 def _record(where: str, record: Any) -> dict[str, float]:

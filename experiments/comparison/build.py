@@ -1,4 +1,4 @@
-"""The report of a comparison: checks, headlines, loss, samples, images, quality and cost.
+"""The report of a comparison: checks, headlines, samples, images, quality and cost.
 
 Every pair of runs, and every pair of parity records, is checked. A pair is written with a dash, as "torch–tf".
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.common.text import pluralize
 from diffusion_core.data import load_dataset
 from diffusion_core.images import render
 from diffusion_core.images.points import is_point, point_coordinates, scatter, shifts
@@ -25,15 +23,24 @@ from diffusion_core.metrics.files import read_sample_set
 from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number, columns, comparable_values, read_numbers
 from diffusion_core.parity.compare import compare_records, own_checks, pixel_difference
-from diffusion_core.parity.ladder import RUNGS, Check, check, ladder
+from diffusion_core.parity.ladder import Check, check, ladder
 from diffusion_core.runs.run_directory import describe_environment, read_samples
 from diffusion_core.statistics.bootstrap import MIN_VALUES
+from experiments.comparison.losses import add_losses
+from experiments.comparison.result import Comparison
 from experiments.comparison.runs import FinishedRun, check_different, describe_differences, read_runs
+from experiments.comparison.verdict import (
+    default_title,
+    describe_rungs,
+    describe_subject,
+    share_a_backend,
+    verdict_sentence,
+)
 from experiments.config.backends import read_backends
 from experiments.evaluation.context import dataset_reference
 from experiments.evaluation.samples import SampleEvaluator, make_features, select_samples
 
-__all__ = ["Comparison", "compare", "describe_rungs", "different_draws"]
+__all__ = ["compare", "different_draws"]
 
 Samples = tuple[NDArray, NDArray, dict[str, Any]]
 _GAIN = 64  # by which differences of pixels are multiplied
@@ -54,39 +61,6 @@ _NOTE = (
     "A row compares numbers with the same reference, sample count, features and options. Brackets: 95 % bootstrap "
     "intervals."
 )
-
-
-@dataclass(eq=False)
-class Comparison:
-    """A comparison while it is built.
-
-    Args:
-        report: JSON values, see `experiments.report.comparison`.
-        images: PNG and GIF files by the names that the report uses.
-        checks: comparisons with their tolerances.
-        headlines: the numbers on top of the page.
-        different: what makes the runs different experiments.
-    """
-
-    report: dict[str, Any]
-    images: dict[str, bytes] = field(default_factory=dict)
-    checks: list[Check] = field(default_factory=list)
-    headlines: list[dict[str, str]] = field(default_factory=list)
-    different: list[str] = field(default_factory=list)
-
-    @property
-    def passed(self) -> int:
-        """The number of checks that pass."""
-        return sum(c.passed for c in self.checks)
-
-    @property
-    def agree(self) -> bool | None:
-        """Whether all checks pass; None if there is none."""
-        return self.passed == len(self.checks) if self.checks else None
-
-    def add_headline(self, label: str, value: str, note: str) -> None:
-        """Add a number to the top of the page."""
-        self.headlines.append({"label": label, "value": value, "note": note})
 
 
 def compare(
@@ -112,7 +86,7 @@ def compare(
     here = describe_environment()
     finished = read_runs(runs)
     comparison = Comparison({
-        "title": title or _title(finished, traces, evaluations),
+        "title": title or default_title(finished, traces, evaluations),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": here["commit"],
         "command": command or here["command"],
@@ -133,64 +107,12 @@ def compare(
         "rungs": ladder(comparison.checks),
         "headlines": [*tallies, *comparison.headlines],
         "verdict": {
-            "agree": comparison.agree, "passed": passed, "total": total, "sentence": _sentence(comparison, finished),
-            "subject": _subject(finished, comparison.checks),
+            "agree": comparison.agree, "passed": passed, "total": total,
+            "sentence": verdict_sentence(comparison, finished),
+            "subject": describe_subject(finished, comparison.checks),
         },
     }  # fmt: skip
     return comparison
-
-
-def _title(runs: Sequence[FinishedRun], traces: Sequence[str | Path], evaluations: Sequence[str | Path]) -> str:
-    """Return the default title of the page."""
-    if runs and not traces and _share_a_backend(runs):
-        return f"Comparison of {len(runs)} runs"
-    if traces and len({check.backend for path in traces for check in own_checks(Path(path))}) == 1:
-        return f"Comparison of {pluralize(len(traces), 'parity record')} of one framework"
-    if runs or traces:
-        return "Do the frameworks agree?"
-    return f"Comparison of {pluralize(len(evaluations), 'evaluation')}"
-
-
-def _share_a_backend(runs: Sequence[FinishedRun]) -> bool:
-    return len({run.backend.name for run in runs}) == 1
-
-
-def describe_rungs(checks: Sequence[Check]) -> str:
-    """Return which rungs of the ladder the checks belong to, and which were not run.
-
-    Example:
-        >>> describe_rungs([])
-        'no rung; rungs 0 to 8 were not run'
-    """
-    run = sorted({check.rung for check in checks})
-    missing = [rung.number for rung in RUNGS if rung.number not in run]
-    if not missing:
-        return _rung_list(run)
-    return f"{_rung_list(run)}; {_rung_list(missing)} {'was' if len(missing) == 1 else 'were'} not run"
-
-
-def _rung_list(numbers: Sequence[int]) -> str:
-    """Return numbers as text with ranges, such as "rungs 0 to 5 and 7"."""
-    groups: list[list[int]] = []
-    for number in numbers:
-        if groups and number == groups[-1][-1] + 1:
-            groups[-1].append(number)
-        else:
-            groups.append([number])
-    parts = [f"{g[0]} to {g[-1]}" if len(g) > 2 else " and ".join(map(str, g)) for g in groups]
-    text = ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] if parts else ""
-    return f"rung{'s' if len(numbers) > 1 else ''} {text}" if parts else "no rung"
-
-
-def _subject(runs: Sequence[FinishedRun], checks: Sequence[Check]) -> str:
-    """Return what a verdict is about: the frameworks, or runs or records of one of them."""
-    known = read_backends()
-    traced = [known[c.backend].title for c in checks if c.backend in known]
-    titles = list(dict.fromkeys([*(run.backend.title for run in runs), *traced]))
-    if len(titles) > 1:
-        return f"{', '.join(titles[:-1])} and {titles[-1]}"
-    what = pluralize(len(runs), "run") if runs else "parity records"
-    return f"{what} of {titles[0]}" if titles else what
 
 
 def _trace_checks(paths: Sequence[Path]) -> list[Check]:
@@ -218,25 +140,6 @@ def _backends(runs: Sequence[FinishedRun], checks: Sequence[Check]) -> list[dict
     return list(entries.values())
 
 
-def _sentence(comparison: Comparison, runs: Sequence[FinishedRun]) -> str:
-    """Return the sentence below the verdict; without a verdict, the reason."""
-    describes = "The tables below describe them; they test nothing."
-    if comparison.different and comparison.agree is None:
-        return f"The runs differ in {', '.join(comparison.different)}. {describes}"
-    if runs and comparison.agree is None:
-        return f"No tolerance is published for precision {runs[0].config['precision']}. {describes}"
-    if comparison.agree is None:
-        return "No tolerance is published for evaluations. The table below describes them; it tests nothing."
-    if comparison.agree:
-        precisions = " and in ".join(sorted({c.precision for c in comparison.checks}, reverse=True))
-        return f"Every comparison lies within its published tolerance, in {precisions}."
-    failed = [c for c in comparison.checks if not c.passed]
-    first = f"first on rung {min(c.rung for c in failed)}."
-    if len(failed) == 1:
-        return f"1 comparison lies outside its tolerance, {first}"
-    return f"{len(failed)} comparisons lie outside their tolerances, {first}"
-
-
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 
@@ -250,7 +153,7 @@ def _add_runs(
     if comparison.different:
         comparison.add_headline("not the same experiment", "differs", ", ".join(comparison.different))
     else:
-        _add_loss(comparison, runs)
+        add_losses(comparison, runs)
     report["samples"] = []
     for a, b in itertools.combinations(runs, 2):
         _add_samples(comparison, (a, b), crossed, f" ({a.label}, {b.label})" if len(runs) > 2 else "")
@@ -276,78 +179,6 @@ def _run_facts(run: FinishedRun) -> dict[str, Any]:
         "images_seen": result["images_seen"],
         "quality": {},
     }
-
-
-def _relative_difference(a: FinishedRun, b: FinishedRun, steps: int) -> NDArray[np.float64]:
-    one, two = (run.metrics["loss"][:steps] for run in (a, b))
-    return np.abs(one - two) / np.abs(one)
-
-
-def _add_loss(comparison: Comparison, runs: Sequence[FinishedRun]) -> None:
-    """Add the loss of every step, its largest difference from the first run, and a check of every pair."""
-    first = runs[0]
-    steps = min(len(run.metrics["loss"]) for run in runs)
-    difference = np.max([_relative_difference(first, run, steps) for run in runs[1:]], axis=0)
-    comparison.report["loss"] = {
-        "images_seen": first.metrics["images_seen"][:steps].tolist(),
-        "runs": {run.key: run.metrics["loss"][:steps].tolist() for run in runs},
-        "relative_difference": difference.tolist(),
-    }
-    for a, b in itertools.combinations(runs, 2):
-        if a.has_tolerances:
-            total = len(a.metrics["loss"])
-            largest = max(_relative_difference(a, b, steps), default=float("inf"))
-            name, pair = f"{a.config['data']['name']}, {total} steps", f"{a.key}–{b.key}"
-            comparison.checks.append(check(7, name, a.config["precision"], pair, _loss_kind(total), largest))
-    _check_validation(comparison, runs)
-    _add_validation(comparison, runs)
-    largest = f"{max(difference, default=float('inf')):.1e}"
-    note = f"over {len(first.metrics['loss']):,} lock-step steps"
-    comparison.add_headline("largest relative difference of the loss", largest, note)
-
-
-def _check_validation(comparison: Comparison, runs: Sequence[FinishedRun]) -> None:
-    """Check the validation losses of every pair that was validated on the same images; missing moments fail."""
-    for a, b in itertools.combinations(runs, 2):
-        validated = a.environment.get("validation")
-        if not a.has_tolerances or not validated or validated != b.environment.get("validation"):
-            continue
-        names = dict.fromkeys(name for name in (*a.metrics, *b.metrics) if name.startswith("validation_loss"))
-        largest = max((_largest_gap(a.metrics.get(name), b.metrics.get(name)) for name in names), default=math.inf)
-        name, pair = f"{a.config['data']['name']}, validation loss", f"{a.key}–{b.key}"
-        kind = _loss_kind(len(a.metrics["loss"]))
-        comparison.checks.append(check(7, name, a.config["precision"], pair, kind, largest))
-
-
-def _add_validation(comparison: Comparison, runs: Sequence[FinishedRun]) -> None:
-    """Add the validation loss of the weights at the moments that all runs have, if they share its images."""
-    curves = {run.key: run.metrics.get("validation_loss") for run in runs}
-    shared = all(run.environment.get("validation") == runs[0].environment.get("validation") for run in runs)
-    if not shared or any(values is None or values.shape != curves[runs[0].key].shape for values in curves.values()):
-        return
-    known = np.all(np.isfinite(list(curves.values())), axis=0)
-    first = curves[runs[0].key][known]
-    if not len(first):
-        return
-    gaps = [np.abs(values[known] - first) / np.abs(first) for values in curves.values()]
-    comparison.report["validation"] = {
-        "images_seen": runs[0].metrics["images_seen"][known].tolist(),
-        "runs": {key: values[known].tolist() for key, values in curves.items()},
-        "relative_difference": np.max(gaps, axis=0).tolist(),
-    }
-
-
-def _loss_kind(steps: int) -> str:
-    """Return the kind of tolerance of the losses of a run with this number of steps."""
-    return f"training loss, {next(k for k in (10, 100, 1000) if steps <= k or k == 1000)} steps"
-
-
-def _largest_gap(one: NDArray | None, other: NDArray | None) -> float:
-    """Return the largest relative difference of two curves with gaps at the same moments; infinite for others."""
-    if one is None or other is None or one.shape != other.shape or np.any(np.isnan(one) != np.isnan(other)):
-        return math.inf
-    known = ~np.isnan(one)
-    return float(np.max(np.abs(one - other)[known] / np.abs(one[known]), initial=0.0)) if known.any() else math.inf
 
 
 def _add_samples(
@@ -404,7 +235,7 @@ def _sample_pairs(
             if same and samples[2]["backend"] == other.backend.name != owner.backend.name:
                 title = f"the same checkpoint, trained in {owner.label}, the same noise"
                 pairs.append((owner.samples, samples, title) if owner is a else (samples, owner.samples, title))
-    title = f"each {'run' if _share_a_backend(pair) else 'framework'}'s own checkpoint"
+    title = f"each {'run' if share_a_backend(pair) else 'framework'}'s own checkpoint"
     if a.config["seed"] == b.config["seed"]:
         title += ", the same noise"
     return [*pairs, (a.samples, b.samples, title)]

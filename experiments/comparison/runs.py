@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.paths import similar_path
 from diffusion_core.files.safe_read import read_json
-from diffusion_core.runs.run_directory import read_metrics, read_samples
+from diffusion_core.runs.run_directory import metric_columns, read_metrics, read_samples
 from experiments.config.backends import BackendInfo
 from experiments.config.safe_yaml import read_config
 
@@ -70,8 +68,7 @@ class FinishedRun:
         lines = list(read_metrics(self.path / "metrics.jsonl"))
         if not lines:
             raise DuetError(f"{self.path}: metrics.jsonl is empty, so nothing was trained")
-        names = dict.fromkeys(name for line in lines for name in line)
-        return {name: np.array([line.get(name, math.nan) for line in lines]) for name in names}
+        return metric_columns(lines)
 
     @cached_property
     def samples(self) -> tuple[NDArray, NDArray, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.runs.checkpoint import list_checkpoints
-from diffusion_core.runs.run_directory import read_metrics, read_samples
+from diffusion_core.runs.run_directory import metric_columns, read_metrics, read_samples
 
 __all__ = ["RunFacts", "Samples"]
 
@@ -72,8 +71,7 @@ class RunFacts:
         """The metrics by name with shape (steps,); NaN where a step has no such number."""
         file = self.path / "metrics.jsonl"
         lines = list(read_metrics(file)) if file.is_file() else []
-        names = dict.fromkeys(name for line in lines for name in line)
-        return {name: np.array([line.get(name, math.nan) for line in lines], np.float64) for name in names}
+        return metric_columns(lines)
 
     @cached_property
     def images_seen(self) -> int:

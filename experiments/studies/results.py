@@ -30,7 +30,7 @@ from diffusion_core.metrics.agreement import agreement
 from diffusion_core.metrics.digits import layers
 from diffusion_core.metrics.frechet import Gaussian, distance, fit_gaussian
 from diffusion_core.metrics.protocol import Number, comparable_values
-from diffusion_core.runs.run_directory import read_metrics, read_samples
+from diffusion_core.runs.run_directory import metric_columns, read_metrics, read_samples
 from experiments.config.safe_yaml import read_config
 from experiments.studies import jobs
 from experiments.studies.plan import COMMANDS, Metric, Plan, Run, Study
@@ -99,9 +99,7 @@ class Outcome:
         for path in self.directories:
             if (path / "metrics.jsonl").is_file():
                 lines |= {int(line["images_seen"]): line for line in read_metrics(path / "metrics.jsonl")}
-        ordered = [lines[seen] for seen in sorted(lines)]
-        names = dict.fromkeys(name for line in ordered for name in line)
-        return {name: np.array([line.get(name, math.nan) for line in ordered]) for name in names}
+        return metric_columns([lines[seen] for seen in sorted(lines)])
 
     @cached_property
     def samples(self) -> tuple[NDArray[np.uint8], NDArray, dict[str, Any]] | None:
