@@ -41,6 +41,7 @@ ANCHORS = {
 }
 _WRAPPERS = re.compile(r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _AVERAGE = re.compile(r"ema|averag|shadow|polyak|(^|_)swa", re.IGNORECASE)
+_BUFFERS = (".resample_filter", ".freqs", ".running_mean", ".running_var", ".num_batches_tracked")
 _SHOWN = 8
 
 
@@ -163,15 +164,17 @@ def _is_average(prefix: str) -> bool:
 
 def _nameless_average(arrays: Arrays, prefix: str, weights: Arrays) -> tuple[str, dict[str, NDArray] | None]:
     """Return (where it stands, the moving average) if it is a list of arrays or has names without points."""
-    for name in arrays:
-        if name.endswith("shadow_params.0"):
-            at = name.removesuffix("0")
-            shadow = [arrays.get(f"{at}{i}") for i in range(len(weights))]
-            if (
-                all(b is not None and a.shape == b.shape for a, b in zip(weights.values(), shadow, strict=True))
-                and f"{at}{len(weights)}" not in arrays
-            ):
-                return at, dict(zip(weights, shadow, strict=True))
+    # A list holds parameters alone, not constants and running statistics.
+    parameters = [name for name in weights if not name.endswith(_BUFFERS)]
+    for first in [name for name in arrays if name.endswith("shadow_params.0")]:
+        at = first.removesuffix("0")
+        for names in (list(weights), parameters):
+            shadow = [arrays.get(f"{at}{i}") for i in range(len(names) + 1)]
+            has_shapes = all(
+                b is not None and weights[name].shape == b.shape for name, b in zip(names, shadow, strict=False)
+            )
+            if has_shapes and shadow[-1] is None:
+                return at, {**weights, **dict(zip(names, shadow, strict=False))}
     root, _, rest = prefix.partition(".")
     for at in ("model_ema.", f"{root}_ema."):
         squeezed = {name: arrays.get(at + (rest + name).replace(".", "")) for name in weights}

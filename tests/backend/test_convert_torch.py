@@ -427,6 +427,7 @@ def test_nested_state_dicts_in_narrow_types_are_read(tmp_path, open_backend, ora
         ({"epoch": 3, "state_dict": plain, "optimizer_states": [optimizer], "hyper_parameters": None}, None),
         ([{f"module.{name}": value for name, value in plain.items()}, optimizer, 3, 1000, more], "0"),
         ({"step": 5, "model": plain, "ema": {"decay": 0.9, "shadow_params": list(more.values())}}, None),
+        ({"model": plain, "ema": {"shadow_params": [more[name] for name, _ in net.named_parameters()]}}, None),
     ):
         torch.save(content, tmp_path / "model.pt")
         found = import_weights("edm", tmp_path / "model.pt", read, None, {} if key is None else {"key": key})
