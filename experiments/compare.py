@@ -17,12 +17,12 @@ from typing import Any
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
+from diffusion_core.runtime.heartbeat import heartbeat
 from experiments.comparison.build import compare
 from experiments.comparison.verdict import describe_rungs
 from experiments.config.convert import plain
 from experiments.config.entry import command
 from experiments.report import write
-from experiments.runtime.progress import heartbeat
 
 
 @command("compare", result=("report.html", "a report"))

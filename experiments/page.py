@@ -1,4 +1,4 @@
-"""Write the page of a run again: losses, samples, evaluation, speed, and how to go on.
+"""Write the page of a run again: losses, samples, evaluation, speed, and how to continue.
 
     python3 -m duet page run=outputs/train/2026-05-03_14-05-00-torch-seed0
 

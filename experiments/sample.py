@@ -19,11 +19,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffusion_core.common.text import pluralize
+from diffusion_core.common.text import format_seconds, pluralize
 from experiments.config import build
 from experiments.config.convert import to_yaml
 from experiments.config.entry import Config, command
-from experiments.runtime.progress import format_seconds
 from experiments.sampling.run import sample_checkpoint
 
 

@@ -473,7 +473,7 @@ class Backend:
         group: the rank of this process and the number of processes; None means one process.
 
     Raises:
-        DuetError: if it is told to compile, and nothing can be compiled here.
+        DuetError: if `config.compile` is true, and nothing can be compiled here.
     """
 
     # The modules of a subclass, and the names that each must have.

@@ -16,7 +16,7 @@ from typing import Any
 
 __all__ = ["read_sampler"]
 
-_STEPS = 50  # what pipelines take unless they are told otherwise
+_STEPS = 50  # the default of pipelines
 _GRIDS = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential", "use_beta_sigmas": "beta"}
 _VARIANCES = ("fixed_small", "fixed_large", "learned_range")
 
@@ -70,7 +70,7 @@ def _clip(config: Mapping[str, Any], is_default: bool) -> dict[str, Any]:
 def _ddpm(config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     variance = config.get("variance_type", "fixed_small")
     other = [] if variance in _VARIANCES else [f"its variance {variance}"]
-    # A DDPMPipeline takes every timestep unless it is told otherwise.
+    # A DDPMPipeline takes every timestep by default.
     return {"name": "ddpm", "steps": None, "variance": variance if not other else "fixed_small"}, other
 
 

@@ -87,18 +87,19 @@ def same_content(contents: Mapping[str, str], parts: Mapping[str, Source]) -> bo
 
 def describe_difference(made: Mapping[str, Any], request: Mapping[str, Any]) -> str:
     """Return in words what differs between two requests."""
-    told = []
+    differences = []
     if made.get("square") != request["square"]:
         was, now = made.get("square") or {}, request["square"]
         changed = [key for key in now if was.get(key) != now[key]]
-        told.append(
+        differences.append(
             f"with other options ({', '.join(f'{key} {was.get(key)} instead of {now[key]}' for key in changed)})"
         )
     if made.get("parts", {}).keys() != request["parts"].keys():
-        told.append(f"with other parts ({', '.join(made.get('parts', {}))} instead of {', '.join(request['parts'])})")
+        former = ", ".join(made.get("parts", {}))
+        differences.append(f"with other parts ({former} instead of {', '.join(request['parts'])})")
     elif made.get("parts") != request["parts"]:
         counts = [sum(about["count"] for about in wanted["parts"].values()) for wanted in (made, request)]
-        told.append(f"from {counts[0]:,} other files" if counts[0] != counts[1] else "from other files")
+        differences.append(f"from {counts[0]:,} other files" if counts[0] != counts[1] else "from other files")
     if made.get("pillow") != request["pillow"]:
-        told.append(f"by Pillow {made.get('pillow')} instead of {request['pillow']}")
-    return " and ".join(told) or "from other files"
+        differences.append(f"by Pillow {made.get('pillow')} instead of {request['pillow']}")
+    return " and ".join(differences) or "from other files"

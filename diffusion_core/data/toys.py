@@ -26,9 +26,10 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
 from diffusion_core.data.dataset import Dataset
-from diffusion_core.data.pixels import from_uint8, to_uint8
+from diffusion_core.data.pixels import to_uint8
+from diffusion_core.images.points import is_point
 
-__all__ = ["TOYS", "Mixture", "are_points", "gaussian_mixture", "image_mixture", "points_of", "toy", "toy_mixture"]
+__all__ = ["TOYS", "Mixture", "are_points", "gaussian_mixture", "image_mixture", "toy", "toy_mixture"]
 
 Array = NDArray[np.float64]
 
@@ -190,12 +191,7 @@ def toy(kind: str = "ring", count: int = 4096, seed: int = 0) -> Dataset:
 
 def are_points(dataset: Dataset) -> bool:
     """Return whether the images of a data set are points of the plane: one pixel each, blue always 128."""
-    return dataset.images.shape[1:] == (1, 1, 3) and bool(np.all(dataset.images[:, 0, 0, 2] == 128))
-
-
-def points_of(images: NDArray[np.uint8]) -> Array:
-    """Return the points that images of one pixel stand for, x and y in [-1, 1], with shape (N, 2)."""
-    return from_uint8(np.asarray(images)[:, 0, 0, :2], np.float64)
+    return is_point(dataset.images.shape) and bool(np.all(dataset.images[:, 0, 0, 2] == 128))
 
 
 def image_mixture(size: int = 8, channels: int = 1, modes: int = 4, spread: float = 0.08) -> Mixture:

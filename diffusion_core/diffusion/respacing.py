@@ -1,7 +1,7 @@
 r"""Subsets of the timesteps of a table: counts per section, or a stride.
 
-    [10, 10, 20]    so many timesteps in each of as many equal sections, the least noisy section first, each with its
-                    first and its last timestep and equal distances, rounded; a number n is one section, [n]
+    [10, 10, 20]    the number of timesteps in each of three equal sections, the least noisy section first; they are the
+                    first and the last of a section and others at equal distances, rounded; n is one section, [n]
     ddim25          every k-th timestep, with the k that gives 25 of them
 
 A table of alpha and sigma at a subset is again a diffusion process, with betas of its own. A network that was trained

@@ -164,13 +164,6 @@ class Plane:
             self._draw.polygon([tuple(tip), tuple(neck + side), tuple(neck - side)], fill=colour)
         return self
 
-    def copy(self) -> Plane:
-        """Return a copy, to draw more on it."""
-        other = object.__new__(Plane)
-        other.size, other.limit, other._scale, other.image = self.size, self.limit, self._scale, self.image.copy()
-        other._draw = ImageDraw.Draw(other.image, "RGBA")
-        return other
-
     def pixels(self) -> NDArray[np.uint8]:
         """Return the drawing as uint8 with shape (size, size, 3), in a thin frame."""
         small = self.image.resize((self.size, self.size), Image.Resampling.BOX)
@@ -233,7 +226,7 @@ def panels(images: NDArray[np.uint8], size: int = 96) -> NDArray[np.uint8]:
 
 
 def shifts(left: NDArray[np.uint8], right: NDArray[np.uint8], gain: float, size: int = 420) -> NDArray[np.uint8]:
-    """Return a plot of how far points are from others: a line from each, `gain` times as long as the way to the other.
+    """Return a plot of how far points are from others: a line from each, `gain` times as long as the distance.
 
     Args:
         left: uint8 with shape (N, 1, 1, 3).
@@ -242,8 +235,8 @@ def shifts(left: NDArray[np.uint8], right: NDArray[np.uint8], gain: float, size:
         size: of the plot, in pixels.
     """
     start, end = point_coordinates(left), point_coordinates(right)
-    ways = np.stack([start, start + gain * (end - start)])
-    return Plane(size, numbers=True).paths(ways, (200, 48, 84), 1.0, 0.6).dots(start, INK, 1.8, 0.8).pixels()
+    lines = np.stack([start, start + gain * (end - start)])
+    return Plane(size, numbers=True).paths(lines, (200, 48, 84), 1.0, 0.6).dots(start, INK, 1.8, 0.8).pixels()
 
 
 def _legend(names: Sequence[tuple[str, Colour]], height: int) -> NDArray[np.uint8]:

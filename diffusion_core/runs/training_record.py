@@ -71,7 +71,7 @@ class DataRecord:
         return f"DataRecord({self.name!r}, {self.images:,} images, {len(self.class_names)} classes, {self.sha256[:12]})"
 
     @property
-    def empty_classes(self) -> tuple[int, ...]:
+    def empty_class_ids(self) -> tuple[int, ...]:
         """The ids of the classes without an image."""
         return tuple(k for k, count in enumerate(self.class_images) if not count)
 

@@ -109,7 +109,7 @@ def one_step_plan(
     alpha, sigma = levels["alpha"], levels["sigma"]
     if (np.any(two) and variable == "ratio") or clock:
         needs_signal(name, alpha)
-    way = ClockSteps(clock, alpha[:-1], sigma[:-1]) if clock else _Straight(VARIABLES[variable], alpha, sigma)
+    path = ClockSteps(clock, alpha[:-1], sigma[:-1]) if clock else _Straight(VARIABLES[variable], alpha, sigma)
     registers = 1 + bool(np.any(two))
     # Each step leads to the level at which the next one starts, before its fresh noise; the last to the end.
     ends = first_row + 1 + two
@@ -120,13 +120,13 @@ def one_step_plan(
         start, end, sigma_d = first_row[k], ends[k], down[k]
         if i == start and two[k]:
             # u_t + (1 - b) (tau_d - tau_t) f, in units of x at level d.
-            partial = way.move(i, alpha[end], sigma_d, X[0], D[0], 1 - weight)
-            return [way.move(i, alpha[i + 1], sigma[i + 1], X[0], D[0]), partial]
+            partial = path.move(i, alpha[end], sigma_d, X[0], D[0], 1 - weight)
+            return [path.move(i, alpha[i + 1], sigma[i + 1], X[0], D[0]), partial]
         if two[k]:
             # The last term of u_d, b (tau_d - tau_t) f_m.
-            x = X[1] + weight * way.add(i, start, alpha[end], sigma_d, X[0], D[0])
+            x = X[1] + weight * path.add(i, start, alpha[end], sigma_d, X[0], D[0])
         else:
-            x = way.move(i, alpha[end], sigma_d, X[0], D[0])
+            x = path.move(i, alpha[end], sigma_d, X[0], D[0])
         fresh = s_noise * math.sqrt((sigma[end] - sigma_d) * (sigma[end] + sigma_d))
         return [x + fresh * z, np.zeros_like(z)][:registers]
 

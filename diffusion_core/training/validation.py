@@ -86,7 +86,6 @@ class Validation:
         count: the number of draws; with fewer images than draws, an image is drawn several times, with other noise.
         batch: images that the network computes at a time.
         dtype: the type of images and noise.
-        value_range: the network values of black and of white.
 
     Raises:
         DuetError: if a number is out of range, or a label does not fit the network.

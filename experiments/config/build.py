@@ -14,7 +14,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.backend.interface import BackendConfig
 from diffusion_core.common.errors import DuetError
-from diffusion_core.data import Dataset
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import NetworkSpec, make_spec
 from diffusion_core.optim import make_ema
@@ -53,7 +52,6 @@ __all__ = [
     "guidance_models",
     "import_setup",
     "inspection_setup",
-    "load_data",
     "make_model",
     "network_spec",
     "new_checkpoint_directory",
@@ -131,11 +129,6 @@ def data_source(data: DictConfig) -> DataSource:
     return DataSource(
         data.name, plain(data.options), data.store, plain(data.fallback), data.use_fallback, data.max_unreadable
     )
-
-
-def load_data(data: DictConfig, announce: bool = True) -> Dataset:
-    """Load the data set of a group `data`; with `announce`, print what is left out or assumed."""
-    return data_source(data).load(announce)
 
 
 def sample_options(sample: DictConfig) -> SampleOptions:

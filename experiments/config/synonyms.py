@@ -24,7 +24,7 @@ trainer.images or sampler.steps: steps | the length of a run is counted in image
     sampler.steps is the number of steps of the sampler
 trainer.images: duration total_kimg kimg nimg total_images train_images total_nimg
 trainer.batch or sample.batch or batch or likelihood.batch: batch_size bs train_batch_size per_device_train_batch_size
-    batchsize     eval_batch_size batch global_batch_size train_micro_batch_size_per_gpu
+    batchsize eval_batch_size batch global_batch_size train_micro_batch_size_per_gpu
 trainer.micro_batch: gradient_accumulation_steps accumulate_grad_batches gradient_accumulate_every
     accumulation_steps grad_accum | it is the number of images computed at a time: trainer.batch divided by the
     steps to accumulate

@@ -18,10 +18,10 @@ from diffusion_core.data.card import card_reading
 from diffusion_core.data.reading import merge_readings
 from diffusion_core.data.store import read_names
 from diffusion_core.data.survey import Pairs, Survey, find_near_pairs, survey
-from diffusion_core.data.toys import are_points, points_of
+from diffusion_core.data.toys import are_points
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.images import render
-from diffusion_core.images.points import scatter
+from diffusion_core.images.points import point_coordinates, scatter
 from diffusion_core.runs.run_directory import describe_environment
 from experiments.report.data import MEAN_CLASSES, write
 from experiments.runtime.data import DataSource
@@ -209,7 +209,7 @@ def _describe_pairs(names: tuple[str, str], pairs: Pairs, parts: Mapping[str, _P
 def _scatter(dataset: Dataset) -> bytes:
     """Draw all points of a data set."""
     names = dict(enumerate(dataset.class_names))
-    return render.png_bytes(scatter(points_of(dataset.images), dataset.labels, names))
+    return render.png_bytes(scatter(point_coordinates(np.asarray(dataset.images)), dataset.labels, names))
 
 
 def _sheets(setup: InspectionSetup, name: str, part: _Part) -> dict[str, bytes]:

@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 from diffusion_core.backend.interface import Backend
 from diffusion_core.common.errors import one_of
-from diffusion_core.common.text import pluralize
+from diffusion_core.common.text import format_seconds, pluralize
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.parity import cases
 from diffusion_core.parity.compare import PRECISIONS
 from diffusion_core.parity.trace import BATCH, HANDOVER_STEP, STEPS, Trace, continue_training, record, sample_images
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import describe_environment, exclusive_directory, write_json
+from diffusion_core.runtime.heartbeat import heartbeat
 from experiments.runtime.backends import BackendSetup
-from experiments.runtime.progress import format_seconds, heartbeat
 
 __all__ = ["LadderSetup", "check_precisions", "record_ladder"]
 

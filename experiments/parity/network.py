@@ -14,9 +14,9 @@ from diffusion_core.networks.weights import parameter_count
 from diffusion_core.parity.compare import load_arrays
 from diffusion_core.parity.network import compare_network, record_network
 from diffusion_core.runs.run_directory import describe_environment, write_json
+from diffusion_core.runtime.heartbeat import heartbeat
 from experiments.parity.ladder import check_precisions
 from experiments.runtime.backends import BackendSetup
-from experiments.runtime.progress import heartbeat
 
 __all__ = ["NetworkSetup", "record_networks"]
 

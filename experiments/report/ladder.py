@@ -64,7 +64,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the runs agree (None: nothing was checked), the checks passed, all checks, a sentence, and who agrees."""
+    """Whether the runs agree (None: unchecked), the checks passed, all checks, a sentence, and what it is about."""
 
     agree: bool | None
     passed: int

@@ -1,4 +1,4 @@
-"""The page of one run: how it went, what it draws, how good that is, what it cost, and how to go on.
+"""The page of one run: how it ended, its samples, their evaluation, its cost, and the commands that continue it.
 
     header and verdict, numbers, samples, losses, noise levels, learning rate, evaluation, speed, experiment,
     environment, commands, configuration
@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.text import pluralize
 from diffusion_core.files.atomic import write_atomically
+from diffusion_core.training.validation import metric_name
 
-from . import run_curves, run_pictures, run_tables
+from . import run_curves, run_images, run_tables
 from .page import Section, render_page
 from .run_facts import RunFacts
 from .text import DASH, number, text
@@ -44,14 +45,14 @@ def _page(run: RunFacts) -> str:
     data = (run.environment.get("data") or {}).get("name") or run.option("data", "name")
     title = f"{text(data)}, {text(_backend(run))}"
     sections = [
-        Section("samples", "Samples", run_pictures.samples(run), run_pictures.samples_lead(run)),
-        Section("progress", "Samples during training", run_pictures.progress(run), _SAME, "Progress"),
+        Section("samples", "Samples", run_images.samples(run), run_images.samples_lead(run)),
+        Section("progress", "Samples during training", run_images.progress(run), _SAME, "Progress"),
         Section("loss", "Loss", run_curves.loss(run), run_curves.loss_lead(run)),
         Section("levels", _LEVELS, run_curves.levels(run), run_curves.levels_lead(run), "Levels"),
         Section("rate", "Learning rate and gradient", run_curves.rate(run), "", "Rate"),
         Section("quality", "Evaluation", run_tables.quality(run), run_tables.quality_lead(run)),
         Section("cost", "Speed", run_tables.cost(run)),
-        Section("generation", "From noise to images", run_pictures.generation(run), "", "Noise"),
+        Section("generation", "From noise to images", run_images.generation(run), "", "Noise"),
         Section("experiment", "Experiment", run_tables.experiment(run)),
         Section("environment", "Environment", run_tables.environment(run)),
         Section("commands", "What to do next", run_tables.commands(run), "", "Commands"),
@@ -86,7 +87,7 @@ def _verdict(run: RunFacts) -> dict[str, str]:
 
 def _last_checkpoint(run: RunFacts) -> str:
     if run.last_checkpoint is None:
-        return "It has no checkpoint yet, so that it starts again from the beginning."
+        return "It has no checkpoint yet; it will start again from the beginning."
     return f"Its last checkpoint is at {run.last_checkpoint:,} images."
 
 
@@ -121,9 +122,8 @@ def _tiles(run: RunFacts) -> list[dict[str, str]]:
         add("training loss", number(loss), "mean of the last log interval" if run.result else "mean of the last steps")
     for weights in run.weights()[:2]:
         title = "of the weights" if weights == "weights" else "of the moving average"
-        suffix = "" if weights == "weights" else f"_{weights}"
-        add("validation loss", number(_last(run, f"validation_loss{suffix}")), title)
-        accuracy = _last(run, f"validation_accuracy{suffix}")
+        add("validation loss", number(_last(run, metric_name(weights))), title)
+        accuracy = _last(run, metric_name(weights, "accuracy"))
         if accuracy is not None:
             add("validation accuracy", f"{accuracy:.1%}", f"{title}, over all noise levels")
     for entry in run_tables.numbers(run)[:2]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_core.training.validation import metric_name
+
 from .curves import Curve, Panel, curve_chart, curves_of
 from .run_facts import RunFacts
 from .text import number
@@ -25,10 +27,7 @@ def _chart(run: RunFacts, key: str, panels: Sequence[Panel]) -> Any:
 def _weights_curves(run: RunFacts, metric: str) -> list[Curve]:
     """Return a curve of the validation for the weights and each average."""
     extra = {f"ema{k}": (f"validation, average {k + 1}", f"s{k + 2}") for k in range(1, 5)}
-    names = {}
-    for weights, style in (_WEIGHTS | extra).items():
-        names[f"validation_{metric}" + ("" if weights == "weights" else f"_{weights}")] = style
-    return curves_of(run.metrics, names)
+    return curves_of(run.metrics, {metric_name(name, metric): style for name, style in (_WEIGHTS | extra).items()})
 
 
 def loss(run: RunFacts) -> Any:
@@ -62,10 +61,9 @@ def _level_names(run: RunFacts) -> tuple[str, list[tuple[str, str]]]:
     weights = run.option("sample", "weights", default="ema")
     weights = weights if weights in run.weights() else "weights"
     levels = (run.environment.get("validation") or {}).get("levels") or []
-    suffix = "" if weights == "weights" else f"_{weights}"
     last = len(levels) - 1
     ranges = [_range(level, k == 0, k == last) for k, level in enumerate(levels)]
-    return weights, [(f"validation_loss{suffix}_level{k + 1}", name) for k, name in enumerate(ranges)]
+    return weights, [(metric_name(weights, level=k + 1), name) for k, name in enumerate(ranges)]
 
 
 def _range(level: Mapping[str, Any], is_first: bool, is_last: bool) -> str:

@@ -1,4 +1,4 @@
-"""What the directory of a run says about it, for its page; every file may be missing or older than this version."""
+"""The content of a run directory, for the page of the run; every file may be missing or of an earlier version."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.backend.interface import average_names
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.runs.checkpoint import list_checkpoints
 from diffusion_core.runs.run_directory import metric_columns, read_metrics, read_samples
+from diffusion_core.training.validation import metric_name
 
 __all__ = ["RunFacts", "Samples"]
 
@@ -43,7 +45,7 @@ class RunFacts:
         path: its directory.
         config: its configuration, as plain data.
         config_text: the same as YAML.
-        problem: why training failed; empty if it did not, or if that is not known.
+        problem: why training failed; empty if it did not fail, or if the reason is not known.
         resume_command: the command that continues it; by default one that takes everything from the directory.
     """
 
@@ -86,7 +88,7 @@ class RunFacts:
 
     @cached_property
     def result(self) -> dict[str, Any]:
-        """The content of result.json; empty if the run did not end, or was made longer since."""
+        """The content of result.json; empty if the run did not end, or was continued since."""
         file = self.path / "result.json"
         result = read_json(file) if file.is_file() else {}
         return result if result.get("images_seen") == self.images_seen else {}
@@ -120,12 +122,11 @@ class RunFacts:
         names = self.environment.get("labels") or {}
         return str(names.get(str(label), f"class {label}"))
 
-    def picture(self, name: str) -> bytes | None:
+    def figure(self, name: str) -> bytes | None:
         """Return a figure of the folder of samples, or None."""
         file = self.path / "samples" / name
         return file.read_bytes() if file.is_file() else None
 
     def weights(self) -> Sequence[str]:
         """Return the names of the weights that were validated: "weights", then the averages."""
-        found = ["weights"] if "validation_loss" in self.metrics else []
-        return found + [f"ema{k or ''}" for k in range(9) if f"validation_loss_ema{k or ''}" in self.metrics]
+        return [name for name in ("weights", *average_names(9)) if metric_name(name) in self.metrics]

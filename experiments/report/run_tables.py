@@ -1,4 +1,4 @@
-"""The tables on the page of a run: evaluation, speed, experiment, environment, and the commands that go on."""
+"""The tables on the page of a run: evaluation, speed, experiment, environment, and the commands to type next."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_core.common.text import pluralize
+from diffusion_core.common.text import format_seconds, pluralize
 
 from .run_facts import RunFacts
 from .text import DASH, moment, number, text
@@ -16,13 +16,8 @@ __all__ = ["commands", "cost", "environment", "experiment", "numbers", "quality"
 
 
 def seconds(value: Any) -> str:
-    """Format a time as h:mm:ss, or below ten seconds with one decimal."""
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        return DASH
-    if value < 10:
-        return f"{value:.1f} s"
-    minutes, seconds = divmod(round(value), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+    """Return a time as text; an en dash if it is missing or not finite."""
+    return format_seconds(value) if isinstance(value, int | float) and math.isfinite(value) else DASH
 
 
 def numbers(run: RunFacts) -> list[dict[str, Any]]:
@@ -63,7 +58,7 @@ def cost(run: RunFacts) -> list[tuple[str, str]] | None:
     rows = [
         ("training, images per second", number(round(result.get("images_per_second") or 0, 1))),
         ("training time", seconds(result.get("train_seconds"))),
-        ("of which steps", seconds((result.get("seconds") or 0) + (result.get("first_step_seconds") or 0))),
+        ("steps alone", seconds((result.get("seconds") or 0) + (result.get("first_step_seconds") or 0))),
         ("first step, with tracing and compiling", seconds(result.get("first_step_seconds"))),
         ("sampling, images per second", number(round(sampled / sampling, 1)) if sampled and sampling else ""),
         ("sampling time", seconds(sampling) if sampling else ""),
@@ -116,7 +111,7 @@ def commands(run: RunFacts) -> list[tuple[str, str]]:
     commands = []
     longer = "" if not run.is_complete else f" trainer.images={2 * run.total}"
     resume = run.resume_command or f"python3 -m duet train from={path} resume=latest hydra.run.dir={path}"
-    commands.append(("Train longer" if run.is_complete else "Go on with this run", resume + longer))
+    commands.append(("Train longer" if run.is_complete else "Continue this run", resume + longer))
     if run.last_checkpoint is not None and run.samples:
         out = shlex.quote(str(run.path / "more"))
         commands.append(("Sample", f"python3 -m duet sample {with_backend}checkpoint={path} out={out}"))

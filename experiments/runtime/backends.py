@@ -68,7 +68,7 @@ class BackendSetup:
         """Return an open backend, compiled or not as `compile` decides for this number of network calls."""
         limit = self.compile_after.get("cpu" if backend.describe().on_cpu else "cuda")
         compiled = should_compile(self.compile, calls, limit, resumed)
-        # A backend that is told to compile, by true, has refused where it cannot; auto computes without.
+        # With compile=true the backend itself refuses where nothing can be compiled; auto computes without.
         if compiled and self.compile == AUTO and (obstacle := backend.compile_obstacle()):
             again = "; the last bits may differ from those of the resumed run" if resumed else ""
             _say_once(f"backend.compile=auto: computing without compiling, since {obstacle}{again}")

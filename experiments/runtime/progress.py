@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from diffusion_core.common.text import format_clock, format_seconds
-from diffusion_core.runtime.heartbeat import EVERY_SECONDS, Ticker, heartbeat
+from diffusion_core.runtime.heartbeat import EVERY_SECONDS, Ticker
 
-__all__ = ["Counter", "format_seconds", "format_speed", "heartbeat"]
+__all__ = ["Counter", "format_speed"]
 
 
 def format_speed(per_second: float, unit: str = "images") -> str:

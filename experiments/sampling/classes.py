@@ -20,7 +20,7 @@ from diffusion_core.runs.checkpoint import Checkpoint
 
 __all__ = [
     "NO_CLASS",
-    "describe_labels",
+    "describe_classes",
     "filled_labels",
     "label_names",
     "labels_with_images",
@@ -118,11 +118,11 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def describe_labels(labels: Iterable[int], names: Mapping[int, str]) -> str:
+def describe_classes(labels: Iterable[int], names: Mapping[int, str]) -> str:
     """Return which classes are drawn and how often, in one line; an empty text if they have no names.
 
     Example:
-        >>> describe_labels([1, 0, 1], {0: "Coast", 1: "Forest"})
+        >>> describe_classes([1, 0, 1], {0: "Coast", 1: "Forest"})
         'classes: Coast 1, Forest 2'
     """
     drawn, counts = np.unique(np.asarray(labels), return_counts=True)

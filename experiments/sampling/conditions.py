@@ -79,7 +79,7 @@ def check_labels_trained(
             f"1); use {key}={null_label}, no class, or train with process.label_dropout=0.1"
         )
     names, earlier = record.class_names, record.earlier_data
-    missing = [names[k] for k in record.data.empty_classes if program.labels[0] + k in classes]
+    missing = [names[k] for k in record.data.empty_class_ids if program.labels[0] + k in classes]
     if missing and not earlier:
         lines.append(f"{key}: the training data had no image of {', '.join(missing[:5])}; these samples mean nothing")
     return lines

@@ -29,7 +29,7 @@ from diffusion_core.sampling import METHODS, Method, SamplerPlan
 from experiments.report.gallery import write
 from experiments.runtime.backends import BackendSetup, sampling_calls
 from experiments.runtime.progress import Counter
-from experiments.sampling.classes import describe_labels, names_of_checkpoint
+from experiments.sampling.classes import describe_classes, names_of_checkpoint
 from experiments.sampling.conditions import check_guided, check_labels_trained, describe_weights
 from experiments.sampling.options import SampleOptions, sample_labels
 
@@ -110,7 +110,7 @@ def draw_gallery(setup: GallerySetup, out: Path) -> tuple[Path, list[GalleryEntr
         *check_guided(checkpoint, reference),
         *check_labels_trained(checkpoint, labels),
         *describe_weights(checkpoint, sample.weights),
-        *filter(None, [describe_labels(labels, names_of_checkpoint(checkpoint))]),
+        *filter(None, [describe_classes(labels, names_of_checkpoint(checkpoint))]),
     ]
     for note in notes:
         print(note, flush=True)

@@ -4,9 +4,9 @@ States are drawn in the coordinates y = x_t / sqrt(alpha^2 + sigma^2), in which 
 and data lie where they are; `diffusion_core.model.flow_field` has the velocity in the same coordinates.
 
     denoising      states and estimates of x_0 along the way, a column for each noise level
-    trajectories   the way of each sample from noise to data
+    trajectories   the path of each sample from noise to data
     flow           the probability-flow velocity on a grid, for up to three classes
-    generation     the samples as they move, with the ways that they came, as an animation
+    generation     the samples as they move, with the last part of their paths, as an animation
     noising        data points at rising noise levels
 """
 
@@ -36,7 +36,7 @@ CORNER = "sigma/alpha"
 # The plane is drawn to 2.5 standard deviations of the noise; data lie within 1.
 _LIMIT = 2.5
 _FLOW_LIMIT, _FLOW_POINTS, _FLOW_CLASSES = 1.4, 17, 3
-_SHOWN, _WAYS = 512, 100
+_SHOWN, _PATHS = 512, 100
 _PANEL, _FLOW_PANEL, _FRAME, _LARGE = 132, 216, 320, 420
 
 
@@ -119,21 +119,21 @@ class PlaneTrajectory:
         heads = [(format_ratio(self.plan.alpha[row + 1], self.plan.sigma[row + 1]), 1) for row in self.strip_rows]
         return render.labelled_rows(panels, heads=heads, corner=CORNER)
 
-    def _ways(self) -> NDArray[np.float64]:
+    def _paths(self) -> NDArray[np.float64]:
         """Return the states of some samples at all rows of the animation, with shape (T, N, 2)."""
-        return np.stack([self.states[row][:_WAYS] for row in self.animation_rows])
+        return np.stack([self.states[row][:_PATHS] for row in self.animation_rows])
 
     def _trajectories(self) -> NDArray[np.uint8]:
-        ways = self._ways()
-        colours = self._colours(ways.shape[1])
-        plane = Plane(_LARGE, _LIMIT, numbers=True).paths(ways, colours, 1.0, 0.5)
-        return plane.dots(ways[0], (150, 154, 162), 1.6, 0.9).dots(ways[-1], colours, 2.4, 0.95).pixels()
+        paths = self._paths()
+        colours = self._colours(paths.shape[1])
+        plane = Plane(_LARGE, _LIMIT, numbers=True).paths(paths, colours, 1.0, 0.5)
+        return plane.dots(paths[0], (150, 154, 162), 1.6, 0.9).dots(paths[-1], colours, 2.4, 0.95).pixels()
 
     def _frames(self) -> list[NDArray[np.uint8]]:
-        """Return the frames of the animation: every sample as it is, and some with the last part of their ways."""
-        ways, frames = self._ways(), []
+        """Return the frames of the animation: every sample, and the last part of the paths of some."""
+        paths, frames = self._paths(), []
         for k, row in enumerate(self.animation_rows):
-            plane, tail = Plane(_FRAME, _LIMIT, numbers=True), ways[max(0, k - 12) : k + 1]
+            plane, tail = Plane(_FRAME, _LIMIT, numbers=True), paths[max(0, k - 12) : k + 1]
             if k:
                 plane.paths(tail, self._colours(tail.shape[1]), 0.8, 0.35)
             points = self.states[row]

@@ -19,7 +19,7 @@ from diffusion_core.runtime import signals
 from diffusion_core.sampling import SamplerPlan
 from experiments.runtime.backends import BackendSetup, sampling_calls
 from experiments.runtime.processes import stop_check
-from experiments.sampling.classes import describe_labels, names_of_checkpoint
+from experiments.sampling.classes import describe_classes, names_of_checkpoint
 from experiments.sampling.conditions import check_labels_trained, describe_weights
 from experiments.sampling.draw import save_samples
 from experiments.sampling.guidance import GuidanceModels
@@ -89,7 +89,7 @@ class SamplingSetup:
             *guidance.check_training(checkpoint, plan),
             *check_labels_trained(checkpoint, labels),
             *describe_weights(checkpoint, options.weights),
-            *filter(None, [describe_labels(labels, names)]),
+            *filter(None, [describe_classes(labels, names)]),
         ]
         backend = backend or BackendSetup()
         lines = (line, describe_samples(options, given.left_open, checkpoint), *notes)

@@ -1,4 +1,4 @@
-"""The lengths of a run that are odd: each has no effect in it, or hardly any, and is said in one line.
+"""Lengths that have no effect in a run, or hardly any; each is named in one line at the start.
 
 `TrainingSetup.create` refuses those that can only be an error. Every length is in images seen, except the `start` of an
 average, which is in updates.

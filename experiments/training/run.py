@@ -14,7 +14,7 @@ import yaml
 
 from diffusion_core.backend.interface import Backend, Trainer
 from diffusion_core.common.errors import DuetError
-from diffusion_core.common.text import pluralize
+from diffusion_core.common.text import format_seconds, pluralize
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.images import render
 from diffusion_core.networks.weights import hash_weights, parameter_count
@@ -29,7 +29,7 @@ from diffusion_core.runs.run_directory import (
 from diffusion_core.runtime import signals
 from diffusion_core.training import loop
 from experiments.runtime.processes import stop_check, stop_if_requested
-from experiments.runtime.progress import Counter, format_seconds, format_speed
+from experiments.runtime.progress import Counter, format_speed
 from experiments.sampling import draw
 from experiments.sampling.conditions import check_guided, check_labels_trained
 from experiments.sampling.figures import noising_strip

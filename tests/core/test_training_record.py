@@ -83,4 +83,4 @@ def test_a_damaged_record_is_refused_by_the_name_of_its_file(tmp_path, path, val
 
 
 def test_classes_without_an_image_are_known():
-    assert replace(DATA, class_images=(0, 3)).empty_classes == (0,)
+    assert replace(DATA, class_images=(0, 3)).empty_class_ids == (0,)

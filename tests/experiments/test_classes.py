@@ -28,7 +28,7 @@ from experiments.evaluation.context import EvaluationContext
 from experiments.evaluation.likelihood import LIKELIHOOD_METHODS
 from experiments.evaluation.setup import EvaluationSetup
 from experiments.runtime.data import DataSource
-from experiments.sampling.classes import describe_labels, label_names, named_labels
+from experiments.sampling.classes import describe_classes, label_names, named_labels
 from experiments.sampling.conditions import check_class_names, check_guided, check_labels_trained, describe_weights
 from experiments.sampling.gallery import GallerySetup, draw_gallery
 from experiments.sampling.options import SampleOptions, sample_labels
@@ -80,8 +80,8 @@ def test_an_unknown_name_is_refused_with_the_nearest(given, names, said):
 
 
 def test_the_classes_that_are_drawn_are_described():
-    assert describe_labels([3, 0, 3], LABELS) == "classes: Coast 1, Forest 2"
-    assert describe_labels([3, 0], {}) == ""
+    assert describe_classes([3, 0, 3], LABELS) == "classes: Coast 1, Forest 2"
+    assert describe_classes([3, 0], {}) == ""
 
 
 def test_the_grid_has_a_row_for_each_class_with_its_name():

@@ -44,7 +44,7 @@ def size(path: Path) -> tuple[int, int]:
 
 @pytest.mark.backend
 @pytest.mark.either
-def test_a_run_draws_points_ways_flow_and_an_animation(run):
+def test_a_run_draws_points_paths_flow_and_an_animation(run):
     samples = run / "samples"
     for name in ("samples", "denoising", "trajectories", "flow", "noising"):
         width, height = size(samples / f"{name}.png")

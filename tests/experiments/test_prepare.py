@@ -20,8 +20,9 @@ from PIL import Image
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
 from diffusion_core.data.toys import are_points as is_planar
-from diffusion_core.data.toys import points_of, toy_mixture
-from experiments.config.build import data_source, load_data
+from diffusion_core.data.toys import toy_mixture
+from diffusion_core.images.points import point_coordinates
+from experiments.config.build import data_source
 
 
 @functools.cache
@@ -34,7 +35,7 @@ def loaded(*words: str, **options: Any) -> Dataset:
     """Return the data set that a training would read, with these data.options."""
     data = configured(*words).copy()
     data.options.update(options)
-    return load_data(data)
+    return data_source(data).load()
 
 
 def test_archive_on_disk_is_prepared_without_a_network_and_trained_on(tmp_path, monkeypatch):
@@ -226,7 +227,7 @@ def test_missing_files_are_never_replaced_in_silence(tmp_path, capsys):
     )
 
 
-def test_points_of_the_plane_are_no_pictures(tmp_path):
+def test_points_of_the_plane_are_drawn_as_points(tmp_path):
     for name, words, are_points in (
         ("toy", ["data=toy", "data.options.count=40"], True),
         ("mixture", ["data=gaussian_mixture", "data.options.count=40"], False),
@@ -243,7 +244,7 @@ def test_points_of_the_plane_are_no_pictures(tmp_path):
     data = loaded("data=toy")
     assert is_planar(data) and not is_planar(loaded("data=digits"))
     np.testing.assert_allclose(
-        points_of(data.images), toy_mixture("ring").draw(len(data), 0)[0].clip(-1, 1), atol=1 / 254
+        point_coordinates(data.images), toy_mixture("ring").draw(len(data), 0)[0].clip(-1, 1), atol=1 / 254
     )
 
 

@@ -1,4 +1,4 @@
-"""The pictures on the page of a run: samples by class, samples during training, and how noise becomes images."""
+"""The images on the page of a run: samples by class, samples during training, and how noise becomes images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.text import pluralize
 from diffusion_core.images import render
-from diffusion_core.images.points import class_colours, point_coordinates, scatter
+from diffusion_core.images.points import class_colours, is_point, point_coordinates, scatter
 
 from .run_facts import RunFacts, Samples
 from .text import DASH
@@ -19,11 +19,6 @@ __all__ = ["generation", "progress", "samples", "samples_lead"]
 _ROWS, _COLUMNS, _PLAIN = 12, 16, 80  # classes shown, samples of each, samples without classes
 _MOMENTS = 6
 _FIGURE_BYTES = 1 << 20
-
-
-def _is_points(samples: Samples) -> bool:
-    """Whether the images are points of the plane: one pixel, red is x and green is y."""
-    return samples.images.shape[1:] == (1, 1, 3)
 
 
 def _by_class(run: RunFacts, samples: Samples) -> list[tuple[str, NDArray[np.uint8]]]:
@@ -39,7 +34,7 @@ def samples(run: RunFacts) -> dict[str, Any] | None:
     if not run.samples:
         return None
     last = run.samples[-1]
-    if _is_points(last):
+    if is_point(last.images.shape):
         return {"points": _points(run, last)}
     groups = _by_class(run, last)
     scale = max(1, 56 // last.images.shape[1])
@@ -63,7 +58,7 @@ def samples_lead(run: RunFacts) -> str:
     weights = run.option("sample", "weights", default="ema")
     source = "the weights" if weights == "weights" else f"the moving average ({weights})"
     when = "" if run.is_complete else f" at {last.images_seen:,} images"
-    shown = len(last.images) if _is_points(last) else min(len(last.images), _PLAIN)
+    shown = len(last.images) if is_point(last.images.shape) else min(len(last.images), _PLAIN)
     return f"Drawn with {source}{when} by {last.facts.get('plan', DASH)}, seed {last.facts.get('seed', DASH)}. " + (
         f"{pluralize(len(last.images), 'sample')}; the first are shown." if shown < len(last.images) else ""
     )
@@ -87,7 +82,7 @@ def progress(run: RunFacts) -> dict[str, Any] | None:
     if len(moments) < 2:
         return None
     chosen = np.unique(np.linspace(0, len(moments) - 1, _MOMENTS).astype(int))
-    if all(map(_is_points, moments)):
+    if all(is_point(s.images.shape) for s in moments):
         shown = [moments[k] for k in chosen]
         plots = [scatter(point_coordinates(s.images), s.labels, size=240, legend=False) for s in shown]
         names = [f"{s.images_seen:,} images" for s in shown]
@@ -104,7 +99,7 @@ def generation(run: RunFacts) -> list[dict[str, Any]] | None:
         "denoising.png": ("Denoising", "The state and the estimate of the image along one trajectory."),
         "noising.png": ("Noising", "Three training images from clean to noise."),
     }
-    if run.samples and _is_points(run.samples[-1]):
+    if run.samples and is_point(run.samples[-1].images.shape):
         titles |= {
             "denoising.png": (
                 "Denoising",
@@ -119,7 +114,7 @@ def generation(run: RunFacts) -> list[dict[str, Any]] | None:
         }
     found = []
     for name, (title, caption) in titles.items():
-        data = run.picture(name) if name == "noising.png" or run.result else None
+        data = run.figure(name) if name == "noising.png" or run.result else None
         if data and len(data) <= _FIGURE_BYTES:
             found.append({"title": title, "caption": caption, "data": data})
     return found
