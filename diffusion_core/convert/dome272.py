@@ -90,7 +90,10 @@ def import_dome272(
     averaged = weights if average is None else read_weights(names, model.program, average, average_source)
     kind = "UNet_conditional" if spec.num_classes else "UNet"
     note = f"a {kind} of dome272, trained with t from 1 (process.first_t=1){found.note}"
-    return Imported(model, weights, averaged, note, process_source, SAMPLER if process is None else None)
+    # Its training draws t from 1 and drops a tenth of the labels.
+    objective = {"first_t": 1} | ({"label_dropout": 0.1} if spec.num_classes else {})
+    sampler = SAMPLER if process is None else None
+    return Imported(model, weights, averaged, note, process_source, sampler, objective if process is None else {})
 
 
 def read_spec(arrays: Arrays, source: str, image_size: int = 64, heads: int = 4) -> DoubleConvSpec:

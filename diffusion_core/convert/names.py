@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,7 @@ class Imported:
         note: one line about the source, for the terminal.
         process_source: where the process comes from, for the terminal.
         sampler: name and options of the sampler that the source names; None if it names none.
+        objective: options of the training objective that the source has otherwise than Duet's defaults.
     """
 
     model: DiffusionModel
@@ -77,6 +78,7 @@ class Imported:
     note: str
     process_source: str
     sampler: Mapping[str, Any] | None = None
+    objective: Mapping[str, Any] = field(default_factory=dict)
 
 
 def make_model(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
+from diffusion_core.convert import Imported as ImportedFile
 from diffusion_core.convert import import_weights
 from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.files.atomic import write_atomically
@@ -78,18 +79,19 @@ def import_checkpoint(setup: ImportSetup, out: Path) -> Imported:
             sampler, sampler_origin = None, f"sampler: that of the source does not fit the given process ({reason})"
     state = replace(TrainerState.fresh(imported.weights), averages=(imported.ema,))
     save_checkpoint(out / "checkpoints", Checkpoint(0, imported.model, 0, state, notes))
-    text = yaml.safe_dump(_configuration(imported.model, sampler), sort_keys=False)
+    text = yaml.safe_dump(_configuration(imported, sampler), sort_keys=False)
     write_atomically(out / "config.yaml", text.encode())
     if sampler is not None:
         sampler_origin = f"{describe_sampler(sampler)} ({sampler_origin})"
     return Imported(imported.model, imported.note, imported.process_source, sampler_origin)
 
 
-def _configuration(model: DiffusionModel, sampler: Mapping[str, Any] | None) -> dict[str, Any]:
+def _configuration(imported: ImportedFile, sampler: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what an import knows of a training's configuration, with its keys: network, process and sampler."""
-    process = model.to_dict()
+    process = imported.model.to_dict()
     network = {"architecture": process.pop("architecture"), **process.pop("spec")}
-    return {"model": network, "process": process} | ({} if sampler is None else {"sampler": dict(sampler)})
+    known = {"model": network, "process": process | dict(imported.objective)}
+    return known if sampler is None else known | {"sampler": dict(sampler)}
 
 
 def describe_process(model: DiffusionModel) -> str:

@@ -87,6 +87,7 @@ def test_a_network_of_dome272_computes_the_same(classes, deep, tmp_path, open_ba
     check(found, net, open_backend, np.full(2, classes))
     if classes:
         check(found, net, open_backend, LABELS, LABELS)
+    assert found.objective == {"first_t": 1} | ({"label_dropout": 0.1} if classes else {})
     arrays = write_weights(dome272.make_name_map(found.model.spec, found.model.program), found.weights)
     assert arrays.keys() == net.state_dict().keys()
 

@@ -14,9 +14,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.convert import export_pipeline
+from diffusion_core.convert import dome272, export_pipeline
+from diffusion_core.convert.names import write_weights
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.networks import UNetSpec
+from diffusion_core.networks import UNetSpec, lower
+from diffusion_core.networks.double_conv import DoubleConvSpec
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.runs.checkpoint import load_checkpoint
 from diffusion_core.runs.run_directory import read_samples
@@ -200,3 +202,17 @@ def test_a_command_whose_reader_has_gone_ends_without_a_traceback():
     process.stdout.close()
     assert "Traceback" not in process.stderr.read()
     process.wait()
+
+
+def test_an_import_is_fine_tuned_with_the_objective_of_its_project(tmp_path):
+    """The networks of dome272 were trained with t from 1, and with a tenth of the labels dropped."""
+    spec = DoubleConvSpec(8, num_classes=10, null_class="zero", init="torch", channels=4, embedding=8)
+    program = lower(spec)
+    arrays = write_weights(dome272.make_name_map(spec, program), initial_weights(program, 0, np.float32))
+    np.savez(tmp_path / "weights.npz", **arrays)
+    out = tmp_path / "imported"
+    words = ("source=dome272", f"path={tmp_path / 'weights.npz'}", "source.image_size=8")
+    done = call("import_weights", *words, f"out={out}")
+    assert done.code == 0, done.err
+    config = composed("train", f"from={out}", "data=shapes")
+    assert (config.process.first_t, config.process.label_dropout) == (1, 0.1)
