@@ -29,7 +29,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from diffusion_core.common.errors import DuetError, one_of
-from experiments.config.schema import SCHEMAS
+from experiments.config.schema import SCHEMAS, SOURCES, TARGETS
 from experiments.config.suggest import check_renamed, group_functions, nearest_key
 from experiments.runtime.options import CONFIGS
 
@@ -248,7 +248,9 @@ def _kind(key: str, command: str) -> str | None:
     if key in _TEXTS or key == "from":
         return "text" if key == "from" else "any"
     group, _, option = key.rpartition(".")
-    hints = [_hint(function, option) for function in group_functions(group.replace("training.", "data."))]
+    functions = {"source": SOURCES, "target": TARGETS}.get(group, {}).values()
+    functions = [*functions, *group_functions(group.replace("training.", "data."))]
+    hints = [_hint(function, option) for function in functions]
     if hint := next((hint for hint in hints if hint is not None), None):
         return _kind_of_hint(hint)
     schema = HydraConf if key.startswith("hydra.") else SCHEMAS.get(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -72,6 +73,7 @@ def register_options(group: str, functions: Mapping[str, Callable[..., Any]]) ->
     The names of their arguments become known keys, as ``mode.strength`` for the group ``mode``.
     """
     _OPTIONS[group] = functions
+    known_keys.cache_clear()
 
 
 def group_functions(group: str) -> list[Callable[..., Any]]:
@@ -148,7 +150,8 @@ def key_hint(key: str, command: str | None = None) -> str:
     return f" Did you mean {near} ({note})?" if note else f" Did you mean {near}?"
 
 
-def known_keys(command: str | None = None) -> list[str]:
+@functools.cache
+def known_keys(command: str | None = None) -> tuple[str, ...]:
     """Return every key of a command, or of all; with those of every architecture and of the registered groups."""
 
     def walk(node: Any, path: str) -> list[str]:
@@ -167,4 +170,4 @@ def known_keys(command: str | None = None) -> list[str]:
     more |= {f"sampler.{option}" for option in shared_options()}
     if command in (None, "train"):
         keys |= {"hydra.run.dir", "experiment", "debug", "hparams_search"}  # of Hydra, and groups without keys
-    return sorted(keys | {key for key in more if key.split(".")[0] in groups})
+    return tuple(sorted(keys | {key for key in more if key.split(".")[0] in groups}))
