@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ from experiments.config.output_dirs import claim_directory
 
 # A run that is refused after its directory was made: none of these tests needs to train.
 REFUSED = ("--run", "trainer.images=100")
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the directory of a refused run, which `train` would delete."""
+    monkeypatch.setattr("experiments.train.removed_if_refused", lambda directory: nullcontext())
 
 
 def test_every_one_of_many_claims_at_the_same_time_gets_a_directory_of_its_own(tmp_path: Path) -> None:
