@@ -81,7 +81,7 @@ def import_ddpm_torch(
     average, average_source = found.average, found.average_source
     if ema is not None:
         second = choose_state_dicts(read_arrays(Path(ema), read), _FORMAT, _WHAT, ema, key, averages=_AVERAGE)
-        average, average_source = second.weights, second.source
+        average, average_source = second.averaged
     averaged = weights if average is None else read_weights(names, model.program, average, average_source)
     note = f"the network of DDPM in PyTorch{found.note}"
     return Imported(model, weights, averaged, note, process_source)

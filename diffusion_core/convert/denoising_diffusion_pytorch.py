@@ -136,7 +136,7 @@ def read_process(betas: NDArray, loss_weight: NDArray) -> dict[str, Any]:
             continue
         options = {"name": name, "T": T, **ends}
         # The ends of its sigmoid are rounded to float32, which small betas show in their fourth digit.
-        if np.allclose(_betas(options), betas, rtol=1e-3, atol=1e-6):
+        if np.allclose(make_schedule(**options).betas, betas, rtol=1e-3, atol=1e-6):
             schedule = options
             break
     signal = np.cumprod(1.0 - betas.astype(np.float64))
@@ -146,11 +146,6 @@ def read_process(betas: NDArray, loss_weight: NDArray) -> dict[str, Any]:
     weights = {"eps": 1.0, "x0": snr[at], "v": snr[at] / (1.0 + snr[at])}
     prediction = min(weights, key=lambda name: abs(np.log(weights[name] / float(loss_weight[at]))))
     return {"schedule": schedule, "prediction": prediction}
-
-
-def _betas(options: Mapping[str, Any]) -> NDArray[np.float64]:
-    signal = make_schedule(**options).alpha ** 2
-    return 1.0 - signal / np.append(1.0, signal[:-1])
 
 
 def read_spec(

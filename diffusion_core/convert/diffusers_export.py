@@ -102,12 +102,10 @@ def _make_scheduler(model: DiffusionModel, variance: str, clip: float | None) ->
             f"process.schedule.respacing: {model.schedule['respacing']} was given; the network of a DDPMPipeline reads "
             "every timestep of its table, so export a model without respacing"
         )
-    signal = schedule.alpha**2
-    betas = 1.0 - signal / np.append(1.0, signal[:-1])
     return {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": schedule.steps,
-        **_beta_options(model.schedule, betas),
+        **_beta_options(model.schedule, schedule.betas),
         "prediction_type": prediction,
         "variance_type": "learned_range" if model.spec.out_channels > model.spec.in_channels else variance,
         "clip_sample": clip is not None,

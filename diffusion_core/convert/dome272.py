@@ -49,7 +49,7 @@ _ATTENTION = {
     "dense1": ".ff_self.3",
 }  # fmt: skip
 # The process with which that project samples; see configs/sampler/ddpm_tutorial.yaml.
-SAMPLER: Mapping[str, Any] = {
+_SAMPLER: Mapping[str, Any] = {
     "name": "ddpm", "steps": None, "variance": "fixed_large", "last_t": 1, "clip": None,
 }  # fmt: skip
 
@@ -85,14 +85,13 @@ def import_dome272(
     weights = read_weights(names, model.program, found.weights, found.source)
     average, average_source = found.average, found.average_source
     if ema is not None:
-        second = choose_state_dicts(read_arrays(Path(ema), read), _FORMAT, _WHAT, ema, key)
-        average, average_source = second.weights, second.source
+        average, average_source = choose_state_dicts(read_arrays(Path(ema), read), _FORMAT, _WHAT, ema, key).averaged
     averaged = weights if average is None else read_weights(names, model.program, average, average_source)
     kind = "UNet_conditional" if spec.num_classes else "UNet"
     note = f"a {kind} of dome272, trained with t from 1 (process.first_t=1){found.note}"
     # Its training draws t from 1 and drops a tenth of the labels.
     objective = {"first_t": 1} | ({"label_dropout": 0.1} if spec.num_classes else {})
-    sampler = SAMPLER if process is None else None
+    sampler = _SAMPLER if process is None else None
     return Imported(model, weights, averaged, note, process_source, sampler, objective if process is None else {})
 
 

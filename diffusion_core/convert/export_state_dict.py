@@ -84,7 +84,7 @@ def export_state_dict(model: DiffusionModel, weights: Weights, project: str) -> 
         fitting = [name for name, (other, *_) in PROJECTS.items() if other is type(model.spec)]
         raise DuetError(
             f"target.project: {project} was given, but the network is a {type(model.spec).__name__}; "
-            f"{f'use {chr(32).join(fitting)}' if fitting else 'no other project has one'}"
+            f"{'use ' + ' or '.join(fitting) if fitting else 'no other project has one'}"
         )
     if model.uncertainty:
         raise DuetError(f"process.uncertainty: true was given; a network of {project} has no channel for it")

@@ -124,10 +124,7 @@ def import_guided_diffusion(
     weights = read_weights(names, model.program, found.weights, found.source)
     average, average_source = found.average, found.average_source
     if ema is not None:
-        second = choose_state_dicts(read_arrays(Path(ema), read), _FORMAT, _WHAT, ema, key)
-        average, average_source = (
-            (second.weights, second.source) if second.average is None else (second.average, second.average_source)
-        )
+        average, average_source = choose_state_dicts(read_arrays(Path(ema), read), _FORMAT, _WHAT, ema, key).averaged
     averaged = weights if average is None else read_weights(names, model.program, average, average_source)
     note = f"a UNetModel of guided-diffusion, q k v in the order {qkv_order}{found.note}"
     return Imported(model, weights, averaged, note, process_source)

@@ -65,6 +65,11 @@ class StateDicts:
     source: str
     average_source: str
 
+    @property
+    def averaged(self) -> tuple[Arrays, str]:
+        """What a file of a moving average holds, and what errors call it: the average, or else its only network."""
+        return (self.weights, self.source) if self.average is None else (self.average, self.average_source)
+
 
 def choose_state_dicts(
     arrays: Arrays,

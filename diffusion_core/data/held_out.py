@@ -1,22 +1,22 @@
 """The held-out part of a data set: images of the same kind that a run does not train on.
 
-A published or prepared data set has it as a part of its own. The names of parts differ, and are read by their words:
+A published or prepared data set has it as a part of its own. Its name is read as that of a folder is
+(`layout.split_name`), and the first of
 
-    1. validation    validation, valid, val, dev, eval
+    1. validation    validation, valid, val, dev, eval ...
     2. held out      held_out, heldout, holdout
     3. test          test, testing, tst
-
-The first of these that the data set has, and that is not trained on, is its held-out part. Generated data (shapes,
+that the data set has, and that is not trained on, is its held-out part. Generated data (shapes,
 toys, mixtures) have one without end: the items after those of the training set, since item i depends on (seed, i)
 alone.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.data.layout import split_name
 
 __all__ = ["AUTO", "GENERATED", "HELD_OUT_COUNT", "choose_held_out"]
 
@@ -26,17 +26,13 @@ GENERATED = ("shapes", "toy", "gaussian_mixture")
 # The number of items of their held-out part; of files, as many images are read, unless more are needed.
 HELD_OUT_COUNT = 1024
 
-_KINDS = (
-    ("validation", "valid", "val", "dev", "eval"),
-    ("held", "heldout", "holdout"),
-    ("test", "testing", "tst"),
-)
+_KINDS = ("validation", "held_out", "test")
 
 
-def _kind(part: str) -> int | None:
-    """Return which kind of held-out part a name says, 0 .. 2 in the order of preference; None if it says none."""
-    words = re.split(r"[^a-z]+", part.lower())
-    return next((k for k, names in enumerate(_KINDS) if any(word in names for word in words)), None)
+def _kind(part: str) -> str | None:
+    """Return the kind of split that a part is named after; None if none."""
+    named = split_name(part)
+    return named[0] if named else None
 
 
 def choose_held_out(what: str, parts: Sequence[str], trained: str | None, part: str = AUTO) -> str | None:
@@ -60,7 +56,7 @@ def choose_held_out(what: str, parts: Sequence[str], trained: str | None, part: 
         True
     """
     if trained is None:
-        trained = next((name for name in parts if "train" in name.lower()), parts[0] if parts else None)
+        trained = next((name for name in parts if _kind(name) == "train"), parts[0] if parts else None)
     others = [] if trained == "all" else [name for name in parts if name != trained]
     if part != AUTO:
         if part in parts and part not in others:
@@ -71,5 +67,4 @@ def choose_held_out(what: str, parts: Sequence[str], trained: str | None, part: 
         if part not in others:
             raise one_of("validation.part", part, [AUTO, "none", *others])
         return part
-    candidates = [(kind, k, name) for k, name in enumerate(others) if (kind := _kind(name)) is not None]
-    return min(candidates)[2] if candidates else None
+    return next((name for kind in _KINDS for name in others if _kind(name) == kind), None)

@@ -40,7 +40,7 @@ from diffusion_core.data.identity import (
     same_content,
     total_digest,
 )
-from diffusion_core.data.reading import check_unreadable
+from diffusion_core.data.reading import check_max_unreadable, check_unreadable
 from diffusion_core.data.source import Source, check_classes_survive
 from diffusion_core.data.square import SquareTransform
 from diffusion_core.data.store import finish_store, open_store, shard_length, shard_name, write_array
@@ -95,8 +95,7 @@ def prepare(
     final = Path(directory).expanduser()
     if workers is not None and workers < 1:
         raise DuetError(f"workers: {workers} was given; it must be at least 1, or null for one per core")
-    if not 0 <= max_unreadable < 1:
-        raise DuetError(f"max_unreadable: {max_unreadable} was given; it must be a fraction, at least 0 and below 1")
+    check_max_unreadable(max_unreadable)
     request = {
         "square": asdict(transform),
         "parts": {part: {"count": len(source), "sha256": fingerprint(source)} for part, source in parts.items()},

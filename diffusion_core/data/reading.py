@@ -12,7 +12,16 @@ from typing import Any
 
 from diffusion_core.common.errors import DuetError
 
-__all__ = ["BY_CONTENT", "METADATA", "UNREADABLE", "Reading", "check_unreadable", "merge_readings", "reading_lines"]
+__all__ = [
+    "BY_CONTENT",
+    "METADATA",
+    "UNREADABLE",
+    "Reading",
+    "check_max_unreadable",
+    "check_unreadable",
+    "merge_readings",
+    "reading_lines",
+]
 
 UNREADABLE = "unreadable images"
 # Kinds of files that are used, with a remark.
@@ -90,6 +99,14 @@ def reading_lines(plain: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def check_max_unreadable(max_unreadable: float) -> None:
+    """Raise a `DuetError` unless the largest fraction of unreadable images is one."""
+    if not 0 <= max_unreadable < 1:
+        raise DuetError(
+            f"data.max_unreadable: {max_unreadable} was given; it must be a fraction, at least 0 and below 1"
+        )
+
+
 def check_unreadable(what: str, failed: Sequence[tuple[str, str]], total: int, max_unreadable: float) -> None:
     """Refuse a part of which too many images cannot be read.
 
@@ -102,14 +119,10 @@ def check_unreadable(what: str, failed: Sequence[tuple[str, str]], total: int, m
     Raises:
         DuetError: if there are more, the first three of which it names; or if that is no fraction.
     """
-    if not 0 <= max_unreadable < 1:
-        raise DuetError(
-            f"data.max_unreadable: {max_unreadable} was given; it must be a fraction, at least 0 and below 1"
-        )
+    check_max_unreadable(max_unreadable)
     if len(failed) > max_unreadable * total:
         examples = "; ".join(f"{name}: {reason}" for name, reason in failed[:3])
         raise DuetError(
-            f"{what}: {len(failed)} of {total} images cannot be read, more than "
-            f"data.max_unreadable={max_unreadable:g} "
+            f"{what}: {len(failed)} of {total} images cannot be read, more than data.max_unreadable={max_unreadable:g} "
             f"allows ({examples}); repair them, or raise data.max_unreadable"
         )

@@ -232,7 +232,7 @@ class ContinuousSchedule:
         )
 
     # The properties of a table.
-    steps = alpha = sigma = timesteps = log_ratio = log_snr = snr = alphas_cumprod = property(_refuse)
+    steps = alpha = sigma = timesteps = log_ratio = log_snr = snr = alphas_cumprod = betas = property(_refuse)
 
 
 def _alpha_norm(alpha: Array, sigma: Array) -> Array:

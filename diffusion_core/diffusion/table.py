@@ -212,6 +212,17 @@ class Schedule:
         return np.square(self.alpha)
 
     @property
+    def betas(self) -> Array:
+        """beta of each level, with shape (T,); an error for a schedule that does not preserve variance.
+
+        Example:
+            >>> from_betas([0.1, 0.5]).betas.round(12).tolist()
+            [0.1, 0.5]
+        """
+        signal = self.alphas_cumprod
+        return 1.0 - signal / np.append(1.0, signal[:-1])
+
+    @property
     def variance_preserving(self) -> bool:
         """Whether alpha^2 + sigma^2 = 1 at every level."""
         return bool(np.allclose(self.alpha**2 + self.sigma**2, 1.0, rtol=0, atol=1e-12))

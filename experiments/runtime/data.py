@@ -15,7 +15,7 @@ from diffusion_core.common.text import join_some
 from diffusion_core.data import DATASETS, Dataset, gather_some, load_dataset, source_parts
 from diffusion_core.data.held_out import AUTO, GENERATED, HELD_OUT_COUNT, choose_held_out
 from diffusion_core.data.layout import UNLABELLED
-from diffusion_core.data.reading import METADATA, UNREADABLE, reading_lines
+from diffusion_core.data.reading import METADATA, UNREADABLE, check_max_unreadable, reading_lines
 from diffusion_core.data.source import resolve_parts
 from diffusion_core.data.sources import SOURCES
 from diffusion_core.data.store import list_stores, store_parts
@@ -69,10 +69,7 @@ class DataSource:
         Raises:
             DuetError: if there are no such files, or an option does not fit.
         """
-        if not 0 <= self.max_unreadable < 1:
-            raise DuetError(
-                f"data.max_unreadable: {self.max_unreadable} was given; it must be a fraction, at least 0 and below 1"
-            )
+        check_max_unreadable(self.max_unreadable)
         with heartbeat(f"data {self.name}: reading"):
             dataset, lines = self._load()
         if announce:
