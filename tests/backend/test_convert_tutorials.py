@@ -74,7 +74,9 @@ def test_a_network_of_dome272_computes_the_same(classes, deep, tmp_path, open_ba
 
     net = randomised(oracles.Dome272UNet(8, 16, classes, deep))
     torch.save(net.state_dict(), tmp_path / "ckpt.pt")
-    torch.save({name: value + 1 for name, value in net.state_dict().items()}, tmp_path / "ema_ckpt.pt")
+    average = {name: value + 1 for name, value in net.state_dict().items()}
+    # The second file is the average, or holds it next to the weights.
+    torch.save(average if deep else {"model": net.state_dict(), "ema": average}, tmp_path / "ema_ckpt.pt")
     options = {"image_size": 16, "ema": str(tmp_path / "ema_ckpt.pt")}
     read = open_backend("float32").read_arrays
     found = import_weights("dome272", tmp_path / "ckpt.pt", read, None, options)
