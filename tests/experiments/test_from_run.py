@@ -140,6 +140,7 @@ def test_a_run_is_trained_further_and_sampled_by_one_word_each(tmp_path, backend
     old, new = shutil.copytree(RUN, tmp_path / "old"), tmp_path / "new"
     words = (f"backend={backend_name}", "backend.threads=1", "backend.device=cpu")
     done = call("train", f"from={old}", *words, "trainer.images=320", "sample.count=2", "lr.total_images=320",
+                "sampler.steps=4", "validation.count=8",
                 f"hydra.run.dir={new}")  # fmt: skip
     assert done.code == 0, done.err
     assert load_checkpoint(new).images_seen == 320 and "sampler ddim" in done.out
