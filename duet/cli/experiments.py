@@ -5,7 +5,8 @@ environment of one backend:
 
 1. that of backend=NAME on the command line; a sweep over several backends starts in that of the first, and its launcher
    starts each job in the job's own;
-2. else that of the run that from=RUN names;
+2. else that of the run that from=RUN names, unless the command opens no backend for these arguments: samples are
+   evaluated by the third rule if that environment exists, since features may need it, as Inception needs PyTorch's;
 3. else that of the backend in the defaults list of the command's configuration;
 4. else, since the command needs no backend, any environment that exists.
 """
@@ -79,7 +80,7 @@ def chosen_backends(command: Command, args: list[str]) -> list[Backend]:
     values = [arg.partition("=")[2].strip("'\"") for arg in args if arg.startswith("backend=")]
     default = default_option(command.config, "backend")
     if not values and default:
-        default = run_backend(args) or default
+        default = default if measures_samples(command, args) else run_backend(args) or default
     if not values or values[-1] == "null":
         return [get_backend(default)] if default else []
     folders, value = config_folders(args), values[-1]
@@ -88,6 +89,13 @@ def chosen_backends(command: Command, args: list[str]) -> list[Backend]:
         return [backend for name, backend in known.items() if "glob" in value or re.search(rf"\b{name}\b", value)]
     names = value.split(",") if {"-m", "--multirun"} & set(args) else [value]
     return [get_backend(name.strip(), *folders) for name in names if name.strip()]
+
+
+def measures_samples(command: Command, args: list[str]) -> bool:
+    """Return whether a command evaluates saved samples, which opens no backend, in an environment that is there."""
+    of_checkpoint = any(re.match(r"(likelihood|accuracy|loss)=(?!none$|null$)", arg) for arg in args)
+    default = default_option(command.config, "backend")
+    return command.config.stem == "evaluate" and not of_checkpoint and environment_exists(get_backend(default))
 
 
 def run_backend(args: list[str]) -> str | None:

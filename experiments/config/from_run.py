@@ -11,6 +11,7 @@ experiments and keys on the command line come after it.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from experiments.config.arguments import unquote
 from experiments.config.safe_yaml import read_config
 from experiments.config.suggest import RENAMED_KEYS
 from experiments.runtime.options import CONFIGS
+from experiments.sampling.plans import GUIDANCE_OPTIONS, shared_options
 
 __all__ = ["FROM", "FromRun", "command_name", "describe_start", "run_configuration", "use_run"]
 
@@ -63,6 +65,8 @@ FROM: Mapping[str, FromRun] = {
     "inspect": FromRun(None, ("data",)),
     "networks": FromRun(None, ("model",)),
 }
+_SAMPLING = ("train", "sample", "edit")  # have a group `sampler`
+_GUIDANCE = "guidance_of_run"  # the group that keeps the guidance of a run for another sampler
 # `evaluate` measures samples; with one of these groups, it measures the checkpoint.
 _OF_CHECKPOINT = ("likelihood", "accuracy", "loss")
 
@@ -116,6 +120,8 @@ def describe_start(cfg: DictConfig, command: str, typed: Sequence[str]) -> str:
     present = [key for key in (*taken.groups, *taken.values) if own.get(key) is not None and key not in groups]
     parts = [f"{key} {names[key]}" if names.get(key) else key for key in present]
     parts = [f"{key}={cfg[key]}" for key in ("resume", "checkpoint", "samples", "run") if cfg.get(key)] + parts
+    if "sampler" in groups:
+        parts += [f"sampler.{key}={cfg.sampler[key]}" for key in _guidance_to_keep(own, command, typed)]
     changed = [override for override in typed if _key(override) != _OPTION]
     return f"from {cfg[_OPTION]}: {', '.join(parts)}; typed: {' '.join(changed) if changed else 'nothing else'}"
 
@@ -144,7 +150,12 @@ def run_configuration(path: str | Path) -> dict[str, Any]:
             f"from: {path} has checkpoints but no config.yaml, as imports of earlier versions do; import it again, or "
             f"name the network and the process, and use resume={path}"
         )
-    raise DuetError(f"from: {path} has no config.yaml, so it is neither a run nor an import")
+    offer = ""
+    if (path / "model_index.json").is_file():
+        offer = (
+            f"; it is a pipeline of diffusers: import_weights source=diffusers path={shlex.quote(str(path))} out=DIR"
+        )
+    raise DuetError(f"from: {path} has no config.yaml, so it is neither a run nor an import{offer}")
 
 
 def _register(run: Path, command: str, typed: Sequence[str]) -> None:
@@ -159,13 +170,32 @@ def _register(run: Path, command: str, typed: Sequence[str]) -> None:
         store.store(group=group, name=_OPTION, node=_group_node(group, config[group]))
     # An import knows no data: they must be named, rather than be the data of the default configuration.
     chosen = {group: _OPTION if group in groups else "???" for group in taken.groups if group in (*groups, "data")}
+    guidance = _guidance_to_keep(config, command, typed)
+    if guidance:
+        store.store(group=_GUIDANCE, name=_OPTION, node={"sampler": guidance}, package="_global_")
     backend = (config.get("backend") or {}).get("name")
     if backend and (CONFIGS / "backend" / f"{backend}.yaml").is_file():
         chosen["backend"] = backend  # its device and its other options describe the machine, not the run
-    primary["defaults"] = [_with_choice(entry, chosen) for entry in primary["defaults"]]
+    defaults = [_with_choice(entry, chosen) for entry in primary["defaults"]]
+    if guidance:  # after the sampler, and before an experiment, which may have guidance of its own
+        place = next(k for k, entry in enumerate(defaults) if isinstance(entry, dict) and "sampler" in entry)
+        defaults.insert(place + 1, {_GUIDANCE: _OPTION})
+    primary["defaults"] = defaults
     primary |= {key: config[key] for key in taken.values if config.get(key) is not None}
     primary |= _paths(run, command, {_key(argument) for argument in typed}, typed, primary)
     store.store(name=command + _SUFFIX, node=primary)
+
+
+def _guidance_to_keep(config: Mapping[str, Any], command: str, typed: Sequence[str]) -> dict[str, Any]:
+    """Return the options of guidance that a run samples with, if another sampler is typed, which would reset them.
+
+    They belong to the network and not to the method: a sampler is exchanged, the guidance stays.
+    """
+    named = [_value(argument) for argument in typed if _key(argument) == "sampler"]
+    if command not in _SAMPLING or not named or named[-1] in ("null", ""):
+        return {}
+    own, defaults = config.get("sampler") or {}, shared_options()
+    return {key: own[key] for key in GUIDANCE_OPTIONS if own.get(key, defaults[key]) != defaults[key]}
 
 
 def _paths(run: Path, command: str, keys: set[str], typed: Sequence[str], primary: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from diffusion_core.sampling import SAMPLERS, SamplerPlan, make_plan
 from experiments.runtime.options import read_option
 
 __all__ = [
+    "GUIDANCE_OPTIONS",
     "check_levels",
     "choose_sampler",
     "default_sampler",
@@ -24,6 +25,9 @@ __all__ = [
     "make_sampler_plan",
     "shared_options",
 ]
+
+# Of the options that every sampler has, those of classifier-free guidance.
+GUIDANCE_OPTIONS = ("guidance_scale", "guidance_convention", "interval", "rescale")
 
 
 def shared_options() -> dict[str, Any]:
@@ -68,10 +72,13 @@ def choose_sampler(options: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[
     Raises:
         DuetError: for steps or a spacing that are given together with sigmas, which replace them.
     """
-    chosen, reason = dict(options), "as given"
-    if "name" not in chosen:
+    chosen, reason, own = dict(options), "as given", checkpoint.notes.get("sampler")
+    if "name" in chosen:
+        scale, trained = (sampler.get("guidance_scale", 1.0) for sampler in (chosen, own or {}))
+        if own and not _same(scale, trained):
+            reason += f"; the run samples with sampler.guidance_scale={trained}"
+    else:
         check_levels(options)
-        own = checkpoint.notes.get("sampler")
         base = dict(own or default_sampler(checkpoint.model))
         if {"steps", "spacing"} & options.keys():
             base.pop("sigmas", None)  # of the run, which would replace what is given

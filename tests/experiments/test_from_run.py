@@ -23,12 +23,14 @@ from diffusion_core.networks.weights import initial_weights
 from diffusion_core.runs.checkpoint import load_checkpoint
 from diffusion_core.runs.run_directory import read_samples
 from diffusion_core.runtime.distributed import ProcessGroup
+from duet.cli import experiments as cli_experiments
 from duet.cli.experiments import chosen_backends, experiments
 from experiments.config import build
 from experiments.config.convert import plain
-from experiments.config.from_run import FROM, run_configuration
+from experiments.config.from_run import FROM, describe_start, run_configuration
 from experiments.config.resume_command import resume_command
 from experiments.config.safe_yaml import read_config
+from experiments.sampling.plans import choose_sampler
 from experiments.training.run import RunRecord
 
 RUN = Path(__file__).parent.parent / "data" / "run_v1"  # a run of an earlier version, with its old keys
@@ -56,13 +58,31 @@ def test_training_takes_every_value_of_the_run_and_resumes_from_it(run):
     assert config["resume"] == config["from_run"] == str(run)
 
 
-def test_a_typed_group_replaces_that_of_the_run_whole(run):
+def test_a_typed_group_replaces_that_of_the_run_except_the_guidance(run):
     config = plain(composed("train", f"from={run}", "data=shapes", "data.options.size=16", "sampler=ddpm"))
     assert (
         config["data"]["options"] == plain(composed("train", "data=shapes", "data.options.size=16"))["data"]["options"]
     )
-    assert config["sampler"] == plain(composed("train", "sampler=ddpm"))["sampler"]
+    assert config["sampler"] == plain(composed("train", "sampler=ddpm", "sampler.guidance_scale=1.5"))["sampler"]
     assert config["lr"]["peak"] == 0.02
+
+
+@pytest.mark.parametrize("command", ["train", "sample", "edit"])
+def test_another_sampler_keeps_the_guidance_of_the_run(run, command):
+    words = ("out=o",) if command != "train" else ()
+    guided = composed(command, f"from={run}", *words, "sampler=euler").sampler
+    assert (guided.name, guided.guidance_scale) == ("euler", 1.5)
+    line = describe_start(composed(command, f"from={run}", *words, "sampler=euler"), command, ["sampler=euler"])
+    assert "sampler.guidance_scale=1.5" in line
+    typed = composed(command, f"from={run}", *words, "sampler=euler", "sampler.guidance_scale=1").sampler
+    assert typed.guidance_scale == 1
+
+
+def test_a_sampler_that_is_named_without_from_says_what_the_run_guides_with():
+    checkpoint = load_checkpoint(RUN)
+    assert "the run samples with sampler.guidance_scale=1.5" in choose_sampler({"name": "heun"}, checkpoint)[1]
+    same = choose_sampler({"name": "heun", "guidance_scale": 1.5}, checkpoint)[1]
+    assert same.endswith("(as given)")
 
 
 def test_experiments_and_keys_come_after_the_run(run):
@@ -104,6 +124,12 @@ def test_a_path_without_a_run_is_refused_in_every_command(command, tmp_path):
             composed(command, f"from={path}")
 
 
+def test_a_pipeline_is_offered_for_import(tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(DuetError, match=r"neither a run nor an import; .* import_weights source=diffusers path="):
+        composed("train", f"from={tmp_path}")
+
+
 def test_a_command_that_starts_from_nothing_says_so():
     assert "from: prepare does not start from a run" in call("prepare", "data=digits", "from=x").err
     assert "from: no run was given" in call("train", "from=").err
@@ -133,6 +159,22 @@ def test_the_command_line_starts_in_the_environment_of_the_run(run):
     (run / "config.yaml").write_text(text.replace("name: torch", "name: tf"))
     assert [backend.name for backend in chosen_backends(command, [f"from={run}"])] == ["tf"]
     assert [backend.name for backend in chosen_backends(command, [f"from={run}", "backend=torch"])] == ["torch"]
+
+
+def test_samples_of_a_tensorflow_run_are_evaluated_where_inception_can_be_opened(run, monkeypatch):
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("name: torch", "name: tf"))
+    command = experiments()["evaluate"]
+
+    def environment(*words: str) -> str:
+        (backend,) = chosen_backends(command, [f"from={run}", *words])
+        return backend.name
+
+    monkeypatch.setattr(cli_experiments, "environment_exists", lambda backend: True)
+    assert environment("features=inception") == environment("likelihood=none") == "torch"
+    assert environment("likelihood=vlb") == environment("backend=tf") == "tf"
+    monkeypatch.setattr(cli_experiments, "environment_exists", lambda backend: False)
+    assert environment("features=digits") == "tf"  # nothing is installed for samples alone
 
 
 @pytest.mark.backend
