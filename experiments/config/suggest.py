@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import join_some
 from diffusion_core.data import DATASETS
 from diffusion_core.diffusion.continuous import CONTINUOUS
 from diffusion_core.diffusion.loss_weighting import WEIGHTINGS
@@ -142,9 +143,12 @@ def key_hint(key: str, command: str | None = None) -> str:
         key: as typed.
         command: whose keys are known; None takes those of every command.
     """
-    if (near := nearest_key(key, command)) is None:
+    near, other = nearest_key(key, command), other_name(key, known_keys(command))
+    others = [name for name in sorted(SCHEMAS) if name != command and key in known_keys(name)] if command else []
+    if others and not other and ("." in key or near is None or near.rpartition(".")[2] != key):
+        return f" It is a key of {join_some(others, 6)}."  # what is most like it here has another meaning
+    if near is None:
         return ""
-    other = other_name(key, known_keys(command))
     note = other[1] if other and other[0] == near else ""
     near = "from" if near == "from_run" else near
     return f" Did you mean {near} ({note})?" if note else f" Did you mean {near}?"

@@ -56,7 +56,7 @@ sampler.threshold: thresholding dynamic_thresholding dynamic_threshold dynamic_t
 sampler.threshold_max: sample_max_value
 sampler.clip: clip_sample clip_sample_range clip_denoised clip_x_start
 sample.count or count or images: num_samples n_samples num_images n_images num_sample samples_count number n num
-    num_samples_to_generate num_fid_samples
+    num_samples_to_generate num_fid_samples sample.count
 sample.labels or labels: class_labels class_label class_idx class label y class_ids
 seed or sample.seed: seeds random_seed manual_seed global_seed random_state generator
 sample.weights or weights: use_ema ema_weights use_main | ema, or weights for the weights themselves

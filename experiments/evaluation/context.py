@@ -128,14 +128,13 @@ class EvaluationContext:
                 "data: none was given; add data=NAME, and data.options.part=PART if it has several parts "
                 "(or, for samples, reference=FILE)"
             )
-        dataset = self.setup.data.load(self.setup.backend.group.is_main_process)
-        parts = dataset.reading.parts
-        if parts and self.setup.data.options.get("part") is None:
+        data = self.setup.data
+        if parts := data.parts():
             raise DuetError(
-                f"data.options.part: none was given for {dataset.name}; choose one of {', '.join(parts)}, or all of "
+                f"data.options.part: none was given for {data.name}; choose one of {', '.join(parts)}, or all of "
                 f"them with all"
             )
-        return dataset
+        return data.load(self.setup.backend.group.is_main_process)
 
     def note(self, lines: Iterable[str]) -> None:
         """Add lines to print."""

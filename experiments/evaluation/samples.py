@@ -16,6 +16,7 @@ import numpy as np
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
 from diffusion_core.common.registry import build, check_options
+from diffusion_core.common.text import pluralize
 from diffusion_core.images import render
 from diffusion_core.images.points import is_point, panels
 from diffusion_core.metrics import evaluate as core
@@ -161,6 +162,7 @@ def measure_samples(context: EvaluationContext) -> Measure:
     evaluator = SampleEvaluator(features, setup.metrics, context.reference, context.seed, setup.confidence)
     samples, sets = select_samples(context.samples, context.file_sizes, setup.count, setup.sets, context.seed)
     evaluator.check(samples.arrays, len(samples), setup.sets)
+    context.note([_describe_sets(samples, len(context.samples), context.reference)])
 
     def measure(out: Path) -> Measurement:
         evaluation, with_features, reference = evaluator(samples, sets)
@@ -183,6 +185,15 @@ def measure_samples(context: EvaluationContext) -> Measure:
         return Measurement(facts, evaluation.numbers)
 
     return measure
+
+
+def _describe_sets(samples: SampleSet, of: int, reference: SampleSet) -> str:
+    """Return how many samples are compared with how many images of which reference."""
+    drawn = f"{len(samples):,}" if len(samples) == of else f"{len(samples):,} of {of:,}"
+    facts = reference.facts
+    images = facts.get("count") or (0 if "statistics" in facts else len(reference))
+    which = ", ".join(str(facts[key]) for key in ("name", "split") if facts.get(key))
+    return f"samples: {drawn}; reference: {which}" + (f", {pluralize(images, 'image')}" if images else "")
 
 
 def _write_details(evaluation: Evaluation, out: Path) -> None:

@@ -240,6 +240,12 @@ def test_a_key_of_another_library_is_answered_with_that_of_duet(command: str, na
             assert key_hint(name, command).startswith(f" Did you mean {meant}"), (name, key_hint(name, command))
 
 
+def test_a_key_of_another_command_is_answered_with_the_commands_that_have_it() -> None:
+    assert key_hint("sampler.steps", "evaluate") == " It is a key of edit, sample, train."
+    assert key_hint("trainer.images", "sample") == " It is a key of train."
+    assert key_hint("sample.count", "evaluate").startswith(" Did you mean count")
+
+
 def test_every_key_that_a_hint_offers_exists() -> None:
     for command in ("sample", "edit", "evaluate", "prepare"):
         __import__(COMMANDS[command])  # registers the options of its groups
