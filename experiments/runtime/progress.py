@@ -50,7 +50,7 @@ class Counter:
         # After the first step, the number done then and the time; the rate is measured from there.
         self.first: tuple[int, float] | None = None
         self.left: float | None = None
-        self.is_new, self.lock = False, Lock()
+        self.is_new, self.is_over, self.lock = False, False, Lock()
         self.bar: Progress | None = None
         self.ticker: Ticker | None = None
         if sys.stdout.isatty():
@@ -86,8 +86,9 @@ class Counter:
             if self.bar:
                 shown = ", ".join(filter(None, (note, self._when(now) if done < self.total else "")))
                 self.bar.update(self.task, completed=done, note=shown)
-            elif done >= self.total or now - self.printed >= self.every:
+            elif not self.is_over and (done >= self.total or now - self.printed >= self.every):
                 self._print(now)
+            self.is_over = done >= self.total  # the end is printed once
 
     def _measure(self, now: float) -> None:
         if self.first is None:

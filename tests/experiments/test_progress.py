@@ -86,6 +86,14 @@ def test_a_thread_prints_while_a_step_takes_long(capsys):
     assert re.match(r"training: 0/2 steps, 0\.\d s so far\n", capsys.readouterr().out)
 
 
+@pytest.mark.parametrize("start", [0, 20])
+def test_the_end_is_printed_once(clock, capsys, start):
+    counter = Counter("train", 20, start=start)
+    for _ in range(3):
+        at(clock, 1, counter, 20)
+    assert capsys.readouterr().out == "train: 20/20 images, done in 1.0 s\n"
+
+
 def test_a_resumed_run_has_its_own_rate(clock, capsys):
     counter = Counter("training", 1000, "steps", start=900)
     at(clock, 1, counter, 901)
