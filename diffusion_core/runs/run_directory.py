@@ -21,6 +21,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -71,7 +72,8 @@ def describe_environment(description: Description | None = None) -> dict[str, An
     if main and main.name.startswith(("experiments.", "benchmarks.")):
         words = ["python3", "-m", "duet", main.name.split(".")[-1]]
     facts = {
-        "command": shlex.join(words + sys.argv[1:]),
+        # `from`, a reserved word of Python, is the key `from_run` of a configuration.
+        "command": shlex.join(words + [re.sub(r"^from_run=", "from=", word) for word in sys.argv[1:]]),
         "commit": _commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "platform": platform.platform(),

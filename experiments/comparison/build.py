@@ -39,6 +39,7 @@ from experiments.comparison.verdict import (
 from experiments.config.backends import read_backends
 from experiments.evaluation.context import dataset_reference
 from experiments.evaluation.samples import SampleEvaluator, make_features, select_samples
+from experiments.sampling.sheet import sheet_columns
 
 __all__ = ["compare", "different_draws"]
 
@@ -246,7 +247,7 @@ def _sample_images(key: str, left: NDArray, right: NDArray, labels: NDArray) -> 
         plots = {name: scatter(point_coordinates(one), labels) for name, one in (("left", left), ("right", right))}
         plots["difference"] = shifts(left, right, _GAIN)
         return {f"{key}-{name}": render.png_bytes(plot) for name, plot in plots.items()}
-    count, columns = min(100, len(left)), max(len(np.unique(labels)), 5)
+    count, columns = min(100, len(left)), sheet_columns(len(np.unique(labels)))
     scale = max(1, 32 // left.shape[1])
     shown = {"left": left, "right": right, "difference": render.difference(left, right, gain=_GAIN)}
     return {

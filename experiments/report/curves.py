@@ -72,13 +72,20 @@ def curve_chart(key: str, seen: NDArray[np.float64], total: float, panels: Seque
     panels = [panel for panel in panels if any(np.isfinite(curve.values).any() for curve in panel.curves)]
     if not len(seen) or not panels:
         return None
-    x_axis = Axis(0.0, max(float(total), float(seen.max()), 1.0))
+    x_axis = _images_axis(seen, total)
     x, x_ticks = x_axis.position(seen), make_ticks(x_axis, 5, compact)
     plots = [_plot(f"{key}-{k}", panel, x, x_ticks) for k, panel in enumerate(panels)]
     curves = [curve for panel in panels for curve in panel.curves]
     entries = dict.fromkeys((curve.mark, curve.title) for curve in curves)  # panels may share a curve's mark and title
     legend = [Key(f"stroke {mark}", title) for mark, title in entries] if len(entries) > 1 else []
     return Chart(plots, legend, _points(seen, x, curves), "images seen")
+
+
+def _images_axis(seen: NDArray[np.float64], total: float) -> Axis:
+    """Return the axis of a run: from 0, or from where it continues another run; to its planned end."""
+    end, first = max(float(total), float(seen.max()), 1.0), float(seen.min())
+    step = float(seen[1] - seen[0]) if len(seen) > 1 else first
+    return Axis(first - step if first - step > 0.1 * end and first < end else 0.0, end)
 
 
 def _plot(key: str, panel: Panel, x: NDArray[np.float64], x_ticks: Sequence) -> Plot:

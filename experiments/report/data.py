@@ -126,10 +126,12 @@ def _parts(parts: Mapping[str, Any], card: Mapping[str, Any] | None) -> list[dic
     rows = []
     for name, part in parts.items():
         part_facts = (card or {}).get("parts", {}).get(name, {})
-        sizes = part_facts.get("sizes_before", {}).get("most_common", {})
+        before = part_facts.get("sizes_before", {})
+        sizes = [f"{size} ({n:,})" for size, n in before.get("most_common", {}).items()]
+        others = before.get("different", len(sizes)) - 3
         rows.append({
             "name": name, "images": part["pictures"], "sha256": part["sha256"],
-            "sizes": ", ".join(f"{size} ({n:,})" for size, n in list(sizes.items())[:3]),
+            "sizes": ", ".join(sizes[:3]) + (f" and {others:,} other sizes" if others > 0 else ""),
             "left_out": number(part_facts.get("unreadable", {}).get("count")),
         })  # fmt: skip
     return rows

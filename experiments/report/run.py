@@ -119,7 +119,7 @@ def _tiles(run: RunFacts) -> list[dict[str, str]]:
 
     loss = run.result.get("objective", _mean_of_last(run.metrics.get("loss", np.zeros(0))))
     if loss is not None:
-        add("training loss", number(loss), "mean of the last log interval" if run.result else "mean of the last steps")
+        add("training loss", number(loss), "mean of the last steps")
     for weights in run.weights()[:2]:
         title = "of the weights" if weights == "weights" else "of the moving average"
         add("validation loss", number(_last(run, metric_name(weights))), title)

@@ -109,9 +109,12 @@ def commands(run: RunFacts) -> list[tuple[str, str]]:
     path, backend = shlex.quote(str(run.path)), run.option("backend", "name") or run.environment.get("backend")
     with_backend = f"backend={backend} " if backend else ""
     commands = []
-    longer = "" if not run.is_complete else f" trainer.images={2 * run.total}"
     resume = run.resume_command or f"python3 -m duet train from={path} resume=latest hydra.run.dir={path}"
-    commands.append(("Train longer" if run.is_complete else "Continue this run", resume + longer))
+    if run.is_complete:
+        words = [word for word in shlex.split(resume) if not word.startswith("trainer.images=")]
+        commands.append(("Train longer", shlex.join([*words, f"trainer.images={2 * run.total}"])))
+    else:
+        commands.append(("Continue this run", resume))
     if run.last_checkpoint is not None and run.samples:
         out = shlex.quote(str(run.path / "more"))
         commands.append(("Sample", f"python3 -m duet sample {with_backend}checkpoint={path} out={out}"))

@@ -20,7 +20,7 @@ from diffusion_core.sampling import SamplerPlan
 from experiments.runtime.progress import Counter
 from experiments.sampling.figures import make_trajectory
 from experiments.sampling.options import SampleOptions, sample_labels
-from experiments.sampling.sheet import sample_sheet
+from experiments.sampling.sheet import sample_sheet, sheet_columns
 
 __all__ = ["save_samples"]
 
@@ -68,7 +68,7 @@ def save_samples(
     if not backend.collective.group.is_main_process:
         return images
     scale = max(1, 64 // model.spec.image_size)
-    sheet = sample_sheet(images, labels, names or {}, model.spec.num_classes or 10, scale)
+    sheet = sample_sheet(images, labels, names or {}, sheet_columns(model.spec.num_classes), scale)
     render.save_png(directory / f"{name}.png", sheet)
     if trajectory:
         trajectory.save(directory, name.removeprefix("samples"))

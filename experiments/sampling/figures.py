@@ -24,6 +24,7 @@ from diffusion_core.model.noise_strip import to_visible, visible_rows, visible_t
 from diffusion_core.runs.run_directory import write_arrays
 from diffusion_core.sampling import SamplerPlan
 from experiments.sampling.plane_figures import CORNER, PlaneTrajectory, format_ratio, noising_figure
+from experiments.sampling.sheet import sheet_columns
 
 __all__ = ["ImageTrajectory", "Trajectory", "make_trajectory", "noising_strip"]
 
@@ -93,7 +94,7 @@ class ImageTrajectory:
         heads = [(format_ratio(plan.alpha[row + 1], plan.sigma[row + 1]), 1) for row in self.strip_rows]
         sheet = render.labelled_rows(strips, scale=scale, heads=heads, corner=CORNER)
         render.save_png(directory / f"denoising{suffix}.png", sheet)
-        columns = self.model.spec.num_classes or 10
+        columns = sheet_columns(self.model.spec.num_classes)
         grids = [render.grid(frames[row][0], columns, scale=max(1, scale // 2)) for row in self.animation_rows]
         render.save_gif(directory / f"generation{suffix}.gif", grids)
 

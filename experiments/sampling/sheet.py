@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from diffusion_core.images import render
 from diffusion_core.images.points import is_point, point_coordinates, scatter
 
-__all__ = ["sample_sheet"]
+__all__ = ["sample_sheet", "sheet_columns"]
 
 _MOST_ROWS, _MOST_COLUMNS, _MOST_IMAGES, _CAPTION = 20, 10, 100, 24
+_COLUMNS = 10  # where the samples stand in their order
 
 
 def sample_sheet(
@@ -38,6 +39,16 @@ def sample_sheet(
     longest = max(1, min(_MOST_COLUMNS, _MOST_IMAGES // len(drawn)))
     rows = [(_caption(names[label]), images[labels == label][:longest]) for label in drawn.tolist()]
     return render.labelled_rows(rows, scale=scale)
+
+
+def sheet_columns(classes: int) -> int:
+    """Return the images per row of samples that take the classes in turn, so that a column shows one class.
+
+    Example:
+        >>> [sheet_columns(classes) for classes in (0, 3, 6, 10, 1000)]
+        [10, 9, 6, 10, 10]
+    """
+    return _COLUMNS // classes * classes if 0 < classes <= _COLUMNS else _COLUMNS
 
 
 def _caption(name: str) -> str:

@@ -24,7 +24,7 @@ from experiments.runtime.processes import stop_check, stop_requested
 from experiments.runtime.progress import Counter, format_speed
 from experiments.sampling import draw
 from experiments.sampling.options import sample_labels
-from experiments.sampling.sheet import sample_sheet
+from experiments.sampling.sheet import sample_sheet, sheet_columns
 from experiments.training.record import record_at
 from experiments.training.resume import checkpoint_notes, computed_by
 from experiments.training.setup import TrainingSetup
@@ -42,7 +42,7 @@ def sampling_backend(setup: TrainingSetup, backend: Backend) -> Backend:
 def grid_of_samples(setup: TrainingSetup, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the figure of the samples of a run."""
     labels = sample_labels(setup.sample.labels, len(images), setup.model)
-    return sample_sheet(images, labels, setup.label_names, setup.model.spec.num_classes or 10)
+    return sample_sheet(images, labels, setup.label_names, sheet_columns(setup.model.spec.num_classes))
 
 
 @dataclass(eq=False)

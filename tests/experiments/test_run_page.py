@@ -13,6 +13,7 @@ from commands import call
 from made_up import write_training
 
 from experiments.report import run as report
+from experiments.report.curves import Curve, Panel, curve_chart
 from experiments.report.run_facts import RunFacts
 from experiments.training.page import page_at_the_end
 
@@ -68,6 +69,19 @@ def test_a_complete_run_shows_every_part_and_refers_to_nothing_outside(run):
     assert f"checkpoint={run}" not in made  # it has no checkpoint to sample from
     assert not re.search(r"(src|href)=\"(?!data:|#)", made) and "http" not in re.sub(r"http-equiv", "", made)
     assert len(made) < 300_000
+
+
+def test_the_command_to_train_longer_names_the_length_once(run):
+    command = "python3 -m duet train from=R trainer.images=2560 resume=latest hydra.run.dir=R"
+    made = page(run, resume_command=command)
+    assert "train from=R resume=latest hydra.run.dir=R trainer.images=5120" in made
+
+
+def test_a_run_that_continues_another_is_drawn_from_there_on():
+    seen, values = np.arange(1616.0, 2001.0, 16.0), np.ones(25)
+    ways = [curve_chart("loss", s, 2000, [Panel("a", "a", [Curve("a", "s0", values)])]) for s in (seen, seen - 1600)]
+    lefts = [float(re.match(r"M([\d.]+)", chart.plots[0].paths[0].d).group(1)) for chart in ways]
+    assert lefts[0] == 40.0 and lefts[1] == 8.0  # of 1000: after 16 of 400, and after 16 of 2000, images
 
 
 def test_a_run_that_did_not_end_says_so_and_how_to_continue(run):
