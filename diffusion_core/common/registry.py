@@ -70,6 +70,8 @@ def check_options(
     """
     if not isinstance(name, str) or name not in registry:
         raise one_of(f"{what}.name", name, registry)
+    if not isinstance(options, Mapping):
+        raise DuetError(f"{what}: {options!r} was given; it must be the options of {name!r}, as in {{a: 1}}")
     parameters, hints = _schema(registry[name])
     parameters = parameters[arguments:]
     allowed = {p.name: p for p in parameters}
@@ -78,7 +80,8 @@ def check_options(
             synonyms = OPTIONS.get(what)
             raise one_of(f"option of {what} {name!r}", option, [*allowed, *also_allowed], synonyms)
         if option in hints and not _has_type(value, hints[option]):
-            raise DuetError(f"{what}.{option}: {value!r} was given; it must be {_describe(hints[option])}")
+            group = "data.options" if what == "data" else what
+            raise DuetError(f"{group}.{option}: {value!r} was given; it must be {_describe(hints[option])}")
     for p in parameters:
         if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name not in options:
             raise DuetError(f"{what} {name!r}: no {p.name} was given; it takes {', '.join(allowed)}")

@@ -144,6 +144,10 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("timestep_spacing",), "spacing"),
         **dict.fromkeys(("variance_type",), "variance"),
         **dict.fromkeys(("solver_order",), "order"),
+        **dict.fromkeys(("guidance_interval", "cfg_interval", "guidance_range", "sigma_interval"), "interval"),
+        **dict.fromkeys(("guidance_rescale", "cfg_rescale"), "rescale"),
+        **dict.fromkeys(("guidance", "cfg", "cfg_scale", "guidance_weight", "w"), "guidance_scale"),
+        **dict.fromkeys(("classifier_scale", "classifier_guidance"), "classifier"),
     },
     "schedule": {
         **dict.fromkeys(("num_train_timesteps", "timesteps", "num_timesteps", "diffusion_steps", "steps"), "T"),

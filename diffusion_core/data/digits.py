@@ -53,4 +53,4 @@ def digits(size: int = NATIVE_SIZE, part: str = "all") -> Dataset:
         case "held_out":
             return every.select(np.sort(order[:_HELD_OUT]))
         case _:
-            raise one_of("part", part, ("all", "train", "held_out"))
+            raise one_of("data.options.part", part, ("all", "train", "held_out"))

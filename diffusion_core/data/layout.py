@@ -148,6 +148,13 @@ class _Reader:
             raise self._two_readings(node, "some folders are named after splits")
         inner = [[split_name(f.name) for f in folder.filled] for folder in folders]
         if all(holds_classes) and all(_clean(names) for names in inner):
+            parts = [part for folder in folders for part in folder.filled]
+            if len(folders) > 1 and len(parts) > 1 and not any(part.images for part in parts) and _are_alike(parts):
+                raise self._ambiguous(
+                    f"the folders in {_names(folders)} are splits ({_names(parts)}), and these hold folders of equal "
+                    f"names ({_names([inner for part in parts for inner in part.filled])})",
+                    classes=f"the classes are {_names(folders)}, with the images of all splits",
+                )
             return self._inner_splits(folders)
         if any(len(names) > 1 and _clean(names) for names in inner):
             raise self._two_readings(node, "some of its folders hold folders named after splits")

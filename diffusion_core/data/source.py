@@ -125,7 +125,7 @@ def gather(
     first = sources[0]
     if any(source.class_names != first.class_names for source in sources):
         raise DuetError(
-            f"part: {part!r} was given, but the parts of {what} have different classes; choose one of "
+            f"data.options.part: {part!r} was given, but the parts of {what} have different classes; choose one of "
             f"{', '.join(chosen)}"
         )
     images = np.empty((sum(map(len, sources)), transform.size, transform.size, transform.channels), np.uint8)

@@ -249,7 +249,11 @@ def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
     path = Path(path).expanduser()
     if (path / "state.json").is_file():
         return path
-    checkpoints = list_checkpoints(path / "checkpoints") or list_checkpoints(path)
+    checkpoints = list_checkpoints(path / "checkpoints") or [
+        child
+        for child in list_checkpoints(path)
+        if (child / "state.json").is_file()  # any folder may be called 12
+    ]
     if not checkpoints:
         what = "holds no checkpoint" if path.exists() else "does not exist"
         advice = "give a run directory or one of its checkpoints/<images seen>"

@@ -52,6 +52,7 @@ __all__ = [
     "Tracker",
     "describe_environment",
     "exclusive_directory",
+    "holds_run",
     "metric_columns",
     "read_json",
     "read_metrics",
@@ -273,6 +274,11 @@ def exclusive_directory(path: str | Path) -> Iterator[None]:
         yield
 
 
+def holds_run(path: str | Path) -> bool:
+    """Return whether a directory is that of a run: it has metrics or checkpoints."""
+    return (Path(path) / "metrics.jsonl").exists() or (Path(path) / "checkpoints").exists()
+
+
 def _make_directory(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -297,9 +303,8 @@ class RunDirectory:
         _make_directory(self.path)
         if not os.access(self.path, os.W_OK):
             raise DuetError(f"{self.path}: the run directory cannot be written; give another hydra.run.dir")
-        holds_run = self.metrics.exists() or (self.path / "checkpoints").exists()
         is_own = source is None or self.path.resolve() in Path(source).resolve().parents
-        if holds_run and (resume is None or not is_own):
+        if holds_run(self.path) and (resume is None or not is_own):
             raise DuetError(
                 f"{self.path}: it holds a run already; give another hydra.run.dir, or resume=latest to continue it"
             )

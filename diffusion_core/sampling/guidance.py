@@ -73,14 +73,18 @@ def per_row(weight: GuidanceScale, rows: int, convention: str = "from_null") -> 
     """
     original = weight
     try:
+        if isinstance(weight, bool):
+            raise ValueError
         if isinstance(weight, Mapping):
             if set(weight) != {"first", "last"}:
                 raise ValueError
             weight = np.linspace(float(weight["first"]), float(weight["last"]), rows)
         weights = np.broadcast_to(np.asarray(weight, np.float64), (rows,))
+        if not np.all(np.isfinite(weights)):
+            raise ValueError
     except (TypeError, ValueError) as error:
         raise DuetError(
-            f"sampler.guidance_scale: {original!r} was given; it must be a number, one for each of {rows} rows, "
+            f"sampler.guidance_scale: {original!r} was given; it must be a finite number, one for each of {rows} rows, "
             "or a ramp such as {first: 1, last: 4}"
         ) from error
     return np.array(convert(weights, convention))

@@ -388,6 +388,8 @@ class SamplerPlan:
                 )
             guidance_scale[outside] = 1.0
         weights = None
+        if not np.isfinite(classifier):
+            raise DuetError(f"sampler.classifier: {classifier} was given; it must be a finite number")
         if classifier:
             # As D = (x + sigma^2 score) / alpha. Without signal a classifier has no information: its weight is 0.
             safe = np.where(self.alpha[:-1] > 0, self.alpha[:-1], np.inf)

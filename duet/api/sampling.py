@@ -91,7 +91,7 @@ def sample(
     numbers = labels_with_images(loaded) if numbers is None else numbers
     chosen = sample_labels(numbers, count, loaded.model, models.classifier_program)
     notes = [
-        *models.check_training(loaded, plan),
+        *models.check_training(loaded, plan, which),
         *check_labels_trained(loaded, chosen),
         *describe_weights(loaded, which),
     ]

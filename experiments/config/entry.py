@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.runs.run_directory import exclusive_directory
+from diffusion_core.runs.run_directory import exclusive_directory, holds_run
 from diffusion_core.runtime import signals
 from diffusion_core.runtime.heartbeat import heartbeat
 from experiments.config.arguments import read_arguments
@@ -70,7 +70,7 @@ def command(
             with one_line_errors(name), missing_files_named(cfg):
                 check_composed(cfg, name)
                 expand_home(cfg)
-                with main_process_prints(process_group(cfg)), _claimed(cfg, result):
+                with main_process_prints(process_group(cfg)), _claimed(cfg, result, name):
                     if cfg.get("from_run"):
                         print(describe_start(cfg, name, HydraConfig.get().overrides.task), flush=True)
                     return task(cfg)
@@ -101,12 +101,17 @@ def command(
 
 
 @contextmanager
-def _claimed(cfg: DictConfig, result: tuple[str, str] | None) -> Iterator[None]:
+def _claimed(cfg: DictConfig, result: tuple[str, str] | None, command: str) -> Iterator[None]:
     """Lock the output directory; worker processes other than the main one write nothing and lock nothing."""
     if result is None:
         yield
         return
     file, what = result
+    if holds_run(cfg.out):
+        raise DuetError(
+            f"out: {cfg.out} holds a run, whose config.yaml and environment.json would be overwritten; choose another "
+            f"out=DIR, such as {Path(cfg.out) / command}"
+        )
     with exclusive_directory(cfg.out) if process_group(cfg).is_main_process else nullcontext():
         if Path(cfg.out, file).exists():
             raise DuetError(f"out: {cfg.out} already contains {what}; choose another out=DIR, or delete it")

@@ -179,6 +179,12 @@ def _known_key(message: str) -> str | None:
         return f"{key}: {value!r} was given; it must be {_TYPES.get(wrong.group(2), wrong.group(2))}{hint}"
     if "is not Optional" in message:
         return f"{key}: null was given; it must have a value"
+    if given and (target := re.search(r"Cannot assign \w+ to (Dict|List)\[", message)):
+        named = {"process.schedule", "process.weighting", "process.timestep_sampling"}
+        value = given.group(1)
+        example = f"{key}.name={value}" if key in named and re.fullmatch(r"[a-z]\w*", value) else f"{key}.NAME=VALUE"
+        what = "a group of keys; give one of them, as in" if target.group(1) == "Dict" else "a list, as in"
+        return f"{key}: {value!r} was given; it is {what} {example if target.group(1) == 'Dict' else f'{key}=[A,B]'}"
     if given and "is not a ListConfig" in message:
         example = "RUN,RUN" if key == "runs" else "A,B"
         return f"{key}: {given.group(1)!r} was given; it must be a list, as in {key}=[{example}]"

@@ -48,6 +48,8 @@ model.dropout: dropout dropout_rate drop_rate
 sampler.guidance_scale or guidance_scale: guidance_scale cfg cfg_scale guidance w guidance_weight cond_scale
     cfg_weight
 sampler or methods: scheduler noise_scheduler method solver sampling_method
+sampler.interval: guidance_interval cfg_interval guidance_range sigma_interval
+sampler.rescale: guidance_rescale cfg_rescale
 sampler.eta: eta ddim_eta ddim_sampling_eta
 process.schedule: process.timestep_respacing | as in process.schedule.respacing=100
 sampler.steps: sampler.timestep_respacing | as in sampler.steps=ddim25 or [10,10,20]

@@ -113,7 +113,7 @@ class EditContext:
         guidance = self.setup.guidance
         if not options:
             plan = guidance.plan(self.model, self.sampler)
-            self._note(guidance.check_training(self.checkpoint, plan))
+            self._note(guidance.check_training(self.checkpoint, plan, self.weights))
             return plan
         # A spacing has the levels and the end of the part, in place of these two.
         own = {key: v for key, v in self.sampler.items() if "spacing" not in options or key not in ("sigmas", "end")}

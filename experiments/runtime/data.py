@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.common.text import join_some
+from diffusion_core.common.text import join_some, pluralize
 from diffusion_core.data import DATASETS, Dataset, gather_some, load_dataset, source_parts
 from diffusion_core.data.held_out import AUTO, GENERATED, HELD_OUT_COUNT, choose_held_out
 from diffusion_core.data.layout import UNLABELLED
@@ -98,8 +98,9 @@ class DataSource:
         if self.store and store_parts(self.store):
             selected = {"directory": self.store, "part": options.get("part"), "classes": options.get("classes")}
             return self._check_store(load_dataset("store", **selected)), ()
+        where = f"{self.store} holds no store" if self.store else "data.store is null"
         missing = (
-            f"{self.store} holds no store, and data.options.path is null; make the store once with "
+            f"{where}, and data.options.path is null; make the store once with "
             f"python3 -m duet prepare data={self.name}, or name the files with data.options.path=PATH"
         )
         if others := list_stores(Path(self.store or "data").parent):
@@ -197,19 +198,35 @@ class DataSource:
         return dataset
 
 
-def check_data(dataset: Dataset, spec: NetworkSpec) -> None:
-    """Refuse a data set whose image shape or classes do not fit the network."""
+def check_data(dataset: Dataset, spec: NetworkSpec, is_trained: bool = True) -> None:
+    """Refuse a data set whose image shape or classes do not fit the network.
+
+    Args:
+        dataset: the data set.
+        spec: of the network.
+        is_trained: whether the network is that of a checkpoint, which cannot change.
+    """
     shape = (dataset.image_size, dataset.image_size, dataset.channels)
     if shape != spec.image_shape:
+        found = f"data {dataset.name}: its images are {shape}, but the network takes {spec.image_shape} (h, w, c)"
+        if is_trained:
+            raise DuetError(
+                f"{found}; set data.options.size={spec.image_shape[0]} data.options.channels={spec.image_shape[2]} if "
+                f"the data set has these options, or choose other data"
+            )
         raise DuetError(
-            f"data {dataset.name}: its images are {shape}, but the network takes {spec.image_shape} (h, w, c); "
-            f"set model.image_size={shape[0]} model.in_channels={shape[2]} model.out_channels={shape[2]}, "
+            f"{found}; set model.image_size={shape[0]} model.in_channels={shape[2]} model.out_channels={shape[2]}, "
             f"or choose other data"
         )
     if spec.num_classes and spec.num_classes != dataset.num_classes:
         raise DuetError(
-            f"data {dataset.name}: it has {dataset.num_classes} classes, but the network has {spec.num_classes}; "
-            f"set model.num_classes={dataset.num_classes}"
+            f"data {dataset.name}: it has {pluralize(dataset.num_classes, 'class')}, but the network has "
+            f"{spec.num_classes}; "
+            + (
+                "choose the data that it was trained on, or its classes with data.options.classes"
+                if is_trained
+                else f"set model.num_classes={dataset.num_classes}"
+            )
         )
 
 

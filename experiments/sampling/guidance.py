@@ -77,11 +77,16 @@ class GuidanceModels:
             model.check_classifier(self.classifier.model, plan)
         return plan
 
-    def check_training(self, checkpoint: Checkpoint, plan: SamplerPlan) -> list[str]:
+    def check_training(self, checkpoint: Checkpoint, plan: SamplerPlan, weights: str) -> list[str]:
         """Check that `checkpoint`, the network to sample from, was trained for this guidance, on the same classes.
 
+        Args:
+            checkpoint: the network to sample from.
+            plan: of the sampler.
+            weights: which weights of the checkpoint are sampled from.
+
         Returns:
-            Lines to print where the training is not fully known.
+            Lines to print where the training is not fully known, or the guide is the network itself.
 
         Raises:
             DuetError: if its output without a class was never trained, or the classes of the guide or the classifier
@@ -92,7 +97,16 @@ class GuidanceModels:
                 check_class_names(
                     key, checkpoint, other.training.class_names, "use one that was trained on the same data"
                 )
-        return check_guided(checkpoint, plan, self.guide is not None)
+        lines = check_guided(checkpoint, plan, self.guide is not None)
+        if self.guide is not None and _are_equal(
+            self.guide.state.parts[self.guide_weights], checkpoint.state.parts[weights]
+        ):
+            lines = [
+                *lines,
+                f"guide: its weights ({self.guide_weights}) are those that are sampled from ({weights}), so guidance "
+                f"changes nothing; give a weaker network, such as an earlier checkpoint or one with fewer channels",
+            ]
+        return lines
 
     @property
     def classifier_program(self) -> Program | None:
@@ -105,6 +119,11 @@ class GuidanceModels:
             guide=_network(backend, self.guide, self.guide_weights),
             classifier=_network(backend, self.classifier, self.classifier_weights),
         )
+
+
+def _are_equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two sets of weights are the same."""
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
 def _network(backend: Backend, checkpoint: Checkpoint | None, weights: str | None) -> Network | None:

@@ -86,7 +86,7 @@ class SamplingSetup:
         labels = sample_labels(options.labels, options.count, checkpoint.model, guidance.classifier_program)
         names = names_of_checkpoint(checkpoint, guidance.classifier)
         notes = [
-            *guidance.check_training(checkpoint, plan),
+            *guidance.check_training(checkpoint, plan, options.weights),
             *check_labels_trained(checkpoint, labels),
             *describe_weights(checkpoint, options.weights),
             *filter(None, [describe_classes(labels, names)]),

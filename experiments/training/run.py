@@ -15,6 +15,7 @@ import yaml
 from diffusion_core.backend.interface import Backend, Trainer
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import format_seconds, pluralize
+from diffusion_core.data import Dataset
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.images import render
 from diffusion_core.networks.weights import hash_weights, parameter_count
@@ -52,6 +53,8 @@ from experiments.training.setup import TrainingSetup
 from experiments.training.trackers import StartTracker
 
 __all__ = ["RunRecord", "removed_if_refused", "removed_if_unused", "train"]
+
+_SHOWN = 5  # the names of classes that are printed
 
 
 @dataclass(frozen=True)
@@ -253,6 +256,15 @@ def _run(
     return result
 
 
+def _classes(dataset: Dataset) -> str:
+    """Return the number of classes and, unless they are numbers, the first of their names."""
+    names = dataset.class_names
+    text = pluralize(len(names), "class")
+    if len(names) == 1 or all(name.rpartition(" ")[2].isdigit() for name in names):
+        return text
+    return f"{text}: {', '.join(names[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''}"
+
+
 def _start_run(
     setup: TrainingSetup,
     record: RunRecord,
@@ -271,7 +283,10 @@ def _start_run(
     if not record.is_temporary:
         print(f"run: {run.path}")
     print(f"network: {parameter_count(model.program):,} parameters")
-    print(f"data: {loader.dataset.name}, {pluralize(len(loader.dataset), 'image')}", flush=True)
+    print(
+        f"data: {loader.dataset.name}, {pluralize(len(loader.dataset), 'image')}, {_classes(loader.dataset)}",
+        flush=True,
+    )
     if setup.validation is not None:
         images, every = len(setup.validation.dataset), setup.training_config.validation_images
         when = f"every {every:,} images" if 0 < every < setup.training_config.images else "at the end"

@@ -136,7 +136,7 @@ class TrainingSetup:
         plan = None if model.classifies else make_sampler_plan(model, sampler)
         if plan is not None:
             Guidance().check(plan)  # no other network guides the samples of a training
-        check_data(dataset, model.spec)
+        check_data(dataset, model.spec, is_trained=False)
         sample = sample.with_names(label_names(model.program, dataset.class_names))
         sample = sample.with_classes(filled_labels(model.program, dataset.class_counts.tolist()))
         sample.check(model, len(ema.profiles))

@@ -64,7 +64,7 @@ def make_validation(
     if model.program.classes and options.part == AUTO and held_out.dataset.class_names == (UNLABELLED,):
         return None
     others = _with_classes_of(dataset, held_out) if model.program.classes else held_out.dataset
-    check_data(others, model.spec)
+    check_data(others, model.spec, is_trained=False)
     if len(others) == len(dataset) and others.sha256 == dataset.sha256:
         raise DuetError(
             f"validation.part: the part {held_out.part!r} holds the training images; give other images, or none"

@@ -106,7 +106,7 @@ def test_guidance_with_another_shape_is_an_error(weight):
 
 
 def test_nonfinite_guidance_is_an_error():
-    with pytest.raises(DuetError, match="guidance_scale is not finite"):
+    with pytest.raises(DuetError, match="guidance_scale: nan was given; it must be a finite number"):
         plan().with_guidance(float("nan"))
 
 

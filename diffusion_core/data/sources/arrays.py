@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.data.archives import DatasetInfo
 from diffusion_core.data.dataset import default_class_names
 from diffusion_core.data.reading import Reading
@@ -27,25 +27,38 @@ from diffusion_core.images.files import natural_order
 __all__ = ["ARRAY", "NPZ", "array", "class_labels", "npz"]
 
 NPZ = DatasetInfo("Images of an .npz file")
+_LABELS = "labels"
 ARRAY = DatasetInfo("Images of an array")
 
 
 def npz(
-    path: Path, *, images: str = "images", labels: str = "labels", num_classes: int | None = None
+    path: Path, *, images: str = "images", labels: str = _LABELS, num_classes: int | None = None
 ) -> dict[str, Source]:
     """Return the only part, "all".
 
     Args:
         path: the file.
         images: the name of the array of images.
-        labels: the name of the array of labels; without an array of that name, all images are of one class.
+        labels: the name of the array of labels; without an array "labels", all images are of one class.
         num_classes: the number of classes, if labels are class ids; None maps labels to the classes that have images.
     """
     with open_npz(path, "an .npz file of plain arrays") as content:
         if images not in content:
-            raise DuetError(f"npz: {str(path)!r} has no array {images!r}; it has {', '.join(content)}")
-        arrays = content[images], content.get(labels)
-    return _one_part("npz", path, *arrays, num_classes)
+            raise DuetError(
+                f"npz: {str(path)!r} has no array {images!r}; it has {', '.join(content) or 'none'}; choose one with "
+                f"data.options.images=NAME, and that of the labels with data.options.labels=NAME"
+            )
+        pixels, classes = content[images], content.get(labels)
+        others = [name for name in content if name != images]
+    remark = None
+    if classes is None and labels != _LABELS:
+        raise one_of("data.options.labels", labels, others)
+    if classes is None and others:
+        remark = (
+            f"there is no array {labels!r}, so all images are of one class; if the classes are in another array, name "
+            f"it with data.options.labels, of {', '.join(others)}"
+        )
+    return _one_part("npz", path, pixels, classes, num_classes, remark)
 
 
 def array(path: Path, *, labels: str | None = None, num_classes: int | None = None) -> dict[str, Source]:
@@ -129,16 +142,43 @@ def _text_labels(file: Path, count: int) -> NDArray:
 
 
 def _one_part(
-    what: str, path: Path, images: NDArray, labels: NDArray | None, num_classes: int | None
+    what: str, path: Path, images: NDArray, labels: NDArray | None, num_classes: int | None, remark: str | None = None
 ) -> dict[str, Source]:
+    _check_images(f"{what}: {str(path)!r}", images)
     images = images[..., None] if images.ndim == 3 else images
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
-        raise DuetError(
-            f"{what}: {str(path)!r} holds {images.dtype} with shape {images.shape}; "
-            f"images must be uint8 with shape (N, H, W, C), where C is 1 or 3"
-        )
     if labels is None:
         labels = np.zeros(len(images), np.int32)
-    ids, names, remark = class_labels(f"{what} {str(path)!r}", labels, len(images), num_classes)
-    reading = Reading((remark,) if remark else ())
+    ids, names, mapped = class_labels(f"{what} {str(path)!r}", labels, len(images), num_classes)
+    reading = Reading(tuple(text for text in (remark, mapped) if text))
     return {"all": Source(images, ids, names, path.stem, reading=reading)}
+
+
+def _check_images(what: str, images: NDArray) -> None:
+    """Refuse an array that is not uint8 with shape (N, H, W, C) or (N, H, W), with what to save in its place."""
+    shape, remedy = images.shape, ""
+    colour, first = shape[-1:] in ((1,), (3,)), images.ndim == 4 and shape[1] in (1, 3, 4)
+    grey = images.ndim == 3 and shape[2] > 4  # (H, W, 3) is one image, and not H images that are 3 pixels wide
+    if images.dtype == np.uint8 and 0 not in shape and (grey or (images.ndim == 4 and colour)):
+        return
+    if 0 in shape:
+        remedy = "; the array is empty"
+    elif images.ndim == 3 and not grey:
+        remedy = "; it looks like one image, which is saved as images[None]"
+    elif images.ndim == 4 and shape[3] == 4:
+        remedy = "; of RGBA, save images[..., :3]"
+    elif first and not colour:
+        remedy = "; the channels come last: save images.transpose(0, 2, 3, 1)"
+    if images.dtype.kind == "f" and 0 not in shape:
+        low, high = float(images.min()), float(images.max())
+        ranges = ((0.0, 1.0, "255 * images"), (-1.0, 1.0, "127.5 * (images + 1)"), (0.0, 255.0, "images"))
+        scaled = next((text for least, most, text in ranges if least <= low and high <= most), None)
+        remedy += f"; the values are {low:.4g} to {high:.4g}"
+        remedy += f": save np.round({scaled}).astype(np.uint8)" if scaled else ""
+    elif images.dtype.kind in "iu" and images.dtype != np.uint8 and 0 not in shape:
+        low, high = int(images.min()), int(images.max())
+        remedy += f"; the values are {low} to {high}"
+        remedy += ": save images.astype(np.uint8)" if low >= 0 and high <= 255 else ""
+    raise DuetError(
+        f"{what} holds {images.dtype} with shape {shape}; images must be uint8 with shape (N, H, W, C), where C is 1 "
+        f"or 3, or (N, H, W) if grey{remedy}"
+    )

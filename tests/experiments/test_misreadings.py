@@ -1,0 +1,186 @@
+"""Plausible inputs that could be read as something else: each is refused in one line with what to type instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import call
+from PIL import Image
+
+from diffusion_core.backend.interface import TrainerState
+from diffusion_core.common.errors import DuetError
+from diffusion_core.data import load_dataset
+from diffusion_core.model.diffusion_model import DiffusionModel
+from diffusion_core.networks import UNetSpec
+from diffusion_core.networks.weights import initial_weights
+from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
+from experiments.runtime.data import check_data
+from experiments.sampling.guidance import GuidanceModels
+from experiments.training.run import _classes
+
+TINY = ["model.channels=8", "model.norm_groups=4", "model.attention_resolutions=[]", "model.middle_attention=false"]
+
+
+def refused(module: str, *words: str) -> str:
+    """Check that a command refuses its arguments in one line; return the line."""
+    code, _, err = call(module, *words)
+    assert code == 2 and len(err.strip().splitlines()) == 1 and err.startswith("error: "), err
+    return err.strip()
+
+
+def checkpoint(seed: int = 0) -> Checkpoint:
+    spec = UNetSpec(
+        image_size=8, in_channels=1, out_channels=1, channels=8, channel_multipliers=(1,), blocks_per_resolution=1,
+        attention_resolutions=(), middle_attention=False, norm_groups=4, num_classes=10,
+    )  # fmt: skip
+    model = DiffusionModel(spec, {"name": "linear", "T": 10}, "eps")
+    state = TrainerState.fresh(initial_weights(model.program, seed))
+    return Checkpoint(0, model, 0, state, {"sampler": {"name": "ddim", "steps": 2}, "sample": {"weights": "weights"}})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    path = tmp_path / "run"
+    save_checkpoint(path / "checkpoints", checkpoint())
+    (path / "config.yaml").write_text("seed: 0\n")
+    (path / "environment.json").write_text("{}")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("sample", ["checkpoint=RUN"]),
+        ("edit", ["checkpoint=RUN", "data=digits", "mode=image_to_image"]),
+        ("evaluate", ["samples=RUN", "data=digits", "features=digits"]),
+        ("compare", ["runs=[RUN,RUN]"]),
+        ("gallery", ["checkpoint=RUN"]),
+        ("inspect", ["data=digits"]),
+        ("networks", ["model=digits"]),
+    ],
+)
+def test_results_are_never_written_into_a_run(run: Path, command: str, words: list[str]) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    line = refused(command, *(word.replace("RUN", str(run)) for word in words), f"out={run}")
+    assert "holds a run, whose config.yaml and environment.json would be overwritten" in line and "out=DIR" in line
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["process.schedule=cosine"], ["process.schedule: 'cosine'", "process.schedule.name=cosine"]),
+        (["process.weighting=min_snr"], ["process.weighting.name=min_snr"]),
+        (["process.timestep_sampling=uniform"], ["process.timestep_sampling.name=uniform"]),
+        (["data.options=8"], ["data.options: '8'", "data.options.NAME=VALUE"]),
+        (["metrics.frechet=5", "features=digits"], ["metrics.frechet: 5", "options of 'frechet'"]),
+        (["sampler.guidance_scale=nan"], ["sampler.guidance_scale: nan", "finite"]),
+        (["sampler.guidance_scale=true"], ["sampler.guidance_scale: True"]),
+        (["sampler.classifier=nan"], ["sampler.classifier: nan", "finite"]),
+        (["sampler.guidance_interval=[1,2]"], ["Did you mean sampler.interval?"]),
+        (["data.options.size=8.0"], ["data.options.size: 8.0"]),
+        (["data.options.part=tain"], ["data.options.part: 'tain'", "Did you mean 'train'?"]),
+        (["data.options.part=null"], ["data.options.part: None"]),
+        (["data=npz", "data.store=null"], ["data.store is null"]),
+    ],
+    ids=lambda value: " ".join(value) if "=" in value[0] else "",
+)
+def test_training_names_the_key_and_what_to_type(tmp_path: Path, words: list[str], named: list[str]) -> None:
+    line = refused("train", f"hydra.run.dir={tmp_path / 'run'}", *TINY, "trainer.images=128", "sampler.steps=2", *words)
+    for part in named:
+        assert part in line
+
+
+def test_a_folder_of_numbered_folders_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "12").mkdir()
+    with pytest.raises(DuetError, match="holds no checkpoint"):
+        find_checkpoint(tmp_path)
+    saved = save_checkpoint(tmp_path, checkpoint())
+    assert find_checkpoint(tmp_path) == saved
+
+
+def test_a_guide_that_is_the_network_itself_is_announced() -> None:
+    own, sampler = checkpoint(), {"name": "ddim", "steps": 2, "guidance_scale": 2.0}
+    for seed, expected in ((1, []), (0, ["guide: its weights (weights) are those that are sampled from (weights)"])):
+        models = GuidanceModels(guide=checkpoint(seed), guide_weights="weights")
+        lines = models.check_training(own, models.plan(own.model, sampler), "weights")
+        assert [line.partition(", so")[0] for line in lines if line.startswith("guide:")] == expected
+
+
+def test_data_that_do_not_fit_a_trained_network_are_not_blamed_on_the_network() -> None:
+    digits, spec = load_dataset("digits", size=8, classes=[0, 1]), checkpoint().model.spec
+    with pytest.raises(DuetError, match="2 classes, but the network has 10; choose the data"):
+        check_data(digits, spec)
+    with pytest.raises(DuetError, match=r"set model\.num_classes=2"):
+        check_data(digits, spec, is_trained=False)
+    with pytest.raises(DuetError, match=r"set data\.options\.size=8"):
+        check_data(load_dataset("digits", size=16), spec)
+
+
+# Arrays
+
+UINT8 = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("images", "remedy"),
+    [
+        (UINT8 / 255.0, r"the values are 0 to 0\.\d+: save np\.round\(255 \* images\)"),
+        (UINT8 / 127.5 - 1, r"save np\.round\(127\.5 \* \(images \+ 1\)\)"),
+        (UINT8.astype(np.float32), r"save np\.round\(images\)"),
+        (UINT8 * 1000.0, r"the values are 0 to 119000$|the values are 0 to 1\.19e\+05$"),
+        (UINT8.astype(np.int64), r"save images\.astype\(np\.uint8\)"),
+        (np.moveaxis(UINT8, 3, 1), r"save images\.transpose\(0, 2, 3, 1\)"),
+        (np.concatenate([UINT8, UINT8[..., :1]], 3), r"save images\[\.\.\., :3\]"),
+        (UINT8[0], r"looks like one image, which is saved as images\[None\]"),
+        (UINT8[:0], "the array is empty"),
+    ],
+    ids=["0..1", "-1..1", "0..255", "other floats", "int64", "CHW", "RGBA", "one image", "empty"],
+)
+def test_an_array_that_is_not_of_images_says_what_to_save(tmp_path: Path, images: np.ndarray, remedy: str) -> None:
+    np.savez(tmp_path / "a.npz", images=images)
+    np.save(tmp_path / "a.npy", images)
+    for name, file in (("npz", "a.npz"), ("array", "a.npy")):
+        with pytest.raises(DuetError, match=remedy):
+            load_dataset(name, path=str(tmp_path / file), size=4)
+
+
+def test_labels_under_another_name_are_never_dropped_in_silence(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=UINT8, y=np.array([0, 1]))
+    options = {"path": str(tmp_path / "a.npz"), "size": 4, "images": "x"}
+    with pytest.raises(DuetError, match=r"has no array 'images'; it has x, y; .*data\.options\.labels=NAME"):
+        load_dataset("npz", **options | {"images": "images"})
+    with pytest.raises(
+        DuetError, match=r"data\.options\.labels: 'yy' was given; it must be one of y\. Did you mean 'y'"
+    ):
+        load_dataset("npz", **options, labels="yy")
+    assert load_dataset("npz", **options, labels="y").num_classes == 2
+    (said,) = load_dataset("npz", **options).reading.lines
+    assert "no array 'labels', so all images are of one class" in said and said.endswith("of y")
+
+
+# Folders
+
+
+def fill(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(UINT8[0]).save(root / name)
+    return root
+
+
+def test_classes_below_the_splits_of_folders_are_not_lost(tmp_path: Path) -> None:
+    names = [f"{version}/{split}/{label}/x.png" for version in "vw" for split in ("train", "test") for label in "ab"]
+    root = fill(tmp_path / "versions", *names)
+    with pytest.raises(DuetError, match=r"the folders in v, w are splits .* hold folders of equal names \(a, b\)"):
+        load_dataset("image_folder", path=str(root), size=4)
+    deep = fill(tmp_path / "deep", "v/train/1/x.png", "v/test/2/x.png", "w/train/3/x.png", "w/test/4/x.png")
+    assert load_dataset("image_folder", path=str(deep), size=4, part="train").class_names == ("v", "w")
+
+
+def test_train_prints_the_classes_that_it_found(tmp_path: Path) -> None:
+    root = fill(tmp_path / "data", "images/1.png", "images/2.png", "masks/1.png", "masks/2.png")
+    assert _classes(load_dataset("image_folder", path=str(root), size=4)) == "2 classes: images, masks"
+    assert _classes(load_dataset("digits", size=8)) == "10 classes"
