@@ -67,8 +67,9 @@ def _pixels(samples: NDArray[np.uint8]) -> NDArray[np.float64]:
     if not valid or shape[1] != shape[2] or shape[1] < NATIVE_SIZE or shape[1] % NATIVE_SIZE or shape[3] != 1:
         kind = getattr(samples, "dtype", type(samples).__name__)
         raise DuetError(
-            f"digits network: samples of {kind} with shape {shape} were given; "
-            f"they must be uint8 with shape (N, S, S, 1), where S is a multiple of {NATIVE_SIZE}"
+            f"features: digits was given, which reads grey images (uint8, h x w x 1) whose size is a multiple of "
+            f"{NATIVE_SIZE}, but these are {kind} with shape {shape[1:]}; use features=inception, or metrics that "
+            f"need no features, as metrics=[colour,spread,memorisation]"
         )
     block = shape[1] // NATIVE_SIZE
     cells = samples.reshape(len(samples), NATIVE_SIZE, block, NATIVE_SIZE, block)

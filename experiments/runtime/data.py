@@ -17,7 +17,7 @@ from diffusion_core.data.held_out import AUTO, GENERATED, HELD_OUT_COUNT, choose
 from diffusion_core.data.layout import UNLABELLED
 from diffusion_core.data.reading import METADATA, UNREADABLE, check_max_unreadable, reading_lines
 from diffusion_core.data.source import resolve_parts
-from diffusion_core.data.sources import SOURCES
+from diffusion_core.data.sources import DATASET_INFO, SOURCES
 from diffusion_core.data.store import list_stores, store_parts
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.networks import NetworkSpec
@@ -100,8 +100,8 @@ class DataSource:
             return self._check_store(load_dataset("store", **selected)), ()
         where = f"{self.store} holds no store" if self.store else "data.store is null"
         missing = (
-            f"{where}, and data.options.path is null; make the store once with "
-            f"python3 -m duet prepare data={self.name}, or name the files with data.options.path=PATH"
+            f"{where}, and data.options.path is null; make the store once with {self._prepare_command()}, or name the "
+            f"files with data.options.path=PATH"
         )
         if others := list_stores(Path(self.store or "data").parent):
             missing += f"; the stores that exist (data=store data.options.directory=STORE): {', '.join(others)}"
@@ -172,6 +172,12 @@ class DataSource:
             selected = {"directory": self.store, "part": options.get("part"), "classes": options.get("classes")}
             return "store", selected
         return fallback.pop("name"), fallback
+
+    def _prepare_command(self) -> str:
+        """Return the command that makes the store; a data set that cannot be downloaded needs its path."""
+        path = "" if DATASET_INFO[self.name].archives else " data.options.path=PATH"
+        size = f" data.options.size={self.options['size']}" if self.options.get("size") else ""
+        return f"python3 -m duet prepare data={self.name}{path}{size}"
 
     def _about(self, dataset: Dataset) -> list[str]:
         """Return lines on a part that was chosen by default, and on classes without images."""

@@ -265,6 +265,18 @@ def _classes(dataset: Dataset) -> str:
     return f"{text}: {', '.join(names[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''}"
 
 
+def describe_data(dataset: Dataset, num_classes: int) -> str:
+    """Return a line on the images that a run is trained on, and one on classes that its network is not told."""
+    part = f"{dataset.reading.part}, " if dataset.reading.part else ""
+    line = f"data: {dataset.name}, {part}{pluralize(len(dataset), 'image')}, {_classes(dataset)}"
+    if num_classes or dataset.num_classes < 2:
+        return line
+    unused = (
+        f"the network is not told the class of an image; model.num_classes={dataset.num_classes} trains with classes"
+    )
+    return f"{line}\nmodel.num_classes=0: {unused}"
+
+
 def _start_run(
     setup: TrainingSetup,
     record: RunRecord,
@@ -283,10 +295,7 @@ def _start_run(
     if not record.is_temporary:
         print(f"run: {run.path}")
     print(f"network: {parameter_count(model.program):,} parameters")
-    print(
-        f"data: {loader.dataset.name}, {pluralize(len(loader.dataset), 'image')}, {_classes(loader.dataset)}",
-        flush=True,
-    )
+    print(describe_data(loader.dataset, model.spec.num_classes), flush=True)
     if setup.validation is not None:
         images, every = len(setup.validation.dataset), setup.training_config.validation_images
         when = f"every {every:,} images" if 0 < every < setup.training_config.images else "at the end"

@@ -377,3 +377,10 @@ def test_images_of_different_shapes_are_refused():
         nearest(np.zeros((2, 4, 4, 1)), np.zeros((2, 4, 4, 1), np.uint8))
     with pytest.raises(DuetError, match="labels"):
         spread(np.zeros((2, 4, 4, 1), np.uint8), [0], 1)
+
+
+def test_the_digits_network_names_the_key_and_what_to_use_for_other_images():
+    with pytest.raises(
+        DuetError, match=r"features: digits was given.* with shape \(16, 16, 3\); use features=inception"
+    ):
+        layers(np.zeros((1, 16, 16, 3), np.uint8))

@@ -111,6 +111,10 @@ def train(tmp_path: Path, *words: str) -> str:
         (["+data.options.colour=red"], ["colour", "size"]),
         (["data=image_folder"], ["path"]),
         (["data=mnist"], ["mnist-28", "duet prepare data=mnist"]),
+        (
+            ["data=image_folder", "data.options.size=12"],
+            ["image_folder-12", "duet prepare data=image_folder data.options.path=PATH data.options.size=12"],
+        ),
         (["data.augment=0.12"], ["data.augment: 0.12", "model.augment_dim=9"]),
         (["data.augment=2", "model.augment_dim=9"], ["data.augment: 2", "probability"]),
         (["data.workers=-1"], ["data.workers: -1"]),

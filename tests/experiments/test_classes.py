@@ -13,6 +13,7 @@ from commands import call
 from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
+from diffusion_core.data.reading import Reading
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
 from diffusion_core.networks.weights import initial_weights
@@ -32,8 +33,8 @@ from experiments.sampling.classes import describe_classes, label_names, named_la
 from experiments.sampling.conditions import check_class_names, check_guided, check_labels_trained, describe_weights
 from experiments.sampling.gallery import GallerySetup, draw_gallery
 from experiments.sampling.options import SampleOptions, sample_labels
-from experiments.sampling.sheet import sample_sheet
-from experiments.training.run import train
+from experiments.sampling.sheet import sample_sheet, sheet_columns
+from experiments.training.run import describe_data, train
 from experiments.training.setup import TrainingSetup
 
 NAMES = ("Coast", "Desert", "forest", "Forest")
@@ -77,6 +78,21 @@ def test_names_become_the_labels_of_the_network():
 def test_an_unknown_name_is_refused_with_the_nearest(given, names, said):
     with pytest.raises(DuetError, match=said):
         named_labels("sample.labels", given, names)
+
+
+def test_training_names_its_part_and_classes_that_the_network_is_not_told():
+    data = Dataset(np.zeros((4, 8, 8, 3), np.uint8), np.arange(4) % 2, ("Coast", "Forest"), "photos")
+    assert describe_data(data, 2) == "data: photos, 4 images, 2 classes: Coast, Forest"
+    test = replace(data, reading=Reading(part="test", parts=("train", "test")))
+    first, second = describe_data(test, 0).split("\n")
+    assert first == "data: photos, test, 4 images, 2 classes: Coast, Forest"
+    assert second.startswith("model.num_classes=0: ") and "model.num_classes=2 trains with classes" in second
+    alone = replace(data, labels=np.zeros(4, int), class_names=("all",))
+    assert describe_data(alone, 0) == "data: photos, 4 images, 1 class"
+
+
+def test_samples_and_columns_of_a_class_stand_below_each_other():
+    assert [sheet_columns(classes) for classes in (0, 1, 3, 4, 7, 10, 11, 1000)] == [10, 10, 9, 8, 7, 10, 10, 10]
 
 
 def test_the_classes_that_are_drawn_are_described():
