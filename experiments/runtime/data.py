@@ -23,7 +23,7 @@ from diffusion_core.files.safe_read import read_json
 from diffusion_core.networks import NetworkSpec
 from diffusion_core.runtime.heartbeat import heartbeat
 
-__all__ = ["DataSource", "HeldOut", "check_data"]
+__all__ = ["DataSource", "HeldOut", "check_data", "count_classes", "describe_data"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,15 +225,33 @@ def check_data(dataset: Dataset, spec: NetworkSpec, is_trained: bool = True) -> 
             f"or choose other data"
         )
     if spec.num_classes and spec.num_classes != dataset.num_classes:
+        remedy = f"set model.num_classes={dataset.num_classes}"
+        if is_trained:
+            remedy = "choose the data that it was trained on, or its classes with data.options.classes"
         raise DuetError(
             f"data {dataset.name}: it has {pluralize(dataset.num_classes, 'class')}, but the network has "
-            f"{spec.num_classes}; "
-            + (
-                "choose the data that it was trained on, or its classes with data.options.classes"
-                if is_trained
-                else f"set model.num_classes={dataset.num_classes}"
-            )
+            f"{spec.num_classes}; {remedy}"
         )
+
+
+def count_classes(dataset: Dataset) -> str:
+    """Return the number of classes and, unless they are numbers, the first of their names."""
+    names = dataset.class_names
+    text = pluralize(len(names), "class")
+    is_numbered = all(name.rpartition(" ")[2].isdigit() for name in names)
+    return text if len(names) == 1 or is_numbered else f"{text}: {join_some(names, 5)}"
+
+
+def describe_data(dataset: Dataset, num_classes: int) -> str:
+    """Return a line on the images that a run is trained on, and one on classes that its network is not told."""
+    part = f"{dataset.reading.part}, " if dataset.reading.part else ""
+    line = f"data: {dataset.name}, {part}{pluralize(len(dataset), 'image')}, {count_classes(dataset)}"
+    if num_classes or dataset.num_classes < 2:
+        return line
+    return (
+        f"{line}\nmodel.num_classes=0: the network is not told the class of an image; "
+        f"model.num_classes={dataset.num_classes} trains with classes"
+    )
 
 
 def _parts(name: str, options: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,6 @@ import yaml
 from diffusion_core.backend.interface import Backend, Trainer
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import format_seconds, pluralize
-from diffusion_core.data import Dataset
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.images import render
 from diffusion_core.networks.weights import hash_weights, parameter_count
@@ -29,6 +28,7 @@ from diffusion_core.runs.run_directory import (
 )
 from diffusion_core.runtime import signals
 from diffusion_core.training import loop
+from experiments.runtime.data import describe_data
 from experiments.runtime.processes import stop_check, stop_if_requested
 from experiments.runtime.progress import Counter, format_speed
 from experiments.sampling import draw
@@ -53,8 +53,6 @@ from experiments.training.setup import TrainingSetup
 from experiments.training.trackers import StartTracker
 
 __all__ = ["RunRecord", "removed_if_refused", "removed_if_unused", "train"]
-
-_SHOWN = 5  # the names of classes that are printed
 
 
 @dataclass(frozen=True)
@@ -254,27 +252,6 @@ def _run(
     if not record.is_temporary:
         print(f"samples: {run.path / 'samples'}" if setup.plan is not None else f"checkpoint: {run.path}")
     return result
-
-
-def _classes(dataset: Dataset) -> str:
-    """Return the number of classes and, unless they are numbers, the first of their names."""
-    names = dataset.class_names
-    text = pluralize(len(names), "class")
-    if len(names) == 1 or all(name.rpartition(" ")[2].isdigit() for name in names):
-        return text
-    return f"{text}: {', '.join(names[:_SHOWN])}{' ...' if len(names) > _SHOWN else ''}"
-
-
-def describe_data(dataset: Dataset, num_classes: int) -> str:
-    """Return a line on the images that a run is trained on, and one on classes that its network is not told."""
-    part = f"{dataset.reading.part}, " if dataset.reading.part else ""
-    line = f"data: {dataset.name}, {part}{pluralize(len(dataset), 'image')}, {_classes(dataset)}"
-    if num_classes or dataset.num_classes < 2:
-        return line
-    unused = (
-        f"the network is not told the class of an image; model.num_classes={dataset.num_classes} trains with classes"
-    )
-    return f"{line}\nmodel.num_classes=0: {unused}"
 
 
 def _start_run(

@@ -28,13 +28,13 @@ from experiments.editing.setup import EditContext, EditSetup, SourceImages
 from experiments.evaluation.context import EvaluationContext
 from experiments.evaluation.likelihood import LIKELIHOOD_METHODS
 from experiments.evaluation.setup import EvaluationSetup
-from experiments.runtime.data import DataSource
+from experiments.runtime.data import DataSource, describe_data
 from experiments.sampling.classes import describe_classes, label_names, named_labels
 from experiments.sampling.conditions import check_class_names, check_guided, check_labels_trained, describe_weights
 from experiments.sampling.gallery import GallerySetup, draw_gallery
 from experiments.sampling.options import SampleOptions, sample_labels
 from experiments.sampling.sheet import sample_sheet, sheet_columns
-from experiments.training.run import describe_data, train
+from experiments.training.run import train
 from experiments.training.setup import TrainingSetup
 
 NAMES = ("Coast", "Desert", "forest", "Forest")

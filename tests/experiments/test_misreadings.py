@@ -16,9 +16,8 @@ from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
-from experiments.runtime.data import check_data
+from experiments.runtime.data import check_data, count_classes
 from experiments.sampling.guidance import GuidanceModels
-from experiments.training.run import _classes
 
 TINY = ["model.channels=8", "model.norm_groups=4", "model.attention_resolutions=[]", "model.middle_attention=false"]
 
@@ -130,7 +129,7 @@ UINT8 = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
         (UINT8 / 255.0, r"the values are 0 to 0\.\d+: save np\.round\(255 \* images\)"),
         (UINT8 / 127.5 - 1, r"save np\.round\(127\.5 \* \(images \+ 1\)\)"),
         (UINT8.astype(np.float32), r"save np\.round\(images\)"),
-        (UINT8 * 1000.0, r"the values are 0 to 119000$|the values are 0 to 1\.19e\+05$"),
+        (UINT8 * 1000.0, r"the values are 0 to 1\.19e\+05$"),
         (UINT8.astype(np.int64), r"save images\.astype\(np\.uint8\)"),
         (np.moveaxis(UINT8, 3, 1), r"save images\.transpose\(0, 2, 3, 1\)"),
         (np.concatenate([UINT8, UINT8[..., :1]], 3), r"save images\[\.\.\., :3\]"),
@@ -182,5 +181,5 @@ def test_classes_below_the_splits_of_folders_are_not_lost(tmp_path: Path) -> Non
 
 def test_train_prints_the_classes_that_it_found(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "images/1.png", "images/2.png", "masks/1.png", "masks/2.png")
-    assert _classes(load_dataset("image_folder", path=str(root), size=4)) == "2 classes: images, masks"
-    assert _classes(load_dataset("digits", size=8)) == "10 classes"
+    assert count_classes(load_dataset("image_folder", path=str(root), size=4)) == "2 classes: images, masks"
+    assert count_classes(load_dataset("digits", size=8)) == "10 classes"
