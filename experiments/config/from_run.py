@@ -119,7 +119,8 @@ def describe_start(cfg: DictConfig, command: str, typed: Sequence[str]) -> str:
     groups = {_key(override) for override in typed}
     present = [key for key in (*taken.groups, *taken.values) if own.get(key) is not None and key not in groups]
     parts = [f"{key} {names[key]}" if names.get(key) else key for key in present]
-    parts = [f"{key}={cfg[key]}" for key in ("resume", "checkpoint", "samples", "run") if cfg.get(key)] + parts
+    paths = ("checkpoint", "samples") if command == "evaluate" else (taken.path_key,)
+    parts = [f"{key}={cfg[key]}" for key in paths if key and cfg.get(key)] + parts
     if "sampler" in groups:
         parts += [f"sampler.{key}={cfg.sampler[key]}" for key in _guidance_to_keep(own, command, typed)]
     changed = [override for override in typed if _key(override) != _OPTION]

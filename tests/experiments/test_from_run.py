@@ -78,6 +78,13 @@ def test_another_sampler_keeps_the_guidance_of_the_run(run, command):
     assert typed.guidance_scale == 1
 
 
+def test_the_line_on_a_start_names_the_run_alone(run):
+    line = describe_start(composed("inspect", f"from={run}", "out=o"), "inspect", ["out=o"])
+    assert line == f"from {run}: data digits; typed: out=o"
+    line = describe_start(composed("evaluate", f"from={run}", "out=o"), "evaluate", ["out=o"])
+    assert line.startswith(f"from {run}: samples={run}, data digits")
+
+
 def test_a_sampler_that_is_named_without_from_says_what_the_run_guides_with():
     checkpoint = load_checkpoint(RUN)
     assert "the run samples with sampler.guidance_scale=1.5" in choose_sampler({"name": "heun"}, checkpoint)[1]
