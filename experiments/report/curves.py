@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .figures import Axis, Chart, Key, Path, Plot, compact, decimate, line, linear_axis, make_ticks, smooth
+from .figures import (
+    Axis,
+    Chart,
+    Key,
+    Path,
+    Plot,
+    compact,
+    decimate,
+    dots,
+    images_axis,
+    line,
+    linear_axis,
+    make_ticks,
+    smooth,
+)
 from .text import number
 
 __all__ = ["Curve", "Panel", "curve_chart", "curves_of"]
@@ -72,20 +85,13 @@ def curve_chart(key: str, seen: NDArray[np.float64], total: float, panels: Seque
     panels = [panel for panel in panels if any(np.isfinite(curve.values).any() for curve in panel.curves)]
     if not len(seen) or not panels:
         return None
-    x_axis = _images_axis(seen, total)
+    x_axis = images_axis(seen, total)
     x, x_ticks = x_axis.position(seen), make_ticks(x_axis, 5, compact)
     plots = [_plot(f"{key}-{k}", panel, x, x_ticks) for k, panel in enumerate(panels)]
     curves = [curve for panel in panels for curve in panel.curves]
     entries = dict.fromkeys((curve.mark, curve.title) for curve in curves)  # panels may share a curve's mark and title
     legend = [Key(f"stroke {mark}", title) for mark, title in entries] if len(entries) > 1 else []
     return Chart(plots, legend, _points(seen, x, curves), "images seen")
-
-
-def _images_axis(seen: NDArray[np.float64], total: float) -> Axis:
-    """Return the axis of a run: from 0, or from where it continues another run; to its planned end."""
-    end, first = max(float(total), float(seen.max()), 1.0), float(seen.min())
-    step = float(seen[1] - seen[0]) if len(seen) > 1 else first
-    return Axis(first - step if first - step > 0.1 * end and first < end else 0.0, end)
 
 
 def _plot(key: str, panel: Panel, x: NDArray[np.float64], x_ticks: Sequence) -> Plot:
@@ -106,7 +112,7 @@ def _plot(key: str, panel: Panel, x: NDArray[np.float64], x_ticks: Sequence) -> 
         y = axis.position(drawn[known])
         paths.append(Path(f"line {curve.mark}", line(x[known], y)))
         if len(known) == 1 or len(known) < min(len(x), _WINDOWS):  # rare, and few enough to see each
-            paths.append(Path(f"points {curve.mark}", _dots(x[known], y)))
+            paths.append(Path(f"points {curve.mark}", dots(x[known], y)))
         ends.append(f"{curve.title} ends at {number(drawn[known][-1])}")
     label = panel.label + (", log scale" if axis.log else "")
     if window > 1 and any(curve.is_noisy for curve in panel.curves):
@@ -122,12 +128,6 @@ def _axis(values: NDArray[np.float64], is_log: bool) -> Axis:
         return linear_axis([low, high])
     pad = (high / low) ** 0.05 if high > low * 1.0001 else 1.2
     return Axis(low / pad, high * pad, log=True)
-
-
-def _dots(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
-    """Return the path of a dot at each position: a line without length and with round ends."""
-    known = zip(x * 1000, (1 - y) * 1000, strict=True)
-    return "".join(f"M{a:.1f} {b:.1f}h0" for a, b in known if math.isfinite(a) and math.isfinite(b))
 
 
 def _points(

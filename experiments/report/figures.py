@@ -194,6 +194,19 @@ def line(x: NDArray[np.float64], y: NDArray[np.float64], *, closed: bool = False
     return "".join([*steps, "Z"]) if closed and steps else "".join(steps)
 
 
+def dots(x: NDArray[np.float64], y: NDArray[np.float64]) -> str:
+    """Return the path of a dot at each position: a line without length and with round ends."""
+    known = zip(x * _SIZE, (1 - y) * _SIZE, strict=True)
+    return "".join(f"M{a:.1f} {b:.1f}h0" for a, b in known if math.isfinite(a) and math.isfinite(b))
+
+
+def images_axis(seen: NDArray[np.float64], total: float = 0.0) -> Axis:
+    """Return the axis of a run: from 0, or from where it continues another run; to its planned end."""
+    end, first = max(float(total), float(seen.max()), 1.0), float(seen.min())
+    start = first - float(seen[1] - seen[0]) if len(seen) > 1 else 0.0
+    return Axis(start if 0.1 * end < start < end else min(0.0, first), end)
+
+
 # --- the loss of several runs -------------------------------------------------------------------------------------
 
 
@@ -218,7 +231,7 @@ def loss_chart(loss: Mapping, series: Mapping[str, Series], what: str = "trainin
         return None
     gap = loss.get("relative_difference")
     gap = None if gap is None else np.abs(_read(gap, "relative_difference", len(seen)))
-    x_axis = Axis(min(0.0, float(seen.min())), max(float(seen.max()), 1.0))
+    x_axis = images_axis(seen)
     x, x_ticks = x_axis.position(seen), make_ticks(x_axis, 5, compact)
     # The first of several runs is drawn wide and pale, so that a curve that agrees with it lies visibly inside.
     wide = {key: " wide" if len(runs) > 1 and key == next(iter(runs)) else "" for key in runs}
@@ -263,6 +276,8 @@ def _loss_plot(
         mean = smooth(run, window)
         kept = np.unique(np.linspace(0, len(x) - 1, _COLUMNS).astype(int))
         means.append(Path(f"line {series[key].mark}{wide[key]}", line(x[kept], axis.position(mean[kept]))))
+        if len(x) == 1:  # a line needs a second moment
+            means.append(Path(f"points {series[key].mark}", dots(x, axis.position(run))))
         ends.append(f"{series[key].title} ends at {number(mean[-1])}")
     label = f"{what}{', log scale' if axis.log else ''}"
     if window > 1:
@@ -277,7 +292,7 @@ def _loss_axis(values: NDArray[np.float64]) -> Axis:
         return Axis(0.0, 1.0)
     low, high = float(values.min()), float(values.max())
     if low > 0:
-        pad = (high / low) ** 0.05 if high > low else 1.5
+        pad = (high / low) ** 0.05 if high > 1.0001 * low else 1.5
         return Axis(low / pad, high * pad, log=True)
     pad = 0.05 * (high - low) or 1.0
     return Axis(low - pad, high + pad)
@@ -306,6 +321,8 @@ def _difference_plot(
         Path("raw gap", line(x[kept], axis.position(difference[kept]))),
         Path("line gap", line(x[worst], axis.position(difference[worst]))),
     ]
+    if len(x) == 1:
+        paths.append(Path("points gap", dots(x, axis.position(difference))))
     ticks = make_ticks(axis, 4, brief)
     if zero.any():
         marks = sorted({round(float(p) * _SIZE, 0) for p in x[zero]})

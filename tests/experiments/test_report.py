@@ -515,6 +515,20 @@ def test_values_under_the_pointer_are_those_of_the_step() -> None:
     assert all(a[0] < b[0] for a, b in itertools.pairwise(points))
 
 
+def test_a_loss_at_a_single_moment_is_a_dot_between_ticks_that_differ() -> None:
+    runs = {"torch": [0.25442724], "tf": [0.254427241]}
+    tall, low = loss_chart({"images_seen": [2000], "runs": runs, "relative_difference": [4e-9]}, SERIES).plots
+    assert [path.name for path in tall.paths if path.name.startswith("points")] == ["points s0", "points s1"]
+    assert low.paths[-1].name == "points gap" and low.paths[-1].d.startswith("M1000.0 ")
+    labels = [tick.label for tick in tall.y_ticks]
+    assert len(labels) > 1 and len(set(labels)) == len(labels)
+
+
+def test_runs_that_continue_another_are_drawn_from_there_on() -> None:
+    loss = {"images_seen": [1616, 1632, 2000], "runs": {"torch": [1.0, 2.0, 1.5]}}
+    assert loss_chart(loss, SERIES).points[0][0] == 0.04
+
+
 def _gap(loss: dict) -> tuple[list[float], str]:
     """Heights of the curve of differences, and its description."""
     plot = loss_chart(loss, SERIES).plots[1]
