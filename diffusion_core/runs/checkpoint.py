@@ -246,14 +246,14 @@ def find_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
     Raises:
         DuetError: if there is no checkpoint.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise DuetError(f"{key}: {path!r} was given; it must be the path of a run or of one of its checkpoints")
     path = Path(path).expanduser()
     if (path / "state.json").is_file():
         return path
-    checkpoints = list_checkpoints(path / "checkpoints") or [
-        child
-        for child in list_checkpoints(path)
-        if (child / "state.json").is_file()  # any folder may be called 12
-    ]
+    # Any other folder may hold one that is called 12.
+    own = [child for child in list_checkpoints(path) if (child / "state.json").is_file()]
+    checkpoints = list_checkpoints(path / "checkpoints") or own
     if not checkpoints:
         what = "holds no checkpoint" if path.exists() else "does not exist"
         advice = "give a run directory or one of its checkpoints/<images seen>"

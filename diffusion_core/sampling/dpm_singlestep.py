@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process
-from diffusion_core.diffusion.schedule import AnySchedule
+from diffusion_core.diffusion.schedule import MAX_LEVELS, AnySchedule
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.dpm_solver import SOLVER_TYPES, check_order, solver_name
 from diffusion_core.sampling.exponential import Integrator, noise_scales
@@ -284,9 +284,11 @@ def _steps(
             f"sampler.spacing: {spacing!r} was given; the orders of the steps follow from the number of evaluations, "
             "so use sampler.steps with a spacing or a grid by name, or dpm_solver_singlestep with spaced=rows"
         )
-    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or steps < 1:
+    if isinstance(steps, bool) or not isinstance(steps, (int, np.integer)) or not 1 <= steps <= MAX_LEVELS:
         why = "" if fast else " with spaced=steps"
-        raise DuetError(f"sampler.steps: {steps!r} was given{why}; it must be a number of network evaluations")
+        raise DuetError(
+            f"sampler.steps: {steps!r} was given{why}; it must be a number of network evaluations, at most {MAX_LEVELS}"
+        )
     clean = not (isinstance(spacing, Mapping) and spacing.get("end"))
     lengths = _lengths(int(steps), order, clean, lower, fast)
     outer = make_grid(schedule, len(lengths), spacing)

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.registry import build
-from diffusion_core.diffusion.schedule import AnySchedule
+from diffusion_core.diffusion.schedule import MAX_LEVELS, AnySchedule
 from diffusion_core.sampling.spacing import SPACINGS, Spacing, Steps, continuous_timesteps, table_timesteps
 
 __all__ = ["GRIDS", "Grid", "karras", "make_grid", "make_timesteps"]
@@ -158,6 +158,8 @@ def make_grid(schedule: AnySchedule, steps: Steps = None, spacing: Spacing = Non
         [673.7, 258.1, 26.4]
     """
     options = dict(spacing) if isinstance(spacing, Mapping) else {"name": spacing}
+    if not options:
+        raise DuetError("sampler.spacing: {} was given; it must be a name, as in {name: karras}, or null")
     end = options.pop("end", None)
     if "sigmas" in options or "timesteps" in options:
         if len(options) > 1:
@@ -182,8 +184,11 @@ def _of_ratios(
     schedule: AnySchedule, steps: Steps, name: str, options: dict[str, Any], end: float | str | None
 ) -> Grid:
     """Return a grid of noise levels."""
-    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps < 1:
-        raise DuetError(f"sampler.steps: {steps!r} was given; the grid {name} takes a whole number, at least 1")
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or not 1 <= steps <= MAX_LEVELS:
+        raise DuetError(
+            f"sampler.steps: {steps!r} was given; the grid {name} takes a whole number, at least 1 and at most "
+            f"{MAX_LEVELS}"
+        )
     least, most = np.exp(schedule.log_ratio_range)
     most = most if least >= MAX_RATIO else min(most, MAX_RATIO)
     if isinstance(end, str) and end == "sigma_min" and "sigma_min" in options:

@@ -51,7 +51,7 @@ def convert(weight: ArrayLike, convention: str) -> Array:
         >>> float(convert(1.5, "from_class"))
         2.5
     """
-    if convention not in CONVENTIONS:
+    if not isinstance(convention, str) or convention not in CONVENTIONS:
         raise one_of("sampler.guidance_convention", convention, CONVENTIONS)
     return CONVENTIONS[convention](np.asarray(weight, np.float64))
 

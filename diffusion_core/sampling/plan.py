@@ -388,7 +388,7 @@ class SamplerPlan:
                 )
             guidance_scale[outside] = 1.0
         weights = None
-        if not np.isfinite(classifier):
+        if isinstance(classifier, bool) or not abs(classifier) < 1e30:  # a product with sigma^2 stays finite
             raise DuetError(f"sampler.classifier: {classifier} was given; it must be a finite number")
         if classifier:
             # As D = (x + sigma^2 score) / alpha. Without signal a classifier has no information: its weight is 0.

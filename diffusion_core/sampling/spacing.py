@@ -51,6 +51,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.respacing import are_whole, is_whole, kept_timesteps
+from diffusion_core.diffusion.schedule import MAX_LEVELS
 
 __all__ = ["SPACINGS", "Spacing", "Steps", "table_timesteps", "continuous_timesteps"]
 
@@ -162,8 +163,11 @@ def continuous_timesteps(
         return times.astype(np.float64)
     if spacing not in (None, *SPACINGS):
         raise one_of("sampler.spacing", spacing, SPACINGS)
-    if not is_whole(steps) or steps < 1:
-        raise DuetError(f"sampler.steps: {steps!r} was given; in continuous time it must be a whole number, at least 1")
+    if not is_whole(steps) or not 1 <= steps <= MAX_LEVELS:
+        raise DuetError(
+            f"sampler.steps: {steps!r} was given; in continuous time it must be a whole number, at least 1 and at most "
+            f"{MAX_LEVELS}"
+        )
     # With an end there are `steps` times above it.
     steps, low = int(steps), low if end is None else end
     if spacing in (None, "linspace"):

@@ -17,6 +17,7 @@ from diffusion_core.metrics.evaluate import METRICS, random_sets
 from diffusion_core.metrics.files import align_labels, read_sample_set
 from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number
+from duet.api.options import check_types
 from experiments.evaluation.context import dataset_reference
 from experiments.evaluation.samples import SampleEvaluator, make_features
 from experiments.runtime.processes import discard_output
@@ -57,6 +58,7 @@ class Scores(Mapping[str, Number]):
         return f"Scores({'; '.join(parts)})"
 
 
+@check_types
 def evaluate(
     images: NDArray[np.uint8] | str | Path,
     reference: Dataset | str | Path,

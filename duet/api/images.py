@@ -12,10 +12,12 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.images import render
 from diffusion_core.images.points import is_point, point_coordinates, scatter
 from diffusion_core.metrics.image_files import check_image_files, write_image_files
+from duet.api.options import check_types
 
 __all__ = ["save_grid", "save_images"]
 
 
+@check_types
 def save_grid(path: str | Path, images: NDArray[np.uint8], columns: int = 10, scale: int | None = None) -> Path:
     """Write images as one PNG file, row by row; missing folders are created.
 
@@ -48,6 +50,7 @@ def save_grid(path: str | Path, images: NDArray[np.uint8], columns: int = 10, sc
     return Path(path)
 
 
+@check_types
 def save_images(
     directory: str | Path, images: NDArray[np.uint8], labels: ArrayLike | None = None, classes: Sequence[str] = ()
 ) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend.interface import Backend, StepCallback
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data.pixels import to_uint8
 from diffusion_core.model.generate import generate
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.sampling import SAMPLERS, SamplerPlan
 from duet.api.backends import backend_setup
-from duet.api.options import unknown_option
+from duet.api.options import check_types, unknown_option
 from experiments.runtime.backends import BackendSetup, sampling_calls
 from experiments.sampling.classes import labels_with_images, named_labels, names_of_checkpoint
 from experiments.sampling.conditions import check_labels_trained, describe_weights
@@ -29,12 +30,13 @@ from experiments.sampling.plans import check_levels, choose_sampler, shared_opti
 __all__ = ["sample"]
 
 
+@check_types
 def sample(
     checkpoint: Checkpoint | str | Path,
     count: int = 64,
     *,
     labels: int | str | Sequence[int | str] | None = None,
-    sampler: str | SamplerPlan | None = None,
+    sampler: str | Mapping[str, Any] | SamplerPlan | None = None,
     seed: int = 0,
     batch: int = 128,
     weights: str | None = None,
@@ -57,7 +59,8 @@ def sample(
         count: number of images.
         labels: one class for all, a list of classes that repeats, or None for every class in turn. A class is a number
             or its name in the data that the network was trained on, as in ``["Coast", "Forest"]``.
-        sampler: a name of `duet.SAMPLERS` or a plan of `duet.make_plan`; None is the sampler of the run.
+        sampler: a name of `duet.SAMPLERS`, a name with options, or a plan of `duet.make_plan`; None is the sampler of
+            the run.
         seed: of the noise.
         batch: images per network call; it does not change any image.
         weights: ``"ema"``, a further average (``"ema1"`` ...) or ``"weights"``; None is what the run samples with.
@@ -83,6 +86,9 @@ def sample(
             images = duet.sample("outputs/digits", 16, labels=7, sampler="heun", steps=18)
     """
     _check_names(options)
+    for name, number in (("sample.count", count), ("sample.batch", batch)):
+        if number < 1:
+            raise DuetError(f"{name}: {number} was given; it must be at least 1")
     loaded = _load(checkpoint)
     which = choose_weights("weights", weights, loaded)
     models = _guidance_models(guide=guide, classifier=classifier)
@@ -130,11 +136,12 @@ def _guidance_models(**checkpoints: Checkpoint | str | Path | None) -> GuidanceM
 
 
 def _make_plan(
-    checkpoint: Checkpoint, sampler: str | None, models: GuidanceModels, options: dict[str, Any]
+    checkpoint: Checkpoint, sampler: str | Mapping[str, Any] | None, models: GuidanceModels, options: dict[str, Any]
 ) -> SamplerPlan:
+    if sampler is not None:
+        options = {**(sampler if isinstance(sampler, Mapping) else {"name": sampler}), **options}
     check_levels(options)
-    given = options if sampler is None else {"name": sampler, **options}
-    return models.plan(checkpoint.model, choose_sampler(given, checkpoint)[0])
+    return models.plan(checkpoint.model, choose_sampler(options, checkpoint)[0])
 
 
 def _open(setup: BackendSetup, calls: int) -> Backend:

@@ -18,7 +18,7 @@ from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.training.loop import TrainingConfig
 from diffusion_core.training.objective import OPTIONS
 from duet.api.backends import backend_setup
-from duet.api.options import plain_values, unknown_option
+from duet.api.options import check_types, plain_values, unknown_option
 from experiments.runtime.data import HeldOut
 from experiments.runtime.options import read_option
 from experiments.runtime.processes import discard_output
@@ -29,6 +29,7 @@ from experiments.training.setup import TrainingSetup
 __all__ = ["train"]
 
 
+@check_types
 def train(
     model: DiffusionModel,
     dataset: Dataset,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from commands import call
 from PIL import Image
 
+import duet
 from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import load_dataset
@@ -16,6 +18,8 @@ from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
+from diffusion_core.sampling import SAMPLERS, make_plan
+from duet.api.options import check_types
 from experiments.runtime.data import check_data, count_classes
 from experiments.sampling.guidance import GuidanceModels
 
@@ -183,3 +187,61 @@ def test_train_prints_the_classes_that_it_found(tmp_path: Path) -> None:
     root = fill(tmp_path / "data", "images/1.png", "images/2.png", "masks/1.png", "masks/2.png")
     assert count_classes(load_dataset("image_folder", path=str(root), size=4)) == "2 classes: images, masks"
     assert count_classes(load_dataset("digits", size=8)) == "10 classes"
+
+
+# Python
+
+
+def test_a_function_of_duet_refuses_arguments_of_another_type() -> None:
+    @check_types
+    def function(
+        path: str | Path, count: int = 1, *, weight: float | None = None, loud: bool = False, **more: int
+    ) -> int:
+        return count
+
+    assert function("x", np.int64(3), weight=np.float32(1), more="text") == 3 and function(Path(), weight=2) == 1
+    for arguments, words, expected in (
+        ((5,), {}, "path: 5 was given; it must be text or a path"),
+        (("x", 2.0), {}, "count: 2.0 was given; it must be a whole number"),
+        (("x", True), {}, "count: True was given; it must be a whole number"),
+        (("x",), {"weight": "1"}, "weight: '1' was given; it must be a number or None"),
+        (("x",), {"loud": 1}, "loud: 1 was given; it must be True or False"),
+    ):
+        with pytest.raises(DuetError, match=re.escape(expected)):
+            function(*arguments, **words)
+    with pytest.raises(TypeError, match="missing"):
+        function()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({"count": 2.0}, "count: 2.0"),
+        ({"count": 0}, "count: 0 was given; it must be at least 1"),
+        ({"batch": 0}, "batch: 0 was given; it must be at least 1"),
+        ({"sampler": 5}, "sampler: 5 was given"),
+        ({"sampler": {"name": "huen"}}, "Did you mean 'heun'?"),
+        ({"threads": "two"}, "threads: 'two' was given"),
+        ({"seed": None}, "seed: None was given"),
+        ({"checkpoint": None}, "checkpoint: None was given"),
+    ],
+    ids=str,
+)
+def test_sampling_in_python_refuses(words: dict, expected: str) -> None:
+    with pytest.raises(DuetError, match=re.escape(expected)):
+        duet.sample(**{"checkpoint": checkpoint(), **words})
+    with pytest.raises(DuetError, match="it must be the path of a run"):
+        find_checkpoint(5)
+
+
+@pytest.mark.parametrize("schedule", [{"name": "linear", "T": 20}, {"name": "vp_sde"}, {"name": "edm"}], ids=str)
+@pytest.mark.parametrize(
+    "option",
+    [{"steps": 10**30}, {"guidance_convention": []}, {"classifier": 10**40}, {"spacing": {}}, {"classifier": np.nan}],
+    ids=str,
+)
+def test_options_of_a_strange_size_or_type_are_refused_by_every_sampler(schedule: dict, option: dict) -> None:
+    process = DiffusionModel(checkpoint().model.spec, schedule, "edm" if schedule["name"] == "edm" else "eps").process
+    for name in SAMPLERS:
+        with pytest.raises(DuetError):
+            make_plan(process, name, **{"steps": 4, **option})
