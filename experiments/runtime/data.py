@@ -225,7 +225,7 @@ def check_data(dataset: Dataset, spec: NetworkSpec, is_trained: bool = True) -> 
             f"or choose other data"
         )
     if spec.num_classes and spec.num_classes != dataset.num_classes:
-        remedy = f"set model.num_classes={dataset.num_classes}"
+        remedy = f"set model.num_classes={dataset.num_classes if dataset.num_classes > 1 else 0}"
         if is_trained:
             remedy = "choose the data that it was trained on, or its classes with data.options.classes"
         raise DuetError(

@@ -105,7 +105,8 @@ def _label(key: str, name: str, names: Mapping[int, str]) -> int:
         return int(name)
     if not names:
         raise DuetError(
-            f"{key}: {name!r} was given, but the checkpoint does not know the names of its classes; give their numbers"
+            f"{key}: {name!r} was given, but the checkpoint does not know the names of its classes; give their "
+            f"numbers, or leave {key} out if the network has no classes"
         )
     known = list(names.values())
     near = difflib.get_close_matches(_folded(name), {_folded(one): one for one in known}, n=1)

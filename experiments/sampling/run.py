@@ -110,7 +110,12 @@ def describe_samples(options: SampleOptions, left_open: Sequence[str], checkpoin
     own = ", ".join(name for name in ("count", "labels", "seed", "weights") if name in left_open)
     origin = "from the run" if checkpoint.training else "defaults, as the checkpoint names none"
     text = f"samples: {options.count}, {labels}, seed {options.seed}, weights {options.weights}"
-    return f"{text} ({own}: {origin})" if own else text
+    text = f"{text} ({own}: {origin})" if own else text
+    given = np.size(options.labels)
+    if given > options.count:
+        left = given - options.count
+        text += f"\nsample.count: {options.count} is less than the {given} labels; the last {left} are not drawn"
+    return text
 
 
 @dataclass(frozen=True, eq=False)

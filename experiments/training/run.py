@@ -247,7 +247,7 @@ def _run(
     write_json(run.path / "result.json", result)
     speed = result["images_per_second"]  # 0 after a single step, which is not timed
     trained, first = result["train_seconds"], result["first_step_seconds"]
-    after = f" after the first step, which took {format_seconds(first)}" if first > 0.2 * trained else ""
+    after = f" after the first step, which took {format_seconds(first)}" if first > max(1.0, 0.2 * trained) else ""
     print(f"trained in {format_seconds(trained)}" + (f", {format_speed(speed)}{after}" if speed else ""))
     if not record.is_temporary:
         print(f"samples: {run.path / 'samples'}" if setup.plan is not None else f"checkpoint: {run.path}")

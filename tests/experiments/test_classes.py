@@ -28,11 +28,12 @@ from experiments.editing.setup import EditContext, EditSetup, SourceImages
 from experiments.evaluation.context import EvaluationContext
 from experiments.evaluation.likelihood import LIKELIHOOD_METHODS
 from experiments.evaluation.setup import EvaluationSetup
-from experiments.runtime.data import DataSource, describe_data
+from experiments.runtime.data import DataSource, check_data, describe_data
 from experiments.sampling.classes import describe_classes, label_names, named_labels
 from experiments.sampling.conditions import check_class_names, check_guided, check_labels_trained, describe_weights
 from experiments.sampling.gallery import GallerySetup, draw_gallery
 from experiments.sampling.options import SampleOptions, sample_labels
+from experiments.sampling.run import describe_samples
 from experiments.sampling.sheet import sample_sheet, sheet_columns
 from experiments.training.run import train
 from experiments.training.setup import TrainingSetup
@@ -93,6 +94,19 @@ def test_training_names_its_part_and_classes_that_the_network_is_not_told():
 
 def test_samples_and_columns_of_a_class_stand_below_each_other():
     assert [sheet_columns(classes) for classes in (0, 1, 3, 4, 7, 10, 11, 1000)] == [10, 10, 9, 8, 7, 10, 10, 10]
+
+
+def test_labels_that_a_small_count_leaves_out_are_said():
+    said = describe_samples(SampleOptions(2, [0, 1, 2, 0], 0), (), checkpoint())
+    assert said.endswith("\nsample.count: 2 is less than the 4 labels; the last 2 are not drawn")
+    assert "sample.count" not in describe_samples(SampleOptions(4, [0, 1, 2, 0], 0), (), checkpoint())
+    assert "sample.count" not in describe_samples(SampleOptions(1, 3, 0), (), checkpoint())
+
+
+def test_data_of_one_class_need_no_classes():
+    data = Dataset(np.zeros((4, 4, 4, 1), np.uint8), np.zeros(4, int), ("Coast",), "Coast")
+    with pytest.raises(DuetError, match=r"1 class, but the network has 4; set model.num_classes=0"):
+        check_data(data, checkpoint().model.spec)
 
 
 def test_the_classes_that_are_drawn_are_described():
