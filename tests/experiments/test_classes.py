@@ -106,7 +106,7 @@ def test_labels_that_a_small_count_leaves_out_are_said():
 def test_data_of_one_class_need_no_classes():
     data = Dataset(np.zeros((4, 4, 4, 1), np.uint8), np.zeros(4, int), ("Coast",), "Coast")
     with pytest.raises(DuetError, match=r"1 class, but the network has 4; set model.num_classes=0"):
-        check_data(data, checkpoint().model.spec)
+        check_data(data, checkpoint().model.spec, is_trained=False)
 
 
 def test_the_classes_that_are_drawn_are_described():
