@@ -158,7 +158,7 @@ def test_a_training_writes_it_at_the_end_and_after_an_error(backend_name, tmp_pa
     words = [f"backend={backend_name}", *TOY]
     done = call("train", *words, f"hydra.run.dir={tmp_path / 'run'}")
     made = (tmp_path / "run/report.html").read_text()
-    assert done.out.count("images/s, done") == 0 and len(re.findall(r"^trained in .* images/s$", done.out, re.M)) == 1
+    assert done.out.count("images/s, done") == 0 and len(re.findall(r"^trained in .* images/s", done.out, re.M)) == 1
     assert done.code == 0 and f"page: {tmp_path}/run/report.html" in done.out and "Complete: 80 images seen" in made
     assert "trainer.images=160" in made and "validation, average" in made
     failed = call("train", *words, "lr.peak=1e30", "optimiser.clip=null", f"hydra.run.dir={tmp_path / 'bad'}")
