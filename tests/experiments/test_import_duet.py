@@ -167,7 +167,7 @@ def test_a_callback_sees_every_row_and_a_plan_may_be_given(tiny, backend_name):
 def test_the_lines_of_the_readme_run(tmp_path, monkeypatch, capsys):
     """The block in README, with a shorter run."""
     block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
-    assert block.count("25_600") == 2 and "images=25_600, batch=64" in block
+    assert "images=25_600, batch=64" in block and "warmup_images=1280" in block
     monkeypatch.chdir(tmp_path)
     exec(compile(block.replace("25_600", "640").replace("1280", "64"), "README.md", "exec"), {})
     assert (tmp_path / "digits.png").stat().st_size > 1000
