@@ -107,6 +107,8 @@ def find_weight_files(folder: Path, variant: str | None = None) -> WeightFiles:
     if not variants:
         raise DuetError(f"{folder}: there are no weights, as in {_EXAMPLE}; {describe_folder(folder)}")
     if variant is not None and variant not in variants:
+        if set(variants) == {""}:
+            raise DuetError(f"source.variant: {variant!r} was given, but {folder} has no variants; leave it out")
         raise one_of("source.variant", variant, [name or "''" for name in variants])
     if variant is None and "" not in variants and len(variants) > 1:
         names = " or ".join(f"source.variant={name}" for name in variants)

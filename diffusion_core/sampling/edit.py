@@ -91,7 +91,9 @@ def start_row(plan: SamplerPlan, strength: float) -> int:
         DuetError: if strength is not a fraction.
     """
     if not 0 < strength <= 1:
-        raise DuetError(f"strength: {strength} was given; it must be more than 0 and at most 1, which is every row")
+        raise DuetError(
+            f"mode.strength: {strength} was given; it must be more than 0 and at most 1, which is every row"
+        )
     return plan.rows - max(1, round(strength * plan.rows))
 
 

@@ -45,6 +45,7 @@ def check_composed(cfg: DictConfig, command: str) -> None:
     if HydraConfig.initialized():
         hydra = HydraConfig.get()
         check_sources(hydra.runtime.config_sources)
+        _check_truths(cfg, hydra)
         _check_choices(hydra)
         check_levels(
             {key.removeprefix("sampler."): value for key, value in _typed(hydra) if key.startswith("sampler.")}
@@ -120,6 +121,14 @@ def _added_keys(node: DictConfig, path: str) -> Iterator[str]:
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not (child._is_none() or child._is_missing() or child._is_interpolation()):
             yield from _added_keys(child, f"{full}.")
+
+
+def _check_truths(cfg: DictConfig, hydra: HydraConf) -> None:
+    """Refuse numbers other than 0 and 1 for true and false, which OmegaConf takes for true."""
+    for key, value in _typed(hydra):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and value not in (0, 1) and isinstance(OmegaConf.select(cfg, key), bool):
+            raise DuetError(f"{key}: {value} was given; it must be true or false")
 
 
 def _typed(hydra: HydraConf) -> Iterator[tuple[str, Any]]:

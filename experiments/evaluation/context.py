@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,12 @@ class EvaluationContext:
     @cached_property
     def samples(self) -> SampleSet:
         """The samples to evaluate: images, features, or both."""
+        for (one, first), (other, second) in combinations(zip(self.setup.samples, self._sample_files, strict=True), 2):
+            if _are_equal(first.arrays, second.arrays):
+                raise DuetError(
+                    f"samples: {other} holds the same samples as {one}; counted twice they would make the intervals "
+                    f"too narrow, so give each of them once"
+                )
         samples = join(self._sample_files)
         if "statistics" in samples.facts:
             raise DuetError(
@@ -209,3 +216,9 @@ def dataset_reference(dataset: Dataset, options: Mapping[str, Any], training: Da
         arrays["training"] = training.images
         facts["training"] = {"name": training.name, "count": len(training), "sha256": training.sha256}
     return SampleSet(arrays, facts, classes=dataset.class_names if dataset.has_class_names else ())
+
+
+def _are_equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two sets of samples have the same images, or the same features."""
+    names = [name for name in ("images", "features") if name in one and name in other]
+    return bool(names) and all(np.array_equal(one[name], other[name]) for name in names)

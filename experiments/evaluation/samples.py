@@ -62,7 +62,7 @@ class SampleEvaluator:
         confidence: the confidence of the intervals.
 
     Raises:
-        DuetError: a metric or an option is unknown.
+        DuetError: a metric or an option is unknown, or the confidence is none.
     """
 
     features: Features | None
@@ -72,6 +72,8 @@ class SampleEvaluator:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
+        if not 0 < self.confidence < 1:
+            raise DuetError(f"confidence: {self.confidence} was given; it must lie between 0 and 1, as 0.95")
         fits = {name: metric.fit for name, metric in METRICS.items()}
         for name, options in self.metrics.items():
             if name not in METRICS:

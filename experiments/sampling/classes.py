@@ -108,6 +108,8 @@ def _label(key: str, name: str, names: Mapping[int, str]) -> int:
             f"{key}: {name!r} was given, but the checkpoint does not know the names of its classes; give their "
             f"numbers, or leave {key} out if the network has no classes"
         )
+    if name.casefold() in ("all", "none", "random", "any"):
+        raise DuetError(f"{key}: {name!r} was given; give {key}=null for every class in turn, or a list of classes")
     known = list(names.values())
     near = difflib.get_close_matches(_folded(name), {_folded(one): one for one in known}, n=1)
     hint = next((f" Did you mean {one!r}?" for one in known if near and _folded(one) == near[0]), "")

@@ -125,6 +125,9 @@ def describe_changes(checkpoint: Checkpoint, setup: TrainingSetup) -> list[str]:
         if changed:
             pairs = (f"{group}.{name} was {_text(stored[name])} and is now {_text(current[name])}" for name in changed)
             lines.append(f"changed: {', '.join(pairs)}")
+    stored, current = checkpoint.notes.get("precision"), setup.backend.precision
+    if stored not in (None, current):
+        lines.append(f"changed: precision was {stored} and is now {current}")
     return lines
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import fields
 
 from diffusion_core.backend.interface import average_names
 from diffusion_core.optim import initial_weight
+from diffusion_core.optim.adam import LearningRate
 from experiments.runtime.options import read_option
 from experiments.training.setup import TrainingSetup
 
@@ -26,6 +28,7 @@ def describe_lengths(setup: TrainingSetup) -> list[str]:
 
 def _of_rate(setup: TrainingSetup) -> Iterator[str]:
     rate, images = setup.learning_rate, setup.training_config.images
+    yield from _of_other_decays(rate)
     if rate.warmup_images > images:
         yield (
             f"lr.warmup_images: the warm-up of {rate.warmup_images:,} images is longer than the run of {images:,}; the "
@@ -57,6 +60,21 @@ def _of_rate(setup: TrainingSetup) -> Iterator[str]:
             f"{key}: the decay begins after {begin:,} images, at the end of the run of {images:,} or later; the "
             f"learning rate does not decay"
         )
+
+
+def _of_other_decays(rate: LearningRate) -> Iterator[str]:
+    """Yield a line for each option that belongs to another decay than the one that was chosen."""
+    decays = {
+        "total_images": ("linear", "cosine"), "every_images": ("steps",), "factor": ("steps",),
+        "decay_start_images": ("inverse_sqrt",),
+    }  # fmt: skip
+    for field in fields(rate):
+        own = decays.get(field.name)
+        if own and rate.decay not in own and getattr(rate, field.name) != field.default:
+            yield (
+                f"lr.{field.name}: {getattr(rate, field.name)} has no effect with lr.decay={rate.decay}; it belongs to "
+                f"lr.decay={' or '.join(own)}"
+            )
 
 
 def _of_averages(setup: TrainingSetup) -> Iterator[str]:

@@ -66,7 +66,7 @@ def test_strength_is_the_fraction_of_rows():
     plan = ddim(PROCESS, 10)
     assert [start_row(plan, s) for s in (1.0, 0.5, 0.1, 1e-9)] == [0, 5, 9, 9]
     for wrong in (0.0, 1.01, -1.0, float("nan")):
-        with pytest.raises(DuetError, match=f"strength: {wrong} was given"):
+        with pytest.raises(DuetError, match=f"mode.strength: {wrong} was given"):
             start_row(plan, wrong)
 
 

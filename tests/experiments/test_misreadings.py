@@ -14,14 +14,19 @@ import duet
 from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import load_dataset
+from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
 from diffusion_core.networks.weights import initial_weights
+from diffusion_core.optim.adam import LearningRate
 from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
 from diffusion_core.sampling import SAMPLERS, make_plan
 from duet.api.options import check_types
+from experiments.evaluation.samples import SampleEvaluator
 from experiments.runtime.data import check_data, count_classes
+from experiments.sampling.classes import named_labels
 from experiments.sampling.guidance import GuidanceModels
+from experiments.training.lengths import _of_other_decays
 
 TINY = ["model.channels=8", "model.norm_groups=4", "model.attention_resolutions=[]", "model.middle_attention=false"]
 
@@ -245,3 +250,43 @@ def test_options_of_a_strange_size_or_type_are_refused_by_every_sampler(schedule
     for name in SAMPLERS:
         with pytest.raises(DuetError):
             make_plan(process, name, **{"steps": 4, **option})
+
+
+# Training and evaluation
+
+
+def test_a_number_is_no_truth_value(tmp_path: Path) -> None:
+    words = [f"hydra.run.dir={tmp_path / 'run'}", *TINY, "trainer.images=128", "sampler.steps=2"]
+    assert "data.flip: 2 was given; it must be true or false" in refused("train", *words, "data.flip=2")
+    assert "sampler.steps: 0" in refused("train", *words, "data.flip=1", "sampler.steps=0")
+
+
+def test_a_confidence_is_checked_before_anything_is_evaluated() -> None:
+    reference = SampleSet({"images": UINT8}, {"name": "x"})
+    for confidence in (0.0, 1.0, float("nan"), 95):
+        with pytest.raises(DuetError, match=r"confidence: .* it must lie between 0 and 1"):
+            SampleEvaluator(None, {}, reference, confidence=confidence)
+
+
+def test_the_same_samples_are_not_counted_twice(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), dtype=np.uint8)
+    for name in "ab":
+        np.savez(tmp_path / f"{name}.npz", images=images)
+    words = [f"samples=[{tmp_path / 'a.npz'},{tmp_path / 'b.npz'}]", "data=digits", "features=digits"]
+    line = refused("evaluate", *words, f"out={tmp_path / 'out'}")
+    assert "b.npz holds the same samples as" in line and "give each of them once" in line
+
+
+def test_options_of_another_decay_are_announced() -> None:
+    assert list(_of_other_decays(LearningRate(1e-3))) == []
+    assert list(_of_other_decays(LearningRate(1e-3, decay="cosine", total_images=64))) == []
+    for options, key in (({"total_images": 64}, "total_images"), ({"decay": "cosine", "factor": 0.5}, "factor")):
+        (line,) = _of_other_decays(LearningRate(1e-3, **options))
+        assert line.startswith(f"lr.{key}: ") and "has no effect" in line
+
+
+@pytest.mark.parametrize("word", ["all", "None", "random"])
+def test_words_for_every_class_are_answered_with_null(word: str) -> None:
+    with pytest.raises(DuetError, match=r"give sample\.labels=null for every class in turn"):
+        named_labels("sample.labels", word, {0: "Coast", 1: "Forest"})
+    assert named_labels("sample.labels", word, {0: word, 1: "Forest"}) == 0
