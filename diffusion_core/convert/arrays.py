@@ -49,7 +49,7 @@ def read_arrays(path: Path, framework: Reader) -> dict[str, NDArray]:
 def describe_folder(folder: Path, shown: int = 8) -> str:
     """Return what a folder holds, for an error about a file that is not there."""
     if not folder.is_dir():
-        return f"there is no folder {folder}"
+        return f"there is no folder {folder}; nothing is downloaded here, so give a model that lies on this machine"
     names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in folder.iterdir())
     return f"{folder} holds {join_some(names, shown) or 'nothing'}"
 

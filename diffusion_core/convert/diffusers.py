@@ -96,6 +96,11 @@ def import_diffusers(
     if is_pipeline:
         scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
         file_of_it = scheduler / "scheduler_config.json"
+        if not file_of_it.is_file():
+            raise DuetError(
+                f"{folder}: {file_of_it.relative_to(folder)} is missing, which says the process; give the network "
+                f"alone, with its process: path={unet} process=eps_linear"
+            )
         config = read_config(file_of_it)
         own = read_process(config, str(file_of_it)) if process is None else None
         if config.get("variance_type") == "learned_range" and spec.out_channels == 2 * spec.in_channels:

@@ -13,6 +13,7 @@ from PIL import Image
 import duet
 from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
+from diffusion_core.convert.arrays import describe_folder
 from diffusion_core.data import load_dataset
 from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.model.diffusion_model import DiffusionModel
@@ -290,3 +291,18 @@ def test_words_for_every_class_are_answered_with_null(word: str) -> None:
     with pytest.raises(DuetError, match=r"give sample\.labels=null for every class in turn"):
         named_labels("sample.labels", word, {0: "Coast", 1: "Forest"})
     assert named_labels("sample.labels", word, {0: word, 1: "Forest"}) == 0
+
+
+def test_a_pipeline_without_its_scheduler_and_a_name_of_a_hub_say_what_to_give(tmp_path: Path) -> None:
+    assert "nothing is downloaded here" in describe_folder(Path("google/ddpm-cifar10-32"))
+    out = tmp_path / "pipeline"
+    assert call("export_weights", f"checkpoint={saved(tmp_path)}", "target=diffusers", f"out={out}").code == 0
+    (out / "scheduler" / "scheduler_config.json").unlink()
+    line = refused("import_weights", "source=diffusers", f"path={out}", f"out={tmp_path / 'imported'}")
+    assert "scheduler_config.json is missing" in line and f"path={out / 'unet'} process=eps_linear" in line
+
+
+def saved(folder: Path) -> Path:
+    own = checkpoint()
+    model = DiffusionModel(own.model.spec, {"name": "linear", "T": 1000}, "eps")
+    return save_checkpoint(folder / "linear" / "checkpoints", Checkpoint(0, model, 0, own.state, own.notes))
