@@ -175,7 +175,8 @@ def _next_lower(at: _NoiseLevel, prediction: str) -> tuple[Array, Array]:
     """Return (alpha_s, sigma_s) of the level below each t; below t = 0 it is clean data, (1, 0)."""
     if np.any(at.t != np.floor(at.t)):
         raise DuetError(
-            f"process {prediction}: it has no level between two, so t must be an integer, not {at.t.ravel()[:5]}"
+            f"process {prediction}: it is defined at whole timesteps only, not at t = {at.t.ravel()[:5]}; use "
+            f"likelihood=vlb, or a sampler.spacing of whole timesteps, such as leading"
         )
     # The table shifted by one level: entry t is level t - 1, and entry 0 is clean data.
     t = at.t.astype(np.int64)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import pluralize
 from diffusion_core.data import load_dataset
 from diffusion_core.images import render
 from diffusion_core.images.points import is_point, point_coordinates, scatter, shifts
@@ -291,6 +292,11 @@ def _evaluate_digits(comparison: Comparison, runs: Sequence[FinishedRun]) -> dic
     training part.
     """
     if any(run.config["data"]["name"] != "digits" or not run.config["model"].get("num_classes") for run in runs):
+        return {}
+    fewest, needed = min(len(run.samples[0]) for run in runs), 2 * MIN_VALUES
+    if fewest < needed:
+        note = f"{pluralize(fewest, 'sample')} of a run; intervals need {needed}"
+        comparison.add_headline("quality of the samples", "not measured", note)
         return {}
     size = runs[0].samples[0].shape[1]
     train, held_out = (load_dataset("digits", size=size, part=part) for part in ("train", "held_out"))

@@ -102,5 +102,5 @@ def test_the_name_in_other_code_is_named(name):
 
 
 def test_timesteps_between_two_levels_are_refused():
-    with pytest.raises(DuetError, match="posterior_mean: it has no level between two, so t must be an integer"):
+    with pytest.raises(DuetError, match="posterior_mean: it is defined at whole timesteps only"):
         make_plan(Process(linear(), "posterior_mean"), "ddim", steps=5, spacing="karras")

@@ -356,7 +356,7 @@ def test_invalid_processes_are_errors():
         Process(linear(), "epsilonn")
     with pytest.raises(DuetError, match="t must be in"):
         Process(linear()).columns([1000])
-    with pytest.raises(DuetError, match="t must be an integer"):
+    with pytest.raises(DuetError, match="it is defined at whole timesteps only"):
         Process(linear(), "next_level").columns([3.5])
     for prediction in ("next_level", "iddpm"):
         with pytest.raises(

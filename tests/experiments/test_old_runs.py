@@ -60,6 +60,21 @@ def test_old_runs_are_compared(old_run, tmp_path):
     assert (tmp_path / "report" / "report.html").exists()
 
 
+def test_runs_with_few_samples_are_compared_without_their_quality(old_run, tmp_path):
+    """Intervals need six samples; with fewer, the losses are compared all the same, and the page says what is not."""
+    few = shutil.copytree(old_run, tmp_path / "few")
+    for run, hour in ((old_run, 18), (few, 19)):
+        facts = read_json(run / "environment.json")
+        write_json(run / "environment.json", facts | {"started": f"2026-11-28T{hour}:00:00+00:00"})
+        with np.load(run / "samples" / "samples.npz") as file:
+            kept = {name: file[name][:4] if file[name].ndim else file[name] for name in file.files}
+        np.savez(run / "samples" / "samples.npz", **kept)
+    done = call("compare", f"runs=[{old_run},{few}]", f"out={tmp_path / 'report'}")
+    assert done.code == 0, done.err
+    tiles = {tile["label"]: tile for tile in read_json(tmp_path / "report" / "report.json")["headlines"]}
+    assert tiles["quality of the samples"]["note"] == "4 samples of a run; intervals need 6"
+
+
 def test_the_samples_of_an_old_run_are_evaluated(old_run, tmp_path):
     done = call("evaluate", f"samples={old_run}", "data=digits", f"out={tmp_path / 'evaluation'}")
     assert done.code == 0, done.err
