@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from duet.cli.backends import ROOT, backends
-from duet.cli.environments import setup
+from duet.cli.environments import setup_all
 from duet.cli.stages import Stage, ladder, make_jobs, run_jobs
 from duet.cli.terminal import Stop, duration, say
 
@@ -67,7 +67,7 @@ def demo_command(args: list[str]) -> int:
     if folder.exists() and not marker.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise Stop(f"--out: {folder} was given, which holds other files; name a new or an empty folder")
     known = backends()
-    pythons = {name: setup(backend) for name, backend in known.items()}
+    pythons = setup_all(known.values())
     if marker.exists():
         renamed = folder.with_name(folder.name + time.strftime("-%Y%m%d-%H%M%S"))
         folder.rename(renamed)

@@ -13,7 +13,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import TextIO
@@ -35,7 +36,9 @@ try:
 except ImportError:  # Windows: two set-ups at the same time are not kept apart
     fcntl = None
 
-__all__ = ["SUPPORTED", "checked_python", "environment_exists", "setup", "any_environment", "setup_command"]
+__all__ = [
+    "SUPPORTED", "any_environment", "checked_python", "environment_exists", "setup", "setup_all", "setup_command",
+]  # fmt: skip
 
 SUPPORTED = ((3, 11), (3, 12), (3, 13))  # requires-python of pyproject.toml
 FORMAT = "1"  # of an environment; changing it makes every existing one outdated
@@ -79,7 +82,8 @@ def setup_command(args: list[str]) -> int:
             extras += [check_extra(name) for name in (value or rest.pop(0)).split(",")]
         else:
             flags.add(flag)
-    for backend in [get_backend(name) for name in names] or backends().values():
+    chosen = [get_backend(name) for name in names] or list(backends().values())
+    for backend in chosen:
         former = BuildOptions() if "--default" in flags else read_options(backend)
         options = BuildOptions(former.cpu or "--cpu" in flags, tuple(dict.fromkeys([*former.extras, *extras])))
         own = user_python(backend)
@@ -87,8 +91,16 @@ def setup_command(args: list[str]) -> int:
             say(f"{backend.name}: {own} is an interpreter of your own, in which nothing is installed")
         elif options != read_options(backend):
             write_options(backend, options)
-        say(f"{backend.name}: {setup(backend)}")
+    for name, python in setup_all(chosen).items():
+        say(f"{name}: {python}")
     return 0
+
+
+def setup_all(chosen: Iterable[Backend]) -> dict[str, str]:
+    """Return the path of each backend's Python by name; environments that are not ready are built at the same time."""
+    with ThreadPoolExecutor() as pool:
+        started = {backend.name: pool.submit(setup, backend) for backend in chosen}
+        return {name: build.result() for name, build in started.items()}
 
 
 def setup(backend: Backend) -> str:

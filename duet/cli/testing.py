@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from duet.cli.backends import ROOT, backends
-from duet.cli.environments import setup
+from duet.cli.environments import setup_all
 from duet.cli.stages import Stage, ladder, make_jobs, run_jobs
 from duet.cli.terminal import Stop, duration, say
 
@@ -63,7 +63,7 @@ def test_command(args: list[str]) -> int:
         raise Stop(f"test: {ROOT} has no folder tests, since Duet was installed as a package; run it in the repository")
     browser = find_browser()
     started = time.monotonic()
-    pythons = {name: setup(backend) for name, backend in backends().items()}
+    pythons = setup_all(backends().values())
     no_browser = f"no {' or '.join(BROWSERS)} on PATH: the tests marked `browser` are NOT RUN, so no page is operated"
     if not browser:
         say(no_browser)

@@ -248,6 +248,7 @@ def test_a_run_whose_own_samples_need_the_null_class_is_refused_before_it_writes
 
 
 @pytest.mark.backend
+@pytest.mark.either
 def test_sampling_by_name(run, backend_name, tmp_path):
     words = (f"checkpoint={run}", f"backend={backend_name}", "backend.threads=1", "backend.device=cpu")
     done = call("sample", *words, f"out={tmp_path / 'out'}", "sample.count=4", "sample.labels=[Forest, coast, 1]")

@@ -185,6 +185,7 @@ def test_samples_of_a_tensorflow_run_are_evaluated_where_inception_can_be_opened
 
 
 @pytest.mark.backend
+@pytest.mark.either
 def test_a_run_is_trained_further_and_sampled_by_one_word_each(tmp_path, backend_name):
     old, new = shutil.copytree(RUN, tmp_path / "old"), tmp_path / "new"
     words = (f"backend={backend_name}", "backend.threads=1", "backend.device=cpu")

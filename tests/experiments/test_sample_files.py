@@ -49,6 +49,7 @@ def run(backend_name: str, folder: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.backend
+@pytest.mark.either
 def test_a_run_trains_on_the_training_split_and_writes_its_samples_as_files(run: tuple[Path, str]) -> None:
     directory, said = run
     assert "'Training Data' is train (15 images)" in said and "part train is used, of train, test" in said
@@ -63,6 +64,7 @@ def test_a_run_trains_on_the_training_split_and_writes_its_samples_as_files(run:
 
 
 @pytest.mark.backend
+@pytest.mark.either
 def test_files_and_arrays_of_samples_are_evaluated_alike(run: tuple[Path, str], folder: Path, tmp_path: Path) -> None:
     directory, _ = run
     data = ("data=image_folder", f"data.options.path={folder}", "data.options.size=16", "metrics=[spread,colour]")
@@ -82,6 +84,7 @@ def test_files_and_arrays_of_samples_are_evaluated_alike(run: tuple[Path, str], 
 
 
 @pytest.mark.backend
+@pytest.mark.either
 def test_samples_of_a_checkpoint_are_files_and_never_replace_others(
     run: tuple[Path, str], backend_name: str, tmp_path: Path
 ) -> None:

@@ -85,10 +85,10 @@ def some(arrays: dict[str, np.ndarray]) -> list[str]:
 
 
 def one_value(array: np.ndarray, size: float) -> np.ndarray:
-    """Return the array with its middle value raised by `size`."""
+    """Return the array with its middle value raised by `size`; a pixel by 128, since 255 more is 1 less."""
     spoilt = array.copy()
     flat = spoilt.reshape(-1)
-    flat[flat.size // 2] += np.asarray(max(size, 1)).astype(array.dtype)
+    flat[flat.size // 2] += np.asarray(128 if array.dtype == np.uint8 else max(size, 1)).astype(array.dtype)
     return spoilt
 
 
