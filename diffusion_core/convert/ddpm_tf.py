@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,13 @@ from diffusion_core.convert.names import (
     Entry,
     Imported,
     NameMap,
+    count_numbers,
     join_names,
     make_model,
     name_map,
     qkv,
     read_weights,
+    shape_of,
     siblings,
 )
 from diffusion_core.networks import Node, Program, UNetSpec
@@ -38,6 +41,7 @@ from diffusion_core.networks.unet_spec import multipliers
 
 __all__ = ["import_ddpm_tf", "make_name_map", "read_spec"]
 
+_WHAT = "a checkpoint of the original DDPM"
 _AVERAGE = "/ExponentialMovingAverage"
 _EXTRA = re.compile(r"(.*/)?(Adam(_\d+)?|beta\d_power(_\d+)?|global_step|save_counter/.*)")
 _LEAVES = {
@@ -81,7 +85,7 @@ def import_ddpm_tf(
     arrays = {name: a for name, a in arrays.items() if not name.endswith(_AVERAGE)}
     root = next((name.removesuffix("temb/dense0/W") for name in arrays if name.endswith("temb/dense0/W")), None)
     if root is None:
-        raise DuetError(f"{path}: temb/dense0/W is missing; this is not a checkpoint of the original DDPM")
+        raise DuetError(f"{path}: temb/dense0/W is missing; this is not {_WHAT}")
     spec = read_spec(
         {name.removeprefix(root): a for name, a in arrays.items()},
         str(path),
@@ -110,21 +114,12 @@ def read_spec(arrays: Arrays, source: str, image_size: int, **options: Any) -> U
         DuetError: if they are not a DDPM network.
     """
 
-    def count(pattern: str) -> int:
-        return 1 + max((int(found.group(1)) for name in arrays if (found := re.match(pattern, name))), default=-1)
-
-    def shape(name: str, axes: int) -> tuple[int, ...]:
-        if name not in arrays or arrays[name].ndim != axes:
-            raise DuetError(
-                f"{source}: {name} is missing or has other axes; this is not a checkpoint of the original DDPM"
-            )
-        return arrays[name].shape
-
-    levels, blocks = count(r"down_(\d+)/"), count(r"down_0/block_(\d+)/")
+    shape = partial(shape_of, arrays, source=source, what=_WHAT)
+    levels, blocks = count_numbers(arrays, r"down_(\d+)/"), count_numbers(arrays, r"down_0/block_(\d+)/")
     channels = shape("temb/dense0/W", 2)[0]
     widths = [shape(f"down_{level}/block_0/conv2/W", 4)[3] for level in range(levels)]
     if not blocks:
-        raise DuetError(f"{source}: down_0/block_0 is missing; this is not a checkpoint of the original DDPM")
+        raise DuetError(f"{source}: down_0/block_0 is missing; this is not {_WHAT}")
     has_conv = levels == 1 or "down_0/downsample/conv/W" in arrays
     return UNetSpec(
         image_size=image_size,

@@ -11,8 +11,8 @@ References:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,15 @@ from diffusion_core.convert.names import (
     Entry,
     Imported,
     NameMap,
+    count_numbers,
     join_names,
     make_model,
     name_map,
     qkv,
-    read_weights,
+    shape_of,
     siblings,
 )
-from diffusion_core.convert.state_dicts import choose_state_dicts
+from diffusion_core.convert.state_dicts import choose_state_dicts, read_both
 from diffusion_core.networks import Node, Program, UNetSpec
 from diffusion_core.networks.blocks import Attention
 from diffusion_core.networks.unet_spec import multipliers
@@ -77,14 +78,12 @@ def import_ddpm_torch(
     spec = read_spec(found.weights, found.source, image_size, norm_groups=norm_groups, dropout=dropout)
     model, process_source = make_model(spec, process)
     names = make_name_map(spec, model.program)
-    weights = read_weights(names, model.program, found.weights, found.source)
-    average, average_source = found.average, found.average_source
+    second = None
     if ema is not None:
         second = choose_state_dicts(read_arrays(Path(ema), read), _FORMAT, _WHAT, ema, key, averages=_AVERAGE)
-        average, average_source = second.averaged
-    averaged = weights if average is None else read_weights(names, model.program, average, average_source)
+    weights, average = read_both(names, model.program, found, second)
     note = f"the network of DDPM in PyTorch{found.note}"
-    return Imported(model, weights, averaged, note, process_source)
+    return Imported(model, weights, weights if average is None else average, note, process_source)
 
 
 def read_spec(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNetSpec:
@@ -100,15 +99,8 @@ def read_spec(arrays: Arrays, source: str, image_size: int, **options: Any) -> U
         DuetError: if it is not this network.
     """
 
-    def count(pattern: str) -> int:
-        return 1 + max((int(found.group(1)) for name in arrays if (found := re.match(pattern, name))), default=-1)
-
-    def shape(name: str, axes: int) -> tuple[int, ...]:
-        if name not in arrays or arrays[name].ndim != axes:
-            raise DuetError(f"{source}: {name} is missing or has other axes; this is not {_WHAT}")
-        return arrays[name].shape
-
-    levels, blocks = count(r"down\.(\d+)\."), count(r"down\.0\.block\.(\d+)\.")
+    shape = partial(shape_of, arrays, source=source, what=_WHAT)
+    levels, blocks = count_numbers(arrays, r"down\.(\d+)\."), count_numbers(arrays, r"down\.0\.block\.(\d+)\.")
     channels, first = shape("temb.dense.0.weight", 2)[1], shape("conv_in.weight", 4)
     widths = [shape(f"down.{level}.block.0.conv2.weight", 4)[0] for level in range(levels)]
     if not blocks or first[0] != channels:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,13 @@ from diffusion_core.convert.names import (
     Imported,
     Layout,
     NameMap,
+    count_numbers,
     join_names,
     make_model,
     name_map,
-    read_weights,
+    shape_of,
 )
-from diffusion_core.convert.state_dicts import choose_state_dicts
+from diffusion_core.convert.state_dicts import choose_state_dicts, read_both
 from diffusion_core.diffusion.schedule import make_schedule
 from diffusion_core.networks import LinearAttentionSpec, Node, Program
 
@@ -117,11 +119,9 @@ def import_denoising_diffusion_pytorch(
     variance = "learned_range" if spec.out_channels == 2 * spec.in_channels else "fixed"
     model, process_source = make_model(spec, process, own, variance)
     names = make_name_map(spec, model.program)
-    weights = read_weights(names, model.program, found.weights, found.source)
-    average = weights
-    if found.average is not None:
-        average = read_weights(names, model.program, found.average, found.average_source)
+    weights, average = read_both(names, model.program, found)
     note = f"a Unet of denoising-diffusion-pytorch{found.note}"
+    average = weights if average is None else average
     return Imported(model, weights, average, note, process_source, _SAMPLER if own and process is None else None)
 
 
@@ -168,12 +168,8 @@ def read_spec(
             if re.fullmatch(pattern, name):
                 raise DuetError(f"{source}: {name}: Duet has no block for {part}")
 
-    def shape(name: str, axes: int) -> tuple[int, ...]:
-        if name not in arrays or arrays[name].ndim != axes:
-            raise DuetError(f"{source}: {name} is missing or has other axes; this is not {_WHAT}, version 2")
-        return arrays[name].shape
-
-    levels = 1 + max((int(m.group(1)) for name in arrays if (m := re.match(r"downs\.(\d+)\.", name))), default=-1)
+    shape = partial(shape_of, arrays, source=source, what=f"{_WHAT}, version 2")
+    levels = count_numbers(arrays, r"downs\.(\d+)\.")
     first, channels = shape("init_conv.weight", 4), shape("time_mlp.1.weight", 2)[1]
     widths = []
     for level in range(levels):

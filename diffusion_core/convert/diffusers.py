@@ -32,10 +32,9 @@ from diffusion_core.convert.names import (
     make_model,
     name_map,
     qkv,
-    read_weights,
     siblings,
 )
-from diffusion_core.convert.state_dicts import choose_state_dicts
+from diffusion_core.convert.state_dicts import choose_state_dicts, read_both
 from diffusion_core.networks import Node, Program, UNetSpec
 from diffusion_core.networks.blocks import Attention
 from diffusion_core.networks.weights import Weights
@@ -115,11 +114,7 @@ def import_diffusers(
         arrays = {_current_name(name): array for name, array in files.read(read).items()}
         what = "a state dict of UNet2DModel"
         found = choose_state_dicts(arrays, "diffusers", what, files.source, key)
-        weights = read_weights(names, model.program, found.weights, found.source)
-        average = None
-        if found.average is not None:
-            average = read_weights(names, model.program, found.average, found.average_source)
-        return weights, average, f"{files.note}{found.note}"
+        return *read_both(names, model.program, found), f"{files.note}{found.note}"
 
     files = WeightFiles(folder, (file.name,), "", (), None) if file else find_weight_files(unet, variant)
     weights, average, where = read_one(files)

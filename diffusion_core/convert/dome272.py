@@ -34,9 +34,8 @@ from diffusion_core.convert.names import (
     join_names,
     make_model,
     name_map,
-    read_weights,
 )
-from diffusion_core.convert.state_dicts import ANCHORS, choose_state_dicts
+from diffusion_core.convert.state_dicts import ANCHORS, choose_state_dicts, read_both
 from diffusion_core.networks import DoubleConvSpec, Node, Program
 
 __all__ = ["import_dome272", "make_name_map", "read_spec"]
@@ -82,17 +81,17 @@ def import_dome272(
     spec = read_spec(found.weights, found.source, image_size, heads)
     model, process_source = make_model(spec, process, DDPM)
     names = make_name_map(spec, model.program)
-    weights = read_weights(names, model.program, found.weights, found.source)
-    average, average_source = found.average, found.average_source
+    second = None
     if ema is not None:
-        average, average_source = choose_state_dicts(read_arrays(Path(ema), read), _FORMAT, _WHAT, ema, key).averaged
-    averaged = weights if average is None else read_weights(names, model.program, average, average_source)
+        second = choose_state_dicts(read_arrays(Path(ema), read), _FORMAT, _WHAT, ema, key)
+    weights, average = read_both(names, model.program, found, second)
     kind = "UNet_conditional" if spec.num_classes else "UNet"
     note = f"a {kind} of dome272, trained with t from 1 (process.first_t=1){found.note}"
     # Its training draws t from 1 and drops a tenth of the labels.
     objective = {"first_t": 1} | ({"label_dropout": 0.1} if spec.num_classes else {})
     sampler = _SAMPLER if process is None else None
-    return Imported(model, weights, averaged, note, process_source, sampler, objective if process is None else {})
+    average = weights if average is None else average
+    return Imported(model, weights, average, note, process_source, sampler, objective if process is None else {})
 
 
 def read_spec(arrays: Arrays, source: str, image_size: int = 64, heads: int = 4) -> DoubleConvSpec:

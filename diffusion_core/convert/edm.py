@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from diffusion_core.convert.names import (
     make_model,
     name_map,
     read_weights,
+    shape_of,
 )
 from diffusion_core.convert.state_dicts import choose_state_dicts
 from diffusion_core.networks import Node, Program, UNetSpec
@@ -138,11 +140,7 @@ def read_spec(arrays: Arrays, source: str, head_channels: int = 64, **options: A
         if re.search(r"aux_(down|skip|up)\.", name):
             raise DuetError(f"{source}: {name}: Duet's UNet has no encoder or decoder of type 'skip'")
 
-    def shape(name: str, axes: int) -> tuple[int, ...]:
-        if name not in arrays or arrays[name].ndim != axes:
-            raise DuetError(f"{source}: {name} is missing or has other axes; this is not a SongUNet or DhariwalUNet")
-        return arrays[name].shape
-
+    shape = partial(shape_of, arrays, source=source, what="a SongUNet or DhariwalUNet")
     is_song, size = _is_song(arrays), sizes[0]
     first = shape(f"enc.{size}x{size}_conv.weight", 4)
     features = shape("map_layer0.weight", 2)[1]

@@ -33,9 +33,8 @@ from diffusion_core.convert.names import (
     join_names,
     make_model,
     name_map,
-    read_weights,
 )
-from diffusion_core.convert.state_dicts import choose_state_dicts
+from diffusion_core.convert.state_dicts import choose_state_dicts, read_both
 from diffusion_core.diffusion.schedule import make_schedule
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import Node, Program, UNetSpec
@@ -121,13 +120,12 @@ def import_guided_diffusion(
     if rescale_timesteps:
         model = replace(model, time_scale=1000 / _whole_table(model))
     names = make_name_map(spec, model.program)
-    weights = read_weights(names, model.program, found.weights, found.source)
-    average, average_source = found.average, found.average_source
+    second = None
     if ema is not None:
-        average, average_source = choose_state_dicts(read_arrays(Path(ema), read), _FORMAT, _WHAT, ema, key).averaged
-    averaged = weights if average is None else read_weights(names, model.program, average, average_source)
+        second = choose_state_dicts(read_arrays(Path(ema), read), _FORMAT, _WHAT, ema, key)
+    weights, average = read_both(names, model.program, found, second)
     note = f"a UNetModel of guided-diffusion, q k v in the order {qkv_order}{found.note}"
-    return Imported(model, weights, averaged, note, process_source)
+    return Imported(model, weights, weights if average is None else average, note, process_source)
 
 
 def read_spec(arrays: Arrays, source: str, image_size: int, **options: Any) -> UNetSpec:

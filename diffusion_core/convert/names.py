@@ -42,11 +42,13 @@ __all__ = [
     "Imported",
     "Layout",
     "NameMap",
+    "count_numbers",
     "join_names",
     "make_model",
     "name_map",
     "qkv",
     "read_weights",
+    "shape_of",
     "siblings",
     "write_weights",
 ]
@@ -79,6 +81,22 @@ class Imported:
     process_source: str
     sampler: Mapping[str, Any] | None = None
     objective: Mapping[str, Any] = field(default_factory=dict)
+
+
+def count_numbers(arrays: Iterable[str], pattern: str) -> int:
+    """Return one more than the largest number that a pattern finds at the start of the names; 0 if it finds none."""
+    return 1 + max((int(found.group(1)) for name in arrays if (found := re.match(pattern, name))), default=-1)
+
+
+def shape_of(arrays: Arrays, name: str, axes: int, source: str, what: str) -> tuple[int, ...]:
+    """Return the shape of an array with this number of axes.
+
+    Raises:
+        DuetError: if there is none, so that `source` is not `what`.
+    """
+    if name not in arrays or arrays[name].ndim != axes:
+        raise DuetError(f"{source}: {name} is missing or has other axes; this is not {what}")
+    return arrays[name].shape
 
 
 def make_model(

@@ -26,9 +26,11 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import join_some
-from diffusion_core.convert.names import Arrays
+from diffusion_core.convert.names import Arrays, NameMap, read_weights
+from diffusion_core.networks import Program
+from diffusion_core.networks.weights import Weights
 
-__all__ = ["ANCHORS", "StateDicts", "choose_state_dicts"]
+__all__ = ["ANCHORS", "StateDicts", "choose_state_dicts", "read_both"]
 
 # By format: a name that all of its networks have, and those of no other format.
 ANCHORS = {
@@ -122,6 +124,15 @@ def choose_state_dicts(
         f"{source}, {weights.rstrip('.')}" if weights else source,
         f"{source}, {at.rstrip('.')}",
     )
+
+
+def read_both(
+    names: NameMap, program: Program, found: StateDicts, second: StateDicts | None = None
+) -> tuple[Weights, Weights | None]:
+    """Return the weights and their moving average, which is that of a second file if there is one, or None."""
+    weights = read_weights(names, program, found.weights, found.source)
+    average, source = (found.average, found.average_source) if second is None else second.averaged
+    return weights, None if average is None else read_weights(names, program, average, source)
 
 
 def _prefixes(arrays: Arrays, anchor: str) -> set[str]:
