@@ -10,7 +10,7 @@ References:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,23 +39,15 @@ from diffusion_core.networks import Node, Program, UNetSpec
 from diffusion_core.networks.blocks import Attention
 from diffusion_core.networks.unet_spec import multipliers
 
-__all__ = ["import_ddpm_tf", "make_name_map", "read_spec"]
+__all__ = ["import_ddpm_tf", "make_name_map", "module_names", "read_spec"]
 
 _WHAT = "a checkpoint of the original DDPM"
 _AVERAGE = "/ExponentialMovingAverage"
 _EXTRA = re.compile(r"(.*/)?(Adam(_\d+)?|beta\d_power(_\d+)?|global_step|save_counter/.*)")
 _LEAVES = {
-    "norm0": "/norm1",
-    "conv0": "/conv1",
-    "time": "/temb_proj",
-    "norm1": "/norm2",
-    "conv1": "/conv2",
-    "shortcut": "/nin_shortcut",
-    "norm": "/norm",
-    "qkv": "/qkv",
-    "proj": "/proj_out",
-    "conv": "/conv",
-}
+    "norm0": "norm1", "conv0": "conv1", "time": "temb_proj", "norm1": "norm2", "conv1": "conv2",
+    "shortcut": "nin_shortcut", "norm": "norm", "qkv": "qkv", "proj": "proj_out", "conv": "conv",
+}  # fmt: skip
 
 
 def import_ddpm_tf(
@@ -139,23 +131,35 @@ def read_spec(arrays: Arrays, source: str, image_size: int, **options: Any) -> U
     )
 
 
+def module_names(spec: UNetSpec, path: Callable[..., str]) -> dict[str, str]:
+    """Return the module of each node but those of the embedding; DDPM's code in PyTorch has the same tree.
+
+    Args:
+        spec: the network.
+        path: joins the parts of a name; a number belongs to the part before it.
+    """
+    units = {
+        "mid.block0": path("mid", "block_1"),
+        "mid.attn": path("mid", "attn_1"),
+        "mid.block1": path("mid", "block_2"),
+    }
+    for level in range(len(spec.widths)):
+        for way, blocks in (("down", spec.blocks_per_resolution), ("up", spec.blocks_per_resolution + 1)):
+            units[f"{way}.{level}.{way}"] = path(way, level, f"{way}sample")
+            for i in range(blocks):
+                units[f"{way}.{level}.{i}.block"] = path(way, level, "block", i)
+                units[f"{way}.{level}.{i}.attn"] = path(way, level, "attn", i)
+    leaves = {ours: path("", theirs) for ours, theirs in _LEAVES.items()}
+    return {"conv_in": "conv_in", "out.norm": "norm_out", "out.conv": "conv_out", **join_names(units, leaves)}
+
+
+def _path(*parts: str | int) -> str:
+    return re.sub(r"/(?=\d)", "_", "/".join(map(str, parts)))
+
+
 def make_name_map(spec: UNetSpec, program: Program, root: str = "model/") -> NameMap:
     """Return the name map of the variables."""
-    units = {"mid.block0": "mid/block_1", "mid.attn": "mid/attn_1", "mid.block1": "mid/block_2"}
-    for level in range(len(spec.channel_multipliers)):
-        for way, blocks in (("down", spec.blocks_per_resolution), ("up", spec.blocks_per_resolution + 1)):
-            units[f"{way}.{level}.{way}"] = f"{way}_{level}/{way}sample"
-            for i in range(blocks):
-                units[f"{way}.{level}.{i}.block"] = f"{way}_{level}/block_{i}"
-                units[f"{way}.{level}.{i}.attn"] = f"{way}_{level}/attn_{i}"
-    modules = {
-        "embed.dense0": "temb/dense0",
-        "embed.dense1": "temb/dense1",
-        "conv_in": "conv_in",
-        "out.norm": "norm_out",
-        "out.conv": "conv_out",
-        **join_names(units, _LEAVES),
-    }
+    modules = {"embed.dense0": "temb/dense0", "embed.dense1": "temb/dense1", **module_names(spec, _path)}
     attentions = {node.name: node.block for node in program.nodes if isinstance(node.block, Attention)}
     weights = {"Linear": TRANSPOSED, "Conv": HWIO, "GroupNorm": SAME}
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.convert.arrays import Reader, read_arrays
+from diffusion_core.convert.ddpm_tf import module_names
 from diffusion_core.convert.names import (
     SAME,
     Arrays,
@@ -25,7 +26,6 @@ from diffusion_core.convert.names import (
     Imported,
     NameMap,
     count_numbers,
-    join_names,
     make_model,
     name_map,
     qkv,
@@ -42,10 +42,6 @@ __all__ = ["import_ddpm_torch", "make_name_map", "read_spec"]
 _FORMAT, _WHAT = "ddpm_torch", "a state dict of DDPM's network in PyTorch"
 # The position of the moving average in the lists that ddim writes.
 _AVERAGE = ("4.", "4.module.")
-_LEAVES = {
-    "norm0": ".norm1", "conv0": ".conv1", "time": ".temb_proj", "norm1": ".norm2", "conv1": ".conv2",
-    "shortcut": ".nin_shortcut", "norm": ".norm", "qkv": ".qkv", "proj": ".proj_out", "conv": ".conv",
-}  # fmt: skip
 
 
 def import_ddpm_torch(
@@ -126,20 +122,10 @@ def read_spec(arrays: Arrays, source: str, image_size: int, **options: Any) -> U
 
 def make_name_map(spec: UNetSpec, program: Program) -> NameMap:
     """Return the name map of the network."""
-    units = {"mid.block0": "mid.block_1", "mid.attn": "mid.attn_1", "mid.block1": "mid.block_2"}
-    for level in range(len(spec.widths)):
-        for way, blocks in (("down", spec.blocks_per_resolution), ("up", spec.blocks_per_resolution + 1)):
-            units[f"{way}.{level}.{way}"] = f"{way}.{level}.{way}sample"
-            for i in range(blocks):
-                units[f"{way}.{level}.{i}.block"] = f"{way}.{level}.block.{i}"
-                units[f"{way}.{level}.{i}.attn"] = f"{way}.{level}.attn.{i}"
     modules = {
         "embed.dense0": "temb.dense.0",
         "embed.dense1": "temb.dense.1",
-        "conv_in": "conv_in",
-        "out.norm": "norm_out",
-        "out.conv": "conv_out",
-        **join_names(units, _LEAVES),
+        **module_names(spec, lambda *parts: ".".join(map(str, parts))),
     }
     attentions = {node.name: node.block for node in program.nodes if isinstance(node.block, Attention)}
 
