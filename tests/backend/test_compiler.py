@@ -57,7 +57,7 @@ def test_a_backend_that_does_not_compile_does_not_look_for_a_compiler(backend_na
     open_backend("float32")
     compiler = importlib.import_module(f"backends.{backend_name}.compiler")
     monkeypatch.setattr(compiler, "compile_obstacle", lambda device: pytest.fail("it looked"))
-    BackendSetup(backend_name, CONFIG, "auto", {"cpu": 10}).open(5)
+    assert BackendSetup(backend_name, CONFIG, "auto", {"cpu": 10}).open(5).config.compile is False
 
 
 @pytest.fixture
