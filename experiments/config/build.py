@@ -30,6 +30,7 @@ from experiments.evaluation.context import dataset_reference
 from experiments.evaluation.samples import SampleEvaluator, make_features
 from experiments.evaluation.setup import EvaluationSetup
 from experiments.export.importing import ImportSetup
+from experiments.features import MissingWeights
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import DataSource
 from experiments.sampling.gallery import GallerySetup
@@ -39,7 +40,6 @@ from experiments.sampling.run import SamplingSetup
 from experiments.training.evaluation import FinalEvaluation, SkippedEvaluation
 from experiments.training.setup import TrainingSetup
 from experiments.training.validation import ValidationOptions
-from features import MissingWeights
 
 __all__ = [
     "backend_setup",

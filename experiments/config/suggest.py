@@ -22,8 +22,8 @@ from diffusion_core.optim import PROFILES
 from diffusion_core.sampling import SAMPLERS
 from experiments.config.schema import MODELS, SCHEMAS
 from experiments.config.synonyms import other_name
+from experiments.features import FEATURES
 from experiments.sampling.plans import shared_options
-from features import FEATURES
 
 __all__ = [
     "RENAMED_KEYS",

@@ -18,10 +18,10 @@ from diffusion_core.data.square import SquareTransform
 from diffusion_core.data.store import open_store
 from diffusion_core.metrics.files import read_sample_set, write_statistics
 from diffusion_core.runs.run_directory import describe_environment
-from downloads import fetch
+from experiments.data.downloads import fetch
 from experiments.evaluation.samples import make_features
+from experiments.features import Features, extract
 from experiments.runtime.progress import Counter
-from features import Features, extract
 
 __all__ = ["SPLITS", "PreparationSetup", "PreparedData", "prepare_dataset"]
 

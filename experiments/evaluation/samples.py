@@ -25,8 +25,8 @@ from diffusion_core.metrics.files import align_labels, write_features, write_sta
 from diffusion_core.metrics.metric import FEATURE_ARRAYS, SampleSet
 from diffusion_core.runs.run_directory import write_arrays
 from experiments.evaluation.context import EvaluationContext, Measure, Measurement
+from experiments.features import FEATURES, Features, extract
 from experiments.runtime.progress import Counter
-from features import FEATURES, Features, extract
 
 __all__ = ["SampleEvaluator", "make_features", "measure_samples", "select_samples"]
 

@@ -26,7 +26,8 @@ class EvaluationSetup:
         reference: a path like those of `samples` to compare with, instead of `data`; or an `.npz` file of mu and sigma.
         data: the data set to compare samples with, or to evaluate a checkpoint on.
         training: the data set on which the network was trained, if that is not `data`; for memorisation.
-        features: name and options of a feature network, see `features.FEATURES`; ``{"name": "none"}`` for none.
+        features: name and options of a feature network, see `experiments.features.FEATURES`; ``{"name": "none"}`` is
+            none.
         metrics: the options of each metric by its name; by default all metrics with their default options.
         count: the number of samples to evaluate, drawn by stream; None means all.
         sets: the number of disjoint sets for the intervals.

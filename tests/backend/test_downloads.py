@@ -17,7 +17,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.data import load_dataset
 from diffusion_core.data.archives import Archive
 from diffusion_core.data.sources import DATASET_INFO
-from downloads import fetch
+from experiments.data.downloads import fetch
 
 pytestmark = pytest.mark.backend
 

@@ -20,7 +20,7 @@ from diffusion_core.metrics.evaluate import METRICS
 from diffusion_core.metrics.frechet import frechet_distance
 from diffusion_core.metrics.kernel import kernel_distance
 from diffusion_core.metrics.metric import Arrays, FeatureKind
-from features import FEATURES, Features, extract
+from experiments.features import FEATURES, Features, extract
 
 
 def make_images(count: int, size: int = 12, channels: int = 3, seed: int = 0) -> np.ndarray:

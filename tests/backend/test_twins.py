@@ -153,7 +153,7 @@ def test_only_backends_load_a_framework(names):
     assert loaded(LOAD_ALL.format(names=names)) == "[]"
 
 
-@pytest.mark.parametrize("package", ["backends", "features"])
+@pytest.mark.parametrize("package", ["backends", "experiments.features"])
 def test_importing_backends_or_features_loads_no_framework(package):
     code = f"import {package}, sys; print([n for n in ('torch', 'tensorflow', 'onnxruntime') if n in sys.modules])"
     assert loaded(code) == "[]"

@@ -17,7 +17,7 @@ MODULES = [
         for package in (diffusion_core, duet.api)
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     ),
-    "features.kind",
+    "experiments.features.kind",
 ]
 
 

@@ -17,8 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 SECTIONS = {title: section for title, section in re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.S | re.M)}
 COPIED = (
-    "backends", "benchmarks", "configs", "diffusion_core", "docs", "downloads", "duet", "experiments", "features",
-    "hydra_plugins", "tests",
+    "backends", "benchmarks", "configs", "diffusion_core", "docs", "duet", "experiments", "hydra_plugins", "tests",
 )  # fmt: skip
 
 

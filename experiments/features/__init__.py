@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from features import digits, inception, onnx
-from features.kind import Features, MissingWeights, extract
+from experiments.features import digits, inception, onnx
+from experiments.features.kind import Features, MissingWeights, extract
 
 __all__ = ["FEATURES", "Features", "MissingWeights", "extract"]
 

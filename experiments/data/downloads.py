@@ -2,7 +2,7 @@
 
 The PyTorch environment downloads with the function of `torchvision.datasets`, the TensorFlow environment with that of
 `tf.keras.datasets`. Their data sets themselves are not used, because they unpickle what they download. The published
-MD5 shows that both environments download the same file. Importing this package loads no framework.
+MD5 shows that both environments download the same file. Importing this module loads no framework.
 """
 
 from __future__ import annotations

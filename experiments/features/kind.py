@@ -55,7 +55,7 @@ def extract(
         DuetError: the batch is below 1, or the images have the wrong shape for these features.
 
     Example:
-        >>> from features import FEATURES
+        >>> from experiments.features import FEATURES
         >>> images = np.zeros((3, 8, 8, 1), np.uint8)
         >>> {name: array.shape for name, array in extract(FEATURES["digits"](), images, batch=2).items()}
         {'features': (3, 64), 'spatial': (3, 256), 'probabilities': (3, 10)}

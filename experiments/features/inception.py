@@ -41,7 +41,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.images.resize import resize as antialiased
 from diffusion_core.metrics.metric import FeatureKind
 from diffusion_core.networks.weights import describe_non_finite
-from features.kind import Features, MissingWeights, as_colour
+from experiments.features.kind import Features, MissingWeights, as_colour
 
 __all__ = ["DOWNLOAD", "RESIZES", "features"]
 

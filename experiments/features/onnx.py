@@ -20,7 +20,7 @@ from diffusion_core.common.text import first_line
 from diffusion_core.convert.onnx import open_session
 from diffusion_core.images.resize import resize
 from diffusion_core.metrics.metric import FeatureKind
-from features.kind import Features, as_colour
+from experiments.features.kind import Features, as_colour
 
 __all__ = ["features"]
 

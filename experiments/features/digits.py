@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diffusion_core.metrics import digits
 from diffusion_core.metrics.metric import FeatureKind
-from features.kind import Features
+from experiments.features.kind import Features
 
 __all__ = ["features"]
 
