@@ -1,0 +1,224 @@
+"""Pages of the site that are no files of docs/: the front page, the API pages and the notebooks; and their order.
+
+MkDocs calls the functions `on_...` of this file, a hook of mkdocs.yml.
+
+    index.md        README.md, with links as they are from docs/
+    api/NAME.md     the public names of `import duet`, in the groups of duet/__init__.py
+    core/NAME.md    the modules of a package of diffusion_core
+    notebooks/*.md  text, code and outputs of notebooks/*.ipynb
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from mkdocs.config.defaults import MkDocsConfig  # noqa: E402
+from mkdocs.structure.files import File, Files  # noqa: E402
+
+import diffusion_core  # noqa: E402
+import duet  # noqa: E402
+
+# The packages of diffusion_core that have a page, in the order in which they build on one another.
+CORE = ("diffusion", "networks", "sampling", "model", "training", "optim", "backend", "data", "likelihood", "metrics")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the made pages, and replace the patterns of the navigation by the pages that they match."""
+    for path, content in {**front_page(), **api_pages(), **core_pages(), **notebook_pages()}.items():
+        files.append(File.generated(config, path, content=content))
+    pages = [file.src_uri for file in files.documentation_pages()]
+    named = {word for word in words(config.nav) if "*" not in word}
+    config.nav = expand(config.nav, [page for page in pages if page not in named])
+    return files
+
+
+def front_page() -> dict[str, str]:
+    """Return README.md as the page index.md: its links lead from docs/ rather than from the folder above."""
+    return {"index.md": (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")}
+
+
+def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: Files) -> str:
+    """Let links to README.md and to notebooks lead to their pages, as they do on a page of the repository."""
+    markdown = re.sub(r"\]\((?:\.\./)+README\.md", "](" + up(page.file.src_uri) + "index.md", markdown)
+    return re.sub(
+        r"\]\((?:\.\./)*notebooks/([\w.-]+)\.ipynb", rf"]({up(page.file.src_uri)}notebooks/\1.md", markdown
+    )
+
+
+def up(path: str) -> str:
+    """Return the way from a page to the top folder."""
+    return "../" * path.count("/")
+
+
+def groups() -> dict[str, list[str]]:
+    """Return the public names of duet by group: the comments in duet/__init__.py are the titles."""
+    found: dict[str, list[str]] = {}
+    title = "Other names"
+    for line in inspect.getsource(duet).splitlines():
+        if comment := re.fullmatch(r"    # (.+)", line):
+            title = comment[1]
+        elif (name := re.match(r'    "(\w+)": "', line)) and name[1] in duet.__all__:
+            found.setdefault(title[0].upper() + title[1:], []).append(name[1])
+    return found
+
+
+def api_pages() -> dict[str, str]:
+    """Return one page for each group of public names."""
+    return {
+        f"api/{i:02d}-{slug(title)}.md": f"# {title}\n\n" + "\n\n".join(map(entry, names))
+        for i, (title, names) in enumerate(groups().items(), 1)
+    }
+
+
+def slug(title: str) -> str:
+    """Return a title as the name of a file."""
+    return re.sub(r"\W+", "-", title.lower()).strip("-")
+
+
+def entry(name: str) -> str:
+    """Return the section of a public name: from its docstring, or the table of a registry."""
+    value = getattr(duet, name)
+    if isinstance(value, Mapping):
+        return "\n".join([f"## duet.{name} {{ #duet.{name} }}\n", *registry(value)])
+    if inspect.ismodule(value):
+        return directive(value.__name__, f"duet.{name}")
+    return directive(f"{value.__module__}.{value.__qualname__}", f"duet.{name}")
+
+
+def directive(path: str, heading: str, **options: Any) -> str:
+    """Return the line that mkdocstrings replaces by the documentation of an object, with its public name as heading."""
+    options = {"heading": heading, "toc_label": heading, "heading_level": 2, **options}
+    lines = [f"      {key}: {json.dumps(value)}" for key, value in options.items()]
+    return "\n".join([f"[](){{ #{heading} }}\n", f"::: {path}", "    options:", *lines])
+
+
+def registry(table: Mapping[str, Callable[..., Any]]) -> Iterator[str]:
+    """Return the rows of a table of named functions: their options with defaults, and their summaries."""
+    yield "| name | options | |"
+    yield "| --- | --- | --- |"
+    for name, value in table.items():
+        parameters = inspect.signature(value).parameters.values() if inspect.isfunction(value) else ()
+        options = [option(p) for p in parameters if p.kind is p.KEYWORD_ONLY or p.default is not p.empty]
+        summary = (inspect.getdoc(value) or "").partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+        yield f"| `{name}` | {', '.join(options)} | {summary} |"
+
+
+def option(parameter: inspect.Parameter) -> str:
+    """Return an option with its default as code."""
+    text = parameter.name if parameter.default is parameter.empty else f"{parameter.name}={parameter.default!r}"
+    return f"`{text}`".replace("|", "\\|")
+
+
+def core_pages() -> dict[str, str]:
+    """Return one page for each package of CORE, with a section for each of its modules."""
+    return {f"core/{i:02d}-{name}.md": core_page(name) for i, name in enumerate(CORE, 1)}
+
+
+def core_page(name: str) -> str:
+    """Return the page of a package of the core."""
+    folder = Path(diffusion_core.__path__[0]) / name
+    modules = [module.name for module in pkgutil.iter_modules([str(folder)]) if not module.name.startswith("_")]
+    return f"# diffusion_core.{name}\n\n" + "\n\n".join(core_module(f"{name}.{module}") for module in modules)
+
+
+def core_module(name: str) -> str:
+    """Return the section of a module of the core: its mathematics, and its names but for those that duet exports."""
+    module = importlib.import_module(f"diffusion_core.{name}")
+    public = {id(getattr(duet, exported)): exported for exported in duet.__all__}
+    own = {member: public.get(id(getattr(module, member))) for member in module.__all__}
+    section = directive(module.__name__, name, members=[member for member, exported in own.items() if not exported])
+    exported = [f"`duet.{exported}`" for exported in own.values() if exported]
+    return section + (f"\n\nPublic names of this module: {', '.join(exported)}." if exported else "")
+
+
+def notebook_pages() -> dict[str, str | bytes]:
+    """Return the notebooks as pages: text, code, and outputs as text or as image files."""
+    pages: dict[str, str | bytes] = {}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        parts = []
+        for i, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+            source = "".join(cell["source"])
+            if cell["cell_type"] == "markdown":
+                parts.append(source.replace("](../docs/", "](../"))
+            elif cell["cell_type"] == "code":
+                parts.append(fence("python", source))
+                for j, output in enumerate(cell["outputs"]):
+                    text, image = shown(output)
+                    if image:
+                        pages[f"notebooks/{path.stem}-{i}-{j}.png"] = image
+                        parts.append(f"![]({path.stem}-{i}-{j}.png)")
+                    elif text.strip():
+                        parts.append(fence("text", text))
+        pages[f"notebooks/{path.stem}.md"] = "\n\n".join(parts)
+    return pages
+
+
+def fence(language: str, text: str) -> str:
+    """Return a text as a fenced block."""
+    return f"````{language}\n{text.rstrip()}\n````"
+
+
+def shown(output: Mapping[str, Any]) -> tuple[str, bytes | None]:
+    """Return the text of an output of a notebook, and its image if it is one."""
+    data = output.get("data", {})
+    if "image/png" in data:
+        return "", base64.b64decode("".join(data["image/png"]))
+    return "".join(output.get("text", data.get("text/plain", ""))), None
+
+
+def words(nav: Any) -> Iterator[str]:
+    """Return the names of pages in a navigation."""
+    if isinstance(nav, str):
+        yield nav
+    else:
+        for item in nav.values() if isinstance(nav, dict) else nav:
+            yield from words(item)
+
+
+def expand(nav: list[Any], pages: list[str]) -> list[Any]:
+    """Return a navigation whose patterns are replaced by the pages they match; without sections that are empty."""
+    made = []
+    for item in nav:
+        if isinstance(item, dict):
+            ((title, value),) = item.items()
+            inner = expand(value if isinstance(value, list) else [value], pages)
+            if isinstance(value, list) or "*" in value:
+                made += [{title: inner}] if inner else []
+            else:
+                made.append(item)
+        elif "*" in item:
+            made += [page for page in sorted(pages) if fnmatch(page, item) and page.count("/") == item.count("/")]
+        else:
+            made.append(item)
+    return made
+
+
+def on_page_content(html: str, page: Any, config: MkDocsConfig, files: Files) -> str:
+    """Let every `duet.NAME` in a text lead to its section."""
+    places = {name: f"{up(page.file.src_uri)}{path[:-3]}.html#duet.{name}" for path, name in sections()}
+
+    def link(found: re.Match[str]) -> str:
+        target = places.get(found[1])
+        return f'<a href="{target}">{found[0]}</a>' if target else found[0]
+
+    return re.sub(r"<code>duet\.(\w+)(?:\(\))?</code>(?!</a>)", link, html)
+
+
+def sections() -> Iterator[tuple[str, str]]:
+    """Return the page and the name of each public name."""
+    for i, (title, names) in enumerate(groups().items(), 1):
+        for name in names:
+            yield f"api/{i:02d}-{slug(title)}.md", name
