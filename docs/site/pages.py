@@ -53,9 +53,7 @@ def front_page() -> dict[str, str]:
 def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: Files) -> str:
     """Let links to README.md and to notebooks lead to their pages, as they do on a page of the repository."""
     markdown = re.sub(r"\]\((?:\.\./)+README\.md", "](" + up(page.file.src_uri) + "index.md", markdown)
-    return re.sub(
-        r"\]\((?:\.\./)*notebooks/([\w.-]+)\.ipynb", rf"]({up(page.file.src_uri)}notebooks/\1.md", markdown
-    )
+    return re.sub(r"\]\((?:\.\./)*notebooks/([\w.-]+)\.ipynb", rf"]({up(page.file.src_uri)}notebooks/\1.md", markdown)
 
 
 def up(path: str) -> str:

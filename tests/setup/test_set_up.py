@@ -163,7 +163,7 @@ def test_each_backend_gets_the_extras_of_its_configuration(checkout):
     base = "-m pip install --no-input -e "
     assert installed == [
         f"{base}.[tf,tensorboard,dev] -c constraints-tf.txt",
-        f"{base}.[torch,peers,metrics,tensorboard,dev] -c constraints-torch.txt",
+        f"{base}.[torch,peers,metrics,tensorboard,docs,dev] -c constraints-torch.txt",
     ]
 
 
@@ -285,7 +285,7 @@ def test_builds_for_cpus_that_belong_together_are_installed_where_the_index_has_
         name: f"Available versions: {text}" for name, text in zip(("torch", "torchvision"), versions, strict=True)
     }
     (line,), constraints, output = installed("--cpu", "torch", **answers)
-    assert line.startswith(".[torch,peers,metrics,tensorboard,dev] -c ") and line.endswith("constraints.txt")
+    assert line.startswith(".[torch,peers,metrics,tensorboard,docs,dev] -c ") and line.endswith("constraints.txt")
     assert constraints[2:] == ["numpy==2.4.6", *pins]
     assert said in output
 
