@@ -11,6 +11,7 @@ stop, does not wait for a device.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -58,6 +59,8 @@ class Communicator:
                     "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=group.rank, world_size=group.size,
                     timeout=timedelta(seconds=group.timeout_seconds),
                 )  # fmt: skip
+            # Its threads must end before the interpreter does; otherwise the process may abort after its work is done.
+            atexit.register(_leave)
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         """Return the sums of tensors of one dtype over all processes."""
@@ -77,6 +80,11 @@ class Communicator:
     def all_reduce_array(self, array: NDArray) -> NDArray:
         """Return the sum of an array over all processes."""
         return self.all_reduce([torch.tensor(np.ascontiguousarray(array))])[0].numpy()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
