@@ -25,7 +25,7 @@ from diffusion_core.common.errors import DuetError, out_of_memory_error
 from diffusion_core.common.text import pluralize
 from diffusion_core.runtime.distributed import ProcessGroup
 
-__all__ = ["DeviceContext", "capture_cuda_graph", "compile_obstacle", "describe", "peak_memory_mib", "prepare"]
+__all__ = ["DeviceContext", "capture_cuda_graph", "compile_obstacle", "describe", "live", "peak_memory_mib", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,13 @@ def prepare(config: BackendConfig, group: ProcessGroup) -> DeviceContext:
         device = torch.device("cuda", group.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     return DeviceContext(device, dtype, compute, config.compile, Communicator(group, device))
+
+
+def live(device: str, config: BackendConfig) -> DeviceContext:
+    """Return the context of an own network that is called where it is; no global option is set."""
+    dtype = torch.float64 if config.precision == "float64" else torch.float32
+    placed = torch.device(device)
+    return DeviceContext(placed, dtype, dtype, config.compile, Communicator(ProcessGroup(), placed))
 
 
 def compile_obstacle(context: DeviceContext) -> str | None:

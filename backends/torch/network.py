@@ -7,7 +7,8 @@ default of the framework.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from diffusion_core.networks.program import Node, Program, Training
 from diffusion_core.networks.registry import BlockRules
 from diffusion_core.networks.weights import Weights, check_weights
 
-__all__ = ["Network", "build", "convolve", "read_parameters"]
+__all__ = ["Module", "Network", "build", "convolve", "read_parameters"]
 
 
 # One module class per block kind, which takes (node, parameters by name, context).
@@ -52,6 +53,14 @@ class Module(nn.Module):
         for name in ("weight", "bias"):
             if name not in self._parameters:
                 self.register_parameter(name, None)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors by the names of the block's parameters."""
+        return {parameter.name: getattr(self, parameter.name) for parameter in self.block.parameters()}
+
+    def mode(self, training: Training | None) -> AbstractContextManager[None]:
+        """Return the context of a training or an evaluation pass; blocks of Duet need none."""
+        return nullcontext()
 
 
 class Sinusoid(Module):
@@ -327,6 +336,14 @@ class Network(nn.Module):
         with self.context.mixed_precision():
             return self.program.run(self.blocks, inputs, training).to(self.context.dtype)
 
+    @contextmanager
+    def mode(self, training: Training | None = None) -> Iterator[None]:
+        """Return the context of a training or an evaluation pass."""
+        with ExitStack() as stack:
+            for module in self.blocks.values():
+                stack.enter_context(module.mode(training))
+            yield
+
     @translate_out_of_memory
     @torch.inference_mode()
     def forward(
@@ -342,7 +359,8 @@ class Network(nn.Module):
         c_noise, label = context.tensor(c_noise, torch.float64), context.tensor(label, torch.int64)
         features = self.zero_features(len(x)) if features is None else context.tensor(features)
         estimate = None if estimate is None else context.images(estimate)
-        return to_host(self.call(context.images(x), c_noise, label, features, estimate))
+        with self.mode():
+            return to_host(self.call(context.images(x), c_noise, label, features, estimate))
 
     @translate_out_of_memory
     def vjp(
@@ -353,7 +371,8 @@ class Network(nn.Module):
         c_noise, label = context.tensor(c_noise, torch.float64), context.tensor(label, torch.int64)
         features = self.zero_features(len(x)) if features is None else context.tensor(features)
         images = context.images(x).requires_grad_()
-        output = self.call(images, c_noise, label, features, None)
+        with self.mode():
+            output = self.call(images, c_noise, label, features, None)
         (pulled,) = torch.autograd.grad(output, images, context.images(cotangent))
         return to_host(output.detach()), to_host(pulled)
 
@@ -372,7 +391,9 @@ class Network(nn.Module):
 
     def tensors_by_name(self) -> dict[str, Tensor]:
         """Return all tensors under the names of the manifest: parameters if trained, else buffers."""
-        tensors = dict(self.named_parameters()) | dict(self.named_buffers())
+        tensors = {
+            f"{name}.{own}": tensor for name, module in self.blocks.items() for own, tensor in module.tensors().items()
+        }
         return {p.name: tensors[p.name] for p in self.program.parameters}
 
     def weights(self) -> Weights:

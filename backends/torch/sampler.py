@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -11,7 +13,7 @@ from diffusion_core.backend.interface import MIN_STD, Guidance, NoiseSource, Ste
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.rows import Row, RowSignature
 
-__all__ = ["sample"]
+__all__ = ["sample", "sample_tensors"]
 
 
 def _network_inputs(
@@ -23,6 +25,8 @@ def _network_inputs(
     null_label: Tensor,
     guide: Network | None,
     estimate: Tensor,
+    features: Tensor,
+    null_features: Tensor,
 ) -> tuple[Tensor, ...]:
     """Return the inputs of the network for one row.
 
@@ -31,8 +35,9 @@ def _network_inputs(
     """
     if signature.guided and guide is None:
         x, label, estimate = torch.cat([x, x]), torch.cat([label, null_label]), torch.cat([estimate, estimate])
+        features = torch.cat([features, null_features])
     c_noise = torch.full((len(x),), row.c_noise, dtype=torch.float64, device=x.device)
-    return row.c_in * x, c_noise, label, network.zero_features(len(x)), estimate
+    return row.c_in * x, c_noise, label, features, estimate
 
 
 def _evaluate(
@@ -40,11 +45,12 @@ def _evaluate(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Return (F of the network, F of the guide, the classifier's gradient of log p(class | x)); None without one.
 
-    A guide gets no estimate of the previous row.
+    A guide gets no estimate of the previous row, and the features if it takes as many.
     """
     guide, guide_output, grad_log_prob = guidance.guide, None, None
     if signature.guided and guide is not None:
-        guide_output = guide.call(*inputs[:3], guide.zero_features(len(label)), None)
+        same = guide.program.features == network.program.features
+        guide_output = guide.call(*inputs[:3], inputs[3] if same else guide.zero_features(len(label)), None)
     if signature.classified:
         x, c_noise = (value[: len(label)] for value in inputs[:2])
         grad_log_prob = guidance.classifier.grad_log_prob(x, c_noise, label - network.program.labels.start)
@@ -144,24 +150,45 @@ def sample(
     guidance: Guidance,
 ) -> NDArray:
     """Run a plan; see `diffusion_core.backend.interface.Backend.sample`."""
+    start = network.context.images(start)
+    return to_host(sample_tensors(network, plan, start, label, noise, callback, guidance))
+
+
+def sample_tensors(
+    network: Network,
+    plan: SamplerPlan,
+    start: Tensor,
+    label: NDArray,
+    noise: NoiseSource,
+    callback: StepCallback | None,
+    guidance: Guidance,
+) -> Tensor:
+    """Run a plan from a tensor b c h w to a tensor, through which gradients can flow."""
     context = network.context
     coefficients, noisy = plan.coefficients(), plan.is_noisy
     label = context.tensor(label, torch.int64)
     null_label = torch.full_like(label, network.program.null_label or 0)
     mask = None if guidance.mask is None else context.images(guidance.mask)
-    x = context.images(start)
-    registers = [x] + [torch.zeros_like(x) for _ in range(plan.registers - 1)]
-    history = [torch.zeros_like(x) for _ in range(plan.history)]
-    for signature, rows in plan.segments(ends=() if callback is None else callback.selected_rows(plan.rows)):
-        for i in rows:
-            row = signature.row(coefficients[i].tolist())
-            z = context.images(noise(i)) if noisy[i] else None
-            known = None if mask is None else context.images(guidance.known(i))
-            inputs = _network_inputs(
-                network, signature, row, registers[0], label, null_label, guidance.guide, history[0]
-            )
-            outputs = _evaluate(network, signature, inputs, label, guidance)
-            registers, history = _finish_row(signature, row, registers, history, outputs, z, mask, known)
-        if callback is not None:
-            callback(rows[-1], to_host(registers[0]), to_host(history[0]))
-    return to_host(registers[0])
+    zeros = network.zero_features(len(label))
+    features = zeros if guidance.features is None else context.tensor(guidance.features)
+    null_features = zeros if guidance.null_features is None else context.tensor(guidance.null_features)
+    registers = [start] + [torch.zeros_like(start) for _ in range(plan.registers - 1)]
+    history = [torch.zeros_like(start) for _ in range(plan.history)]
+    with ExitStack() as stack:
+        for each in (network, guidance.guide, guidance.classifier):
+            if each is not None:
+                stack.enter_context(each.mode())
+        for signature, rows in plan.segments(ends=() if callback is None else callback.selected_rows(plan.rows)):
+            for i in rows:
+                row = signature.row(coefficients[i].tolist())
+                z = context.images(noise(i)) if noisy[i] else None
+                known = None if mask is None else context.images(guidance.known(i))
+                inputs = _network_inputs(
+                    network, signature, row, registers[0], label, null_label, guidance.guide, history[0], features,
+                    null_features,
+                )  # fmt: skip
+                outputs = _evaluate(network, signature, inputs, label, guidance)
+                registers, history = _finish_row(signature, row, registers, history, outputs, z, mask, known)
+            if callback is not None:
+                callback(rows[-1], to_host(registers[0].detach()), to_host(history[0].detach()))
+    return registers[0]

@@ -28,7 +28,7 @@ from diffusion_core.networks.weights import Weights, check_weights
 from diffusion_core.optim import update_fractions
 from diffusion_core.optim.adam import Adam
 
-__all__ = ["Trainer", "noised", "batch_tensors"]
+__all__ = ["Trainer", "noised", "batch_tensors", "loss_tensors"]
 
 
 def _pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
@@ -118,6 +118,44 @@ def _variational_bound(b: _Batch, residual: Tensor, variance: Tensor) -> Tensor:
     return weight * torch.where(half_bin > 0, decoder, divergence).mean(dim=(1, 2, 3))
 
 
+def _output(
+    network: Network, b: _Batch, x: Tensor, estimate: Tensor | None, values: dict[str, Tensor] | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return F in training mode, and the new running statistics by name."""
+    training, scaled = Training(b.dropout_key, b.positions, values=values), _to_pixels(b.c_in) * x
+    output = network.apply_program(scaled, b.c_noise, b.label, b.features, estimate, training)
+    return output, training.statistics
+
+
+@torch.no_grad()
+def _estimate(network: Network, b: _Batch, x: Tensor, values: dict[str, Tensor] | None) -> Tensor | None:
+    """Return the estimate of a first pass for self-conditioning; None without it."""
+    if b.self_conditioning is None:
+        return None
+    c_skip, c_out, keep, lowest, highest = map(_to_pixels, b.self_conditioning.unbind(1))
+    output, _ = _output(network, b, x, None, values)
+    return keep * torch.clamp(c_skip * x + c_out * output[:, : x.shape[1]], lowest, highest)
+
+
+def loss_tensors(
+    network: Network, b: _Batch, distance: str, values: dict[str, Tensor] | None = None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return the loss of a batch, the loss of each image, and the new running statistics by name.
+
+    Gradients can flow through the first two; `values` is filled with the value of each block if it is given.
+    """
+    x, target = _noised(b)
+    channels = x.shape[1]
+    output, statistics = _output(network, b, x, _estimate(network, b, x, values), values)
+    losses = b.weight * _DISTANCES[distance](output, target, b.label)
+    if network.program.uncertainty:
+        uncertainty = output[:, -1].mean(dim=(1, 2))
+        losses = torch.exp(-uncertainty) * losses + uncertainty
+    if b.variational is not None:
+        losses = losses + _variational_bound(b, output[:, :channels] - target, output[:, channels : 2 * channels])
+    return (b.importance * losses).mean(), losses, statistics
+
+
 class Trainer:
     """See `diffusion_core.backend.interface.Trainer`."""
 
@@ -125,7 +163,7 @@ class Trainer:
         self, program: Program, state: TrainerState, adam: Adam, distance: str, context: DeviceContext
     ) -> None:
         self.program, self.adam, self.context = program, adam, context
-        self.distance = _DISTANCES[distance]
+        self.distance = distance
         self.network = Network(program, state.weights, context)
         self.tensors = self.network.tensors_by_name()
         self.parameters = {p.name: self.tensors[p.name] for p in program.trained}
@@ -163,38 +201,15 @@ class Trainer:
             for name, tensor in (self.parameters if trained else self.tensors).items()
         }
 
-    def _output(self, b: _Batch, x: Tensor, estimate: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return F in training mode, and the new running statistics by name."""
-        training, scaled = Training(b.dropout_key, b.positions, values=self.values), _to_pixels(b.c_in) * x
-        output = self.network.apply_program(scaled, b.c_noise, b.label, b.features, estimate, training)
-        return output, training.statistics
-
-    @torch.no_grad()
-    def _estimate(self, b: _Batch, x: Tensor) -> Tensor | None:
-        """Return the estimate of a first pass for self-conditioning; None without it."""
-        if b.self_conditioning is None:
-            return None
-        c_skip, c_out, keep, lowest, highest = map(_to_pixels, b.self_conditioning.unbind(1))
-        output, _ = self._output(b, x, None)
-        return keep * torch.clamp(c_skip * x + c_out * output[:, : x.shape[1]], lowest, highest)
-
     def _loss(self, b: _Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the loss, the loss of each image, and the new running statistics by name."""
-        x, target = _noised(b)
-        channels = x.shape[1]
-        output, statistics = self._output(b, x, self._estimate(b, x))
-        losses = b.weight * self.distance(output, target, b.label)
-        if self.program.uncertainty:
-            uncertainty = output[:, -1].mean(dim=(1, 2))
-            losses = torch.exp(-uncertainty) * losses + uncertainty
-        if b.variational is not None:
-            losses = losses + _variational_bound(b, output[:, :channels] - target, output[:, channels : 2 * channels])
-        return (b.importance * losses).mean(), losses, statistics
+        return loss_tensors(self.network, b, self.distance, self.values)
 
     def _loss_and_gradients(self, b: _Batch) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
         """Return the results of `_loss` and the gradients, accumulated since the last `zero_grad`."""
-        loss, losses, statistics = self.loss(b)
-        loss.backward()
+        with self.network.mode(Training(b.dropout_key, b.positions)):
+            loss, losses, statistics = self.loss(b)
+            loss.backward()
         return loss.detach(), losses.detach(), [p.grad for p in self.parameters.values()], statistics
 
     def _accumulate(self, b: _Batch, micro_batches: int) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
@@ -276,8 +291,9 @@ class Trainer:
     @torch.no_grad()
     def activations(self, batch: TrainBatch) -> dict[str, NDArray]:
         """Return the value of each block in the training pass of a batch, and the loss of each image, by name."""
-        self.values = {}
-        _, losses, _ = self._loss(batch_tensors(batch, self.context))
+        self.values, b = {}, batch_tensors(batch, self.context)
+        with self.network.mode(Training(b.dropout_key, b.positions)):
+            _, losses, _ = self._loss(b)
         values, self.values = self.values | {"losses": losses}, None
         return {name: to_host(value.to(self.context.dtype)) for name, value in values.items()}
 

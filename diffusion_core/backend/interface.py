@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from diffusion_core.backend.first_call import compile_error
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.text import pluralize
+from diffusion_core.networks.own import Manifest
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights
 from diffusion_core.optim.adam import Adam
@@ -411,7 +412,7 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Guidance:
-    """The networks and images that guide sampling in addition to the plan; all are optional.
+    """The networks, images and conditions that guide sampling in addition to the plan; all are optional.
 
     Args:
         guide: the network that guided rows move away from, evaluated with the class (autoguidance); None means
@@ -420,12 +421,16 @@ class Guidance:
             log p(class | x).
         mask: 1 where the image is known and 0 elsewhere, with shape (B, H, W, 1) or (B, H, W, C).
         known: returns the known image at the noise level that row i leads to, with shape (B, H, W, C).
+        features: numbers in addition to the class, with shape (B, program.features); None means zeros.
+        null_features: the same for the evaluation without a class in classifier-free guidance; None means zeros.
     """
 
     guide: Network | None = None
     classifier: Network | None = None
     mask: NDArray | None = None
     known: NoiseSource | None = None
+    features: NDArray | None = None
+    null_features: NDArray | None = None
 
     def check(self, plan: SamplerPlan) -> None:
         """Check that the guidance fits the plan.
@@ -480,18 +485,31 @@ class Backend:
     device: ClassVar[Any]  # DeviceContext.communicator, prepare, compile_obstacle, describe, peak_memory_mib
     files: ClassVar[Any]  # read_arrays, export, load_export
     networks: ClassVar[Any]  # Network
-    samplers: ClassVar[Any]  # sample
-    trainers: ClassVar[Any]  # Trainer, noised
+    own: ClassVar[Any]  # accepts, read_network
+    samplers: ClassVar[Any]  # sample, sample_tensors
+    trainers: ClassVar[Any]  # Trainer, noised, batch_tensors, loss_tensors
 
-    def __init__(self, config: BackendConfig, group: ProcessGroup | None = None) -> None:
+    def __init__(self, config: BackendConfig, group: ProcessGroup | None = None, context: Any = None) -> None:
         self.config = config
-        self.context = self.device.prepare(config, group or ProcessGroup())
+        self.context = self.device.prepare(config, group or ProcessGroup()) if context is None else context
         if config.compile and (obstacle := self.compile_obstacle()):
             raise compile_error(obstacle)
 
     def __repr__(self) -> str:
         description = self.describe()
         return f"Backend({description.backend}, {description.device}, {description.precision}, {description.mode})"
+
+    @classmethod
+    def for_network(cls, manifest: Manifest, compile: bool = False) -> Backend:
+        """Return the backend that computes where and how an own network does; it sets no option of the framework.
+
+        Args:
+            manifest: what `own.read_network` returned.
+            compile: whether to compile.
+        """
+        device = manifest.device.partition(":")[0]
+        config = BackendConfig(device, manifest.precision, compile, deterministic=False)
+        return cls(config, context=cls.device.live(manifest.device, config))
 
     @property
     def collective(self) -> Collective:

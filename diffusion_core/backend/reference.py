@@ -21,9 +21,11 @@ from diffusion_core.backend.interface import (
     NoiseSource,
     TrainBatch,
 )
+from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import random_words
 from diffusion_core.diffusion import process
 from diffusion_core.networks import blocks
+from diffusion_core.networks.own import Own
 from diffusion_core.networks.program import Program, Training
 from diffusion_core.networks.registry import Block, BlockRules, kind_of
 from diffusion_core.networks.weights import check_weights
@@ -281,6 +283,37 @@ def _flatten(b: blocks.Flatten, x: Array) -> Array:
 @BLOCK_FUNCTIONS(blocks.Unflatten)
 def _unflatten(b: blocks.Unflatten, x: Array) -> Array:
     return x.reshape(len(x), b.height, b.width, -1)
+
+
+@BLOCK_FUNCTIONS(Own)
+def _own(
+    b: Own, x: Array, c_noise: Array, label: NDArray, features: Array, name: str, training: Training | None = None
+) -> Array:
+    """Call a function of NumPy arrays; an own network of a framework has no reference."""
+    if b.owned:
+        raise DuetError(
+            f"network {b.reference}: the NumPy reference reads the blocks of a network, and an own network has none; "
+            f"use its own framework"
+        )
+    first = b.layout == "channels_first"
+    last = (*b.shape[1:], b.shape[0]) if first else b.shape
+    own = x.reshape(len(x), *last)
+    values: dict[str, NDArray] = {
+        "x": np.moveaxis(own, -1, 1) if first else own,
+        "t": c_noise if b.time == "float" else np.rint(c_noise).astype(np.int64),
+        "label": label,
+        "one_hot": (label[:, None] == np.arange(b.classes)).astype(np.float64),
+    }
+    for (key, shape, kind), columns in zip(b.conditions, b.feature_slices.values(), strict=True):
+        value = features[:, columns].reshape(len(x), *shape)
+        values[key] = value if kind == "float" else np.rint(value).astype(np.int64)
+    positional, keywords = b.arguments.bind(values)
+    output = np.asarray(b.result(b.called(*positional, **keywords)), np.float64)
+    if b.logits:
+        return output
+    b.check_output(output.shape)
+    output = np.moveaxis(output, 1, -1) if first else output
+    return output.reshape(*x.shape[:-1], -1)
 
 
 def block_function(name: str, block: Block, weights: Mapping[str, NDArray]) -> Callable[..., Array]:
@@ -552,6 +585,8 @@ def sample(
     grad_log_prob: Forward | None = None,
     mask: NDArray | None = None,
     known: NoiseSource | None = None,
+    features: NDArray | None = None,
+    null_features: NDArray | None = None,
 ) -> Array:
     """Run a plan; see `backend.interface.Backend.sample` and `backend.interface.Guidance`.
 
@@ -567,6 +602,8 @@ def sample(
         grad_log_prob: the gradient of a classifier's log p(class | x), as a function of (x, c_noise, class).
         mask: 1 where the image is known, else 0.
         known: returns the known image at the noise level that row i leads to.
+        features: numbers in addition to the class; None means zeros.
+        null_features: the same for the evaluation without a class.
     """
     registers = [np.asarray(start, np.float64)] + [np.zeros(start.shape) for _ in range(plan.registers - 1)]
     history = [np.zeros(start.shape) for _ in range(plan.history)]
@@ -577,12 +614,12 @@ def sample(
         c_noise = np.full(len(x), plan.c_noise[i])
         # A self-conditioned network reads D_{i-1}; a guide does not.
         previous = {"estimate": history[0]}
-        output = forward(program, weights, plan.c_in[i] * x, c_noise, label, **previous)
+        output = forward(program, weights, plan.c_in[i] * x, c_noise, label, features, **previous)
         image, rest = output[..., :channels], output[..., channels : 2 * channels]
         if plan.is_guided[i]:
             inputs = plan.c_in[i] * x, c_noise
             if guide is None:
-                unconditional = forward(program, weights, *inputs, null_label, **previous)
+                unconditional = forward(program, weights, *inputs, null_label, null_features, **previous)
             else:
                 unconditional = guide(*inputs, label)
             image = _guide_output(plan, i, image, unconditional[..., :channels])

@@ -34,6 +34,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.networks import blocks
+from diffusion_core.networks.own import Own
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.registry import Block, BlockRules, Shape, kind_of
 from diffusion_core.networks.weights import Weights, check_weights
@@ -353,6 +354,14 @@ def _unflatten(g: Graph, b: blocks.Unflatten, x: Value) -> str:
     channels = x.shape[0] // (b.height * b.width)
     image = _reshape(g, x, b.height, b.width, channels)
     return g.add("Transpose", image, perm=[0, 3, 1, 2])
+
+
+@EMITTERS(Own)
+def _own(g: Graph, b: Own, x: Value, c_noise: Value, label: Value, features: Value) -> str:
+    raise DuetError(
+        f"network {b.reference}: the blocks of an own network are unknown, so Duet cannot write them as ONNX; use the "
+        f"exporter of its framework"
+    )
 
 
 def onnx_model(

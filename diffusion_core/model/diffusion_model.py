@@ -6,7 +6,7 @@ A checkpoint stores this description, so that either framework can sample from i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -248,7 +248,7 @@ class DiffusionModel:
         """Return plain data, for a checkpoint."""
         return {
             "architecture": self.architecture,
-            "spec": asdict(self.spec),
+            "spec": self.spec.to_dict(),
             "schedule": dict(self.schedule),
             "prediction": self.prediction,
             "value_range": list(self.value_range),

@@ -16,6 +16,7 @@ from diffusion_core.networks.builder import NetworkSpec, lower, with_uncertainty
 from diffusion_core.networks.classifier import ClassifierSpec
 from diffusion_core.networks.double_conv import DoubleConvSpec
 from diffusion_core.networks.linear_attention import LinearAttentionSpec
+from diffusion_core.networks.own import OwnSpec
 from diffusion_core.networks.plain import PlainSpec
 from diffusion_core.networks.program import Node, Program, Training
 from diffusion_core.networks.simple import SimpleSpec
@@ -29,6 +30,7 @@ __all__ = [
     "LinearAttentionSpec",
     "NetworkSpec",
     "Node",
+    "OwnSpec",
     "PlainSpec",
     "Program",
     "SimpleSpec",
@@ -49,6 +51,7 @@ ARCHITECTURES: dict[str, type[NetworkSpec]] = {
     "sixteen_step": SixteenStepSpec,
     "plain": PlainSpec,
     "classifier": ClassifierSpec,
+    "own": OwnSpec,
 }
 
 

@@ -322,6 +322,7 @@ class BatchNorm(Elementwise):
     momentum: float
 
     has_training_mode: ClassVar[bool] = True
+    has_batch_statistics: ClassVar[bool] = True
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Return the scale, the shift, the running mean and the running variance, all (o,)."""

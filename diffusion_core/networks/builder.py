@@ -12,9 +12,9 @@ References:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import singledispatch
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.networks.blocks import Concat, Conv, Fourier, Linear
@@ -44,6 +44,8 @@ class NetworkSpec:
 
     # Whether the output is the logits of the classes instead of an image.
     classifies: ClassVar[bool] = False
+    # Whether a configuration lists its options. Those of an own network are read off the network.
+    configurable: ClassVar[bool] = True
 
     image_size: int
     in_channels: int = 3
@@ -56,6 +58,10 @@ class NetworkSpec:
         """Show the options that differ from their defaults, on one line."""
         options = ((f.name, getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default)
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in options)})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain data, as a checkpoint keeps them."""
+        return asdict(self)
 
     def check(self, *names: str) -> None:
         """Raise a `DuetError` if a common option is not allowed, or one of the named fields is below 1."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -131,7 +131,7 @@ class Program:
     @property
     def has_batch_statistics(self) -> bool:
         """Whether the output for an image depends, in training, on the other images of its batch."""
-        return any(node.kind == "BatchNorm" for node in self.nodes)
+        return any(node.block.has_batch_statistics for node in self.nodes)
 
     @property
     def self_conditioned(self) -> bool:
@@ -173,7 +173,7 @@ class Program:
     def describe(self) -> list[dict[str, Any]]:
         """Return the program as plain data, to print or to hash."""
         return [
-            {"name": node.name, "kind": node.kind, "inputs": list(node.inputs), "options": asdict(node.block)}
+            {"name": node.name, "kind": node.kind, "inputs": list(node.inputs), "options": node.block.describe()}
             for node in self.nodes
         ]
 

@@ -19,8 +19,10 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, TypeVar
+
+from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 
@@ -40,7 +42,8 @@ class Parameter:
         name: its name within the block, then within the program.
         shape: in the canonical axes.
         axes: what each axis is, as in ``"o i kh kw"``.
-        init: ``("constant", value)``, ``("uniform", bound)`` or ``("normal", standard deviation)``.
+        init: ``("constant", value)``, ``("uniform", bound)`` or ``("normal", standard deviation)``; ``("given", 0)``
+            for an array that the block came with, see `Block.given`.
         decay: whether weight decay applies to it (never to biases, norms and embeddings).
         trained: whether the optimiser updates it; running statistics and random frequencies are not trained.
     """
@@ -67,10 +70,16 @@ class Block(ABC):
     # Whether the block computes something else in training than in evaluation, as BatchNorm and Dropout do. Its
     # functions then take an argument `training` (a `program.Training`, or None in evaluation).
     has_training_mode: ClassVar[bool] = False
+    # Whether its value for an image depends, in training, on the other images of the batch.
+    has_batch_statistics: ClassVar[bool] = False
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Return the parameters that the block owns, in order; none by default."""
         return ()
+
+    def given(self, name: str) -> NDArray:
+        """Return the value that a parameter with the distribution ``"given"`` starts from."""
+        raise NotImplementedError
 
     @abstractmethod
     def output_shape(self, *inputs: Shape) -> Shape:
@@ -79,6 +88,10 @@ class Block(ABC):
     @abstractmethod
     def multiply_adds(self, *inputs: Shape) -> int:
         """Return the multiply-adds of the block's matrix products and convolutions for one sample."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return its numbers by name as plain data, to print or to hash."""
+        return asdict(self)  # type: ignore[call-overload]
 
     @classmethod
     def input_count(cls) -> int:

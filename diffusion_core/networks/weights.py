@@ -43,7 +43,7 @@ def hash_weights(weights: Weights) -> str:
 
 
 def initial_weights(program: Program, seed: int, dtype: DTypeLike = np.float64) -> Weights:
-    """Return the weights that training starts from, by full name.
+    """Return the weights that training starts from, by full name: drawn, or those that an own network came with.
 
     Example:
         >>> from diffusion_core.networks import PlainSpec, lower
@@ -51,7 +51,13 @@ def initial_weights(program: Program, seed: int, dtype: DTypeLike = np.float64) 
         >>> initial_weights(program, seed=0)["out.weight"].shape
         (3, 4, 1, 1)
     """
-    return {p.name: _draw(p, seed).astype(dtype) for p in program.parameters}
+    given = {
+        f"{node.name}.{p.name}": node.block.given(p.name)
+        for node in program.nodes
+        for p in node.block.parameters()
+        if p.init[0] == "given"
+    }
+    return {p.name: (given[p.name] if p.name in given else _draw(p, seed)).astype(dtype) for p in program.parameters}
 
 
 def _draw(parameter: Parameter, seed: int) -> NDArray[np.float64]:

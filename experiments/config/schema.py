@@ -516,6 +516,7 @@ MODELS = {
         f"{spec.__name__}Schema", [("architecture", str, field(default=name))], bases=(_dataclass_schema(spec),)
     )
     for name, spec in ARCHITECTURES.items()
+    if spec.configurable
 }
 
 

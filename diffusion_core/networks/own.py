@@ -1,0 +1,475 @@
+r"""Own networks: any callable of a framework as a network of Duet.
+
+An own network is a program of one block, `Own`, which calls the user's object:
+
+    F(c_in x_t, c_noise)  =  network(x, t)   or   network(x, t, label)   or any other order, keyword and layout
+
+so that samplers, training, moving averages, checkpoints and metrics do not tell it from a network of Duet. What needs
+the blocks of a network (first weights drawn from the seed, the NumPy reference, a hand-over to the other framework,
+ONNX) does not exist for it, and says so.
+
+The backends compute with images ``b h w c``. One sample of an own network may have one to four axes; with its channels
+last they become
+
+    (D,) -> (1, 1, D)      (L, C) -> (1, L, C)      (H, W, C) -> (H, W, C)      (D, H, W, C) -> (D, H W, C)
+
+which changes no number: noise, losses and sampler steps act on each element, and random numbers follow this order. So
+networks with channels first and with channels last get the same noise, bit for bit.
+
+t is c_noise, as the process encodes it; see `diffusion.process`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.networks.builder import NetworkSpec, lower
+from diffusion_core.networks.program import Node, Program
+from diffusion_core.networks.registry import Block, Parameter, Shape, register
+
+__all__ = [
+    "LAYOUTS",
+    "Arguments",
+    "Handle",
+    "Manifest",
+    "Own",
+    "OwnSpec",
+    "call_names",
+    "infer_inputs",
+    "own_seed",
+    "to_image_shape",
+]
+
+LAYOUTS = ("channels_first", "channels_last")
+TIMES = ("float", "int")
+# What an own network can be given, besides its conditions.
+VALUES = ("x", "t", "label", "one_hot")
+# Names of parameters of other people's networks that take the class.
+_LABEL_NAMES = ("label", "labels", "class_labels", "class_label", "y", "classes", "cls", "c")
+NODE = "network"
+
+
+class Handle:
+    """Holds an object that is no data, such as a network; a copy of a handle holds the same object."""
+
+    def __init__(self, held: Any = None) -> None:
+        self.held = held
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Handle:
+        return self
+
+    def __repr__(self) -> str:
+        return f"Handle({type(self.held).__name__})"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a backend reads off an own network.
+
+    Args:
+        parameters: (name, shape, whether it is trained) of each floating-point array, in the framework's order.
+        values: the arrays by name, when they were read.
+        layout: where the framework's networks have their channels.
+        inputs: the names of the parameters of a call, without the network itself; None if they are unknown.
+        batch_statistics: whether the output for a sample depends, in training, on the others of its batch.
+        precision: ``"float64"`` or ``"float32"``, by the type of the parameters.
+        device: ``"cpu"`` or ``"cuda"``, where the parameters are.
+        casts: whether the backend can compute with it in another precision than `precision`.
+    """
+
+    parameters: tuple[tuple[str, Shape, bool], ...]
+    values: Mapping[str, NDArray]
+    layout: str
+    inputs: tuple[str, ...] | None
+    batch_statistics: bool = False
+    precision: str = "float32"
+    device: str = "cpu"
+    casts: bool = True
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """In which order and under which keywords a network is given its inputs.
+
+    Args:
+        positional: the values, each of `VALUES` or a condition.
+        keywords: (keyword, value).
+        packed: whether the positional values are one list.
+
+    Example:
+        >>> Arguments.parse("x, t, class_labels=one_hot")
+        Arguments(positional=('x', 't'), keywords=(('class_labels', 'one_hot'),), packed=False)
+        >>> Arguments.parse("[x, t]").bind({"x": 1, "t": 2, "label": 3})
+        (([1, 2],), {})
+    """
+
+    positional: tuple[str, ...]
+    keywords: tuple[tuple[str, str], ...] = ()
+    packed: bool = False
+
+    @staticmethod
+    def parse(text: str, conditions: Sequence[str] = ()) -> Arguments:
+        """Read the arguments of a call, as in ``"x, t, class_labels=label"``; ``"[x, t]"`` is one list.
+
+        Raises:
+            DuetError: for a value that does not exist or is given twice, or a call without x.
+        """
+        known = (*VALUES, *conditions)
+        wrong = DuetError(
+            f"inputs: {text!r} was given; it must be the arguments of a call of the network, made of "
+            f"{', '.join(known)}, for example 'x, t' or 'x, t, class_labels=label'"
+        )
+        if not isinstance(text, str):
+            raise wrong
+        inner = re.fullmatch(r"\s*\[(.*)\]\s*", text)
+        packed, text = inner is not None, inner[1] if inner else text
+        positional, keywords = [], []
+        for part in text.split(","):
+            keyword, _, value = (piece.strip() for piece in part.rpartition("="))
+            if value not in known or (keyword and not keyword.isidentifier()) or (keyword and packed):
+                raise wrong
+            if keyword:
+                keywords.append((keyword, value))
+            elif keywords:
+                raise wrong
+            else:
+                positional.append(value)
+        values = [*positional, *(value for _, value in keywords)]
+        if "x" not in values or len(set(values)) < len(values):
+            raise wrong
+        return Arguments(tuple(positional), tuple(keywords), packed)
+
+    def __str__(self) -> str:
+        words = ", ".join([*self.positional, *(f"{keyword}={value}" for keyword, value in self.keywords)])
+        return f"[{words}]" if self.packed else words
+
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The values that the network takes."""
+        return (*self.positional, *(value for _, value in self.keywords))
+
+    def bind(self, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the positional and the keyword arguments of a call."""
+        positional = tuple(values[name] for name in self.positional)
+        return ([*positional],) if self.packed else positional, {k: values[name] for k, name in self.keywords}
+
+
+def infer_inputs(names: Sequence[str] | None, with_label: bool) -> str:
+    """Return the arguments of a network from the names of its parameters.
+
+    The first is x and the second t. A class goes to a parameter whose name says so, or to the third.
+
+    Args:
+        names: of the parameters of a call; None if they are unknown, which allows any number.
+        with_label: whether the network is given a class.
+
+    Raises:
+        DuetError: if there are too few parameters, or none for the class.
+
+    Example:
+        >>> infer_inputs(["sample", "timestep", "class_labels", "return_dict"], with_label=True)
+        'x, t, class_labels=label'
+        >>> infer_inputs(["x", "sigma"], with_label=False)
+        'x, t'
+    """
+    advice = "name its arguments, as in duet.adapt(network, inputs='x, t, class_labels=label')"
+    if names is None:
+        return "x, t, label" if with_label else "x, t"
+    if len(names) < 2:
+        raise DuetError(f"network: it takes ({', '.join(names)}); Duet gives it x and t; {advice}")
+    if not with_label:
+        return "x, t"
+    named = [name for name in names[2:] if name in _LABEL_NAMES]
+    if len(named) == 1:
+        return f"x, t, {named[0]}=label"
+    if len(names) == 3:
+        return "x, t, label"
+    raise DuetError(
+        f"labels: classes were given, but which of the network's arguments takes them is not clear from "
+        f"({', '.join(names)}); {advice}"
+    )
+
+
+def to_image_shape(shape: Sequence[int], layout: str) -> tuple[int, int, int]:
+    """Return (h, w, c) of one sample with its own shape.
+
+    Raises:
+        DuetError: for no axis, more than four, or one that is empty.
+
+    Example:
+        >>> to_image_shape((3, 32, 48), "channels_first"), to_image_shape((100, 2), "channels_last")
+        ((32, 48, 3), (1, 100, 2))
+    """
+    shape = tuple(shape)
+    if not 1 <= len(shape) <= 4 or min(shape) < 1:
+        raise DuetError(f"shape: one sample has the shape {shape}; it must have one to four axes of at least 1")
+    last = (*shape[1:], shape[0]) if layout == "channels_first" else shape
+    if len(last) < 3:
+        return (1,) * (3 - len(last)) + last
+    height, *rest, channels = last
+    return height, int(np.prod(rest)), channels
+
+
+def call_names(function: Callable[..., Any]) -> tuple[str, ...] | None:
+    """Return the names of the parameters of a function; None if they are unknown.
+
+    Example:
+        >>> call_names(lambda x, t, label=None: x), call_names(lambda *inputs: inputs)
+        (('x', 't', 'label'), None)
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return None
+    return tuple(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
+
+
+def own_seed(key: Sequence[int], position: int) -> int:
+    """Return the seed of what an own network draws in a training pass, from the dropout stream and the first image."""
+    return int(np.random.SeedSequence([*key, position]).generate_state(1, np.uint64)[0] >> 1)
+
+
+@register
+@dataclass(frozen=True)
+class Own(Block):
+    """A network of the user's, called as it is.
+
+    Args:
+        reference: what it is called in messages and files, as in ``"my_package.my_file:build"``.
+        shape: of one sample, in the network's own layout.
+        layout: where its channels are, one of `LAYOUTS`.
+        inputs: the arguments of a call, see `Arguments`.
+        time: whether t is a ``"float"`` or an ``"int"``.
+        output: the attribute, key or position of the result that is the output; None for the result itself, its first
+            element if it is a tuple or a list, or its attribute ``sample``.
+        outputs: channels of the output.
+        classes: number of classes; 0 without.
+        logits: whether the output is the logits of the classes, with shape (B, K), for a classifier.
+        conditions: (name, shape, ``"float"`` or ``"int"``) of each further array that it takes for each sample.
+        owned: (name, shape, whether it is trained) of its arrays; empty for a network that is called as it is, whose
+            arrays Duet neither reads nor changes.
+        batch_statistics: whether the output for a sample depends, in training, on its batch.
+        network: holds the object; it does not take part in comparisons.
+        values: holds the arrays by name that training starts from.
+    """
+
+    has_training_mode: ClassVar[bool] = True
+
+    reference: str
+    shape: tuple[int, ...]
+    layout: str
+    inputs: str
+    time: str = "float"
+    output: str | int | None = None
+    outputs: int = 0
+    classes: int = 0
+    logits: bool = False
+    conditions: tuple[tuple[str, tuple[int, ...], str], ...] = ()
+    owned: tuple[tuple[str, tuple[int, ...], bool], ...] = ()
+    batch_statistics: bool = False
+    network: Handle = field(default=Handle(), compare=False, repr=False)
+    values: Handle = field(default=Handle(), compare=False, repr=False)
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Return the arrays of the network; weight decay acts on those with at least two axes."""
+        return tuple(
+            Parameter(name, shape, "", ("given", 0.0), decay=trained and len(shape) > 1, trained=trained)
+            for name, shape, trained in self.owned
+        )
+
+    def given(self, name: str) -> NDArray:
+        """Return the value of an array when the network was handed over."""
+        values = self.values.held
+        if values is None:
+            raise DuetError(f"network {self.reference}: the network itself is needed to start a training; give it")
+        return values[name]
+
+    def describe(self) -> dict[str, Any]:
+        """Return the options as plain data, without the object."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.compare}
+
+    @property
+    def has_batch_statistics(self) -> bool:
+        """Whether the output for a sample depends, in training, on its batch."""
+        return self.batch_statistics
+
+    @property
+    def called(self) -> Callable[..., Any]:
+        """The object itself.
+
+        Raises:
+            DuetError: if it was not given, as in a checkpoint, which keeps its name only.
+        """
+        if self.network.held is None:
+            raise DuetError(
+                f"network {self.reference}: a checkpoint keeps the weights and the name of an own network, not its "
+                f"code; give it: network={self.reference} on the command line, duet.load(RUN, network=...) in Python"
+            )
+        return self.network.held
+
+    @property
+    def arguments(self) -> Arguments:
+        """The arguments of a call."""
+        return Arguments.parse(self.inputs, [name for name, _, _ in self.conditions])
+
+    @property
+    def feature_slices(self) -> dict[str, slice]:
+        """Where each condition is in the vector of features."""
+        ends = np.cumsum([0, *(int(np.prod(shape)) for _, shape, _ in self.conditions)]).tolist()
+        return {name: slice(*ends[i : i + 2]) for i, (name, _, _) in enumerate(self.conditions)}
+
+    def result(self, result: Any) -> Any:
+        """Return the output among what a call returned.
+
+        Raises:
+            DuetError: if there is no such output.
+        """
+        if self.output is None:
+            if isinstance(result, (tuple, list)) and result:
+                return result[0]
+            return getattr(result, "sample", result)
+        try:
+            if isinstance(self.output, int) or isinstance(result, Mapping):
+                return result[self.output]
+            return getattr(result, self.output)
+        except (LookupError, AttributeError, TypeError) as error:
+            raise DuetError(
+                f"output: {self.output!r} was given, but the network returned a {type(result).__name__} without it"
+            ) from error
+
+    def check_output(self, shape: Sequence[int | None]) -> None:
+        """Raise a `DuetError` if an output of this shape (with the batch) does not fit the samples."""
+        axis, rest = (-1, slice(None, -1)) if self.layout == "channels_last" else (0, slice(1, None))
+        found, wanted = tuple(shape[1:]), tuple(self.shape)
+        same_axes = len(found) == len(wanted) and found[rest] == wanted[rest]
+        if not same_axes or found[axis] not in (wanted[axis], 2 * wanted[axis]):
+            raise DuetError(
+                f"network {self.reference}: its output has shape {found} for a sample of shape {wanted}; it must be "
+                f"the same, or have twice the channels to predict a variance; the layout is {self.layout}"
+            )
+
+    def output_shape(self, x: Shape, c_noise: Shape, label: Shape, features: Shape) -> Shape:
+        """Return the shape of the output."""
+        return (self.outputs,) if self.logits else (*x[:-1], self.outputs)
+
+    def multiply_adds(self, x: Shape, c_noise: Shape, label: Shape, features: Shape) -> int:
+        """Raise a `DuetError`: an own network is called, not read."""
+        raise DuetError(f"network {self.reference}: the multiply-adds of an own network are unknown")
+
+
+def _tuples(value: Any) -> Any:
+    """Return nested lists, as a file holds them, as tuples."""
+    return tuple(_tuples(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+@dataclass(frozen=True, repr=False)
+class OwnSpec(NetworkSpec):
+    """An own network as a spec: everything that a checkpoint keeps of it, and the object itself beside that.
+
+    Args:
+        image_size: the larger of height and width of a sample as an image.
+        in_channels: channels of a sample.
+        out_channels: channels of the output.
+        num_classes: number of classes; 0 without.
+        reference: see `Own`, like the following.
+        shape: see `Own`.
+        layout: see `Own`.
+        inputs: see `Own`.
+        time: see `Own`.
+        output: see `Own`.
+        null_label: the label that means "no class"; None is `num_classes`.
+        conditions: see `Own`.
+        logits: see `Own`.
+        owned: see `Own`.
+        batch_statistics: see `Own`.
+        network: see `Own`.
+        values: see `Own`.
+    """
+
+    configurable: ClassVar[bool] = False
+
+    reference: str = field(default="", kw_only=True)
+    shape: tuple[int, ...] = field(default=(), kw_only=True)
+    layout: str = field(default="channels_last", kw_only=True)
+    inputs: str = field(default="x, t", kw_only=True)
+    time: str = field(default="float", kw_only=True)
+    output: str | int | None = field(default=None, kw_only=True)
+    null_label: int | None = field(default=None, kw_only=True)
+    conditions: tuple[tuple[str, tuple[int, ...], str], ...] = field(default=(), kw_only=True)
+    logits: bool = field(default=False, kw_only=True)
+    owned: tuple[tuple[str, tuple[int, ...], bool], ...] = field(default=(), kw_only=True)
+    batch_statistics: bool = field(default=False, kw_only=True)
+    network: Handle = field(default=Handle(), kw_only=True, compare=False, repr=False)
+    values: Handle = field(default=Handle(), kw_only=True, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("shape", "conditions", "owned"):
+            object.__setattr__(self, name, _tuples(getattr(self, name)))
+        if self.layout not in LAYOUTS:
+            raise one_of("layout", self.layout, LAYOUTS)
+        if self.time not in TIMES:
+            raise one_of("time", self.time, TIMES)
+        arguments = Arguments.parse(self.inputs, [name for name, _, _ in self.conditions])
+        if self.num_classes and not {"label", "one_hot"} & set(arguments.values):
+            raise DuetError(
+                f"classes: {self.num_classes} classes were given, but the network takes ({arguments}) and no label; "
+                f"add it, as in inputs='{arguments}, class_labels=label'"
+            )
+        self.check()
+
+    @property
+    def classifies(self) -> bool:  # type: ignore[override]
+        """Whether the output is the logits of classes."""
+        return self.logits
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """The shape of a sample as an image, (h, w, c)."""
+        return to_image_shape(self.shape, self.layout)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain data, without the object."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.compare}
+
+    def with_network(self, other: OwnSpec) -> OwnSpec:
+        """Return this spec, as a checkpoint holds it, with the object of another.
+
+        Raises:
+            DuetError: if the two do not have the same arrays; the message names the first difference.
+        """
+        if self.owned != other.owned:
+            own, others = ({name: shape for name, shape, _ in spec.owned} for spec in (self, other))
+            differ = [name for name in {**own, **others} if own.get(name) != others.get(name)]
+            name = differ[0] if differ else "the order or kind of its arrays"
+            raise DuetError(
+                f"network: the checkpoint is of another network than {other.reference}: {name} has shape "
+                f"{own.get(name, 'none')} there and {others.get(name, 'none')} here ({len(differ)} differ)"
+            )
+        return dataclasses.replace(self, network=other.network, values=other.values)
+
+    def __repr__(self) -> str:
+        arrays = f", {len(self.owned)} arrays" if self.owned else ""
+        return f"OwnSpec({self.reference}, {self.shape} {self.layout}, call ({self.inputs}){arrays})"
+
+
+@lower.register
+def _(spec: OwnSpec) -> Program:
+    names = [f.name for f in dataclasses.fields(Own) if f.name not in ("outputs", "classes")]
+    options = {name: getattr(spec, name) for name in names}
+    block = Own(**options, outputs=spec.out_channels, classes=spec.num_classes)
+    takes_label = bool({"label", "one_hot"} & set(block.arguments.values)) and spec.num_classes
+    null_label = spec.num_classes if spec.null_label is None else spec.null_label
+    features = max((piece.stop for piece in block.feature_slices.values()), default=0)
+    node = Node(NODE, block, ("x", "c_noise", "label", "features"))
+    return Program((node,), null_label if takes_label else None, spec.num_classes, features)
