@@ -45,7 +45,8 @@ class DataSource:
 
     Args:
         name: of the data set, as in `diffusion_core.data.DATASETS`.
-        options: of that data set. ``path: None`` means that the files have to be prepared in `store`.
+        options: of that data set. ``path: None`` means that the files have to be prepared in `store`; a data set that
+            has no option `path`, such as the digits, ignores it.
         store: the directory that `experiments.prepare` writes.
         fallback: name and options of the data set that can take its place; empty for none.
         use_fallback: whether the fallback is used if there are neither files nor a store; otherwise that is an error.
@@ -58,6 +59,12 @@ class DataSource:
     fallback: Mapping[str, Any] = field(default_factory=dict)
     use_fallback: bool = False
     max_unreadable: float = 0.01
+
+    def __post_init__(self) -> None:
+        # An experiment for files sets path: null; with data=digits that remains, although the digits have no files.
+        known = inspect.signature(DATASETS[self.name]).parameters if self.name in DATASETS else {"path": None}
+        if "path" not in known and self.options.get("path", "") is None:
+            object.__setattr__(self, "options", {key: value for key, value in self.options.items() if key != "path"})
 
     def load(self, announce: bool = True) -> Dataset:
         """Load the data set; the name of a fallback says what it replaces.

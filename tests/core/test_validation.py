@@ -318,3 +318,13 @@ def test_a_held_out_part_without_classes_validates_networks_without_classes_alon
         model = replace(cases.PARITY, spec=spec)
         validation = make_validation(model, Objective.for_model(model, 0), *given)
         assert (validation is not None) == is_validated
+
+
+def test_a_data_set_without_files_ignores_the_missing_path_of_an_experiment():
+    # experiment=double_conv_attention data=digits: the experiment sets data.options.path=null for its folder.
+    source = DataSource("digits", {"path": None, "size": 8, "part": "train"})
+    assert len(source.load(announce=False)) == 1437
+    with pytest.raises(DuetError, match=r"option of data 'digits': 'path'"):
+        DataSource("digits", {"path": "folder"}).load(announce=False)
+    with pytest.raises(DuetError, match=r"data\.options\.path is null"):
+        DataSource("image_folder", {"path": None, "size": 8}).load(announce=False)
