@@ -1,6 +1,7 @@
 """Data sets as arrays, and the order in which a run reads them.
 
-    load_dataset           a data set by name, in memory or as a memory map
+    load_dataset           a data set by name, by path, or of arrays and iterables, in memory or as a memory map
+    as_dataset             the last of these: anything that holds images, as a data set
     Loader                 batches of it, in an order that depends on the seed alone
     from_uint8, to_uint8   stored pixels to network values, and back
 
@@ -23,14 +24,15 @@ from diffusion_core.common.registry import build
 from diffusion_core.data import digits, shapes, store, toys
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.loader import ImageBatch, Loader
+from diffusion_core.data.objects import as_dataset
 from diffusion_core.data.pixels import from_uint8, to_uint8
 from diffusion_core.data.source import Source, gather, only_classes
-from diffusion_core.data.sources import DATASET_INFO, SOURCES
+from diffusion_core.data.sources import DATASET_INFO, SOURCES, reader_of_path
 from diffusion_core.data.square import SquareTransform
 
 __all__ = [
-    "DATASETS", "Dataset", "ImageBatch", "Loader", "from_uint8", "gather_some", "load_dataset", "read_options",
-    "source_parts", "to_uint8",
+    "DATASETS", "Dataset", "ImageBatch", "Loader", "as_dataset", "from_uint8", "gather_some", "load_dataset",
+    "read_options", "source_parts", "to_uint8",
 ]  # fmt: skip
 
 
@@ -112,16 +114,18 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 }
 
 
-def load_dataset(name: str, *, classes: Sequence[int | str] | None = None, **options: object) -> Dataset:
-    """Load a data set by name.
+def load_dataset(data: Any, *, classes: Sequence[int | str] | None = None, **options: Any) -> Dataset:
+    """Load a data set by name, by path, or of an object that holds images.
 
     Args:
-        name: one of `DATASETS`, such as "digits", "cifar10", "image_folder" or "store".
+        data: one of `DATASETS`, such as "digits", "cifar10", "image_folder" or "store"; or the path of a file or a
+            folder; or arrays, an iterable, or a data set of another library, see `objects.as_dataset`.
         classes: class ids or class names to keep, see `Dataset.select_classes`; None keeps all.
-        options: keyword arguments of the function `DATASETS[name]`, such as ``path``, ``part`` and ``size``.
+        options: keyword arguments of the function `DATASETS[name]`, such as ``path``, ``part`` and ``size``; for an
+            object, those of `as_dataset`, such as ``labels``, ``layout`` and ``value_range``.
 
     Returns:
-        A `Dataset`: uint8 images with shape (N, S, S, C), and int32 class ids with shape (N,).
+        A `Dataset`: images with shape (N, H, W, C), or other arrays (N, ...), and int32 class ids with shape (N,).
 
     Raises:
         DuetError: the name is unknown, an option is unknown, missing or out of range, or a file cannot be read.
@@ -131,8 +135,17 @@ def load_dataset(name: str, *, classes: Sequence[int | str] | None = None, **opt
         Dataset('digits': 1,437 images, 8 x 8 x 1, 10 classes)
         >>> load_dataset("shapes", count=100, size=16, classes=["circle", "square"]).class_names
         ('circle', 'square')
+        >>> load_dataset(np.zeros((6, 8, 8, 3), np.uint8), labels=["a", "b", "c"] * 2, classes=["c"])
+        Dataset('arrays': 2 images, 8 x 8 x 3, 1 classes)
     """
-    if name in SOURCES:
-        return build("data", DATASETS, name, options | {"classes": classes})
-    dataset = build("data", DATASETS, name, options)
+    if isinstance(data, str | Path):
+        name = str(data)
+        if name not in DATASETS and Path(data).expanduser().exists():
+            name, key = reader_of_path(Path(data).expanduser())
+            options = {key: str(data)} | options
+        if name in SOURCES:
+            return build("data", DATASETS, name, options | {"classes": classes})
+        dataset = build("data", DATASETS, name, options)
+    else:
+        dataset = build("data", {"data": as_dataset}, "data", options, data)
     return dataset if classes is None else dataset.select_classes(classes)

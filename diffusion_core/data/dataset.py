@@ -1,8 +1,12 @@
-"""A data set: images, their classes and a hash of both.
+"""A data set: images or other arrays of one shape, their classes, and a hash of both.
 
-Images are uint8 with shape (N, H, W, C), square, with one channel (grey) or three (red, green, blue). Labels are int32
-class ids with shape (N,) in 0..K-1, where K is the number of class names. The images may be memory maps: nothing here
-reads all of them at once.
+Pictures are uint8 with shape (N, H, W, C), with one channel (grey) or three (red, green, blue). Other data have any
+shape (N, ...) with the channels last, as uint8 or as floats: latents (N, H, W, C), sequences (N, L, C), volumes
+(N, D, H, W, C), vectors (N, D). Floats are never rounded; `pixels.from_stored` says how they become network values.
+
+Labels are int32 class ids with shape (N,) in 0..K-1, where K is the number of class names. Conditions, if there are
+any, are a vector of D numbers for each item: what describes it in addition to its class, or several labels at a time
+as zeros and ones. The images may be memory maps: nothing here reads all of them at once.
 """
 
 from __future__ import annotations
@@ -15,16 +19,18 @@ from functools import cached_property
 from numbers import Integral
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
+from diffusion_core.data.pixels import VALUE_RANGE, check_value_range, from_stored, to_uint8
 from diffusion_core.data.reading import Reading
 from diffusion_core.data.shards import Shards
 
 __all__ = ["Dataset", "class_ids", "default_class_names"]
 
 _HASH_BYTES = 1 << 24
+_TYPES = (np.uint8, np.float32, np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,11 +38,15 @@ class Dataset:
     """Labelled images, validated on construction.
 
     Args:
-        images: uint8 with shape (N, S, S, C), where C is 1 or 3; an array, a memory map, or `Shards`.
+        images: uint8, float32 or float64 with shape (N, ..., C); an array, a memory map, or `Shards`.
         labels: class ids with shape (N,); stored as int32.
         class_names: the name of each class id.
         name: the name of the data set, for reports.
         reading: how its images were found, if they were read from files; no part of the hash.
+        value_range: the float values that black and white have; None says that floats are network values. Bytes have
+            none.
+        conditions: a vector for each item, with shape (N, D); stored as float32. None if there are none.
+        condition_names: the name of each number of a condition; () numbers them.
 
     Raises:
         DuetError: a shape, a type or a label is invalid.
@@ -49,24 +59,27 @@ class Dataset:
         array([0, 0], dtype=int32)
     """
 
-    images: NDArray[np.uint8] | Shards
+    images: NDArray | Shards
     labels: NDArray[np.int32]
     class_names: tuple[str, ...]
     name: str
     reading: Reading = field(default_factory=Reading)
+    value_range: tuple[float, float] | None = None
+    conditions: NDArray[np.float32] | None = None
+    condition_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         images, labels = self.images, np.asarray(self.labels)
         names = tuple(str(name) for name in self.class_names)
         what = f"data set {self.name!r}"
-        if not isinstance(images, np.ndarray | Shards) or images.dtype != np.uint8:
+        if not isinstance(images, np.ndarray | Shards) or images.dtype not in _TYPES:
             kind = getattr(images, "dtype", type(images).__name__)
-            raise DuetError(f"{what}: images of {kind} were given; they must be a uint8 array")
+            raise DuetError(f"{what}: images of {kind} were given; they must be a uint8, float32 or float64 array")
         shape = images.shape
-        if images.ndim != 4 or shape[1] != shape[2] or shape[3] not in (1, 3) or 0 in shape:
+        if images.ndim < 2 or 0 in shape:
             raise DuetError(
-                f"{what}: images with shape {shape} were given; "
-                f"they must be (N, size, size, channels) with N at least 1 and 1 or 3 channels"
+                f"{what}: images with shape {shape} were given; they must be (N, height, width, channels), or (N, ...) "
+                f"for other data, with N at least 1"
             )
         if labels.shape != shape[:1] or not np.issubdtype(labels.dtype, np.integer):
             raise DuetError(
@@ -82,23 +95,95 @@ class Dataset:
             )
         object.__setattr__(self, "labels", labels.astype(np.int32))
         object.__setattr__(self, "class_names", names)
+        if self.value_range is not None:
+            if images.dtype == np.uint8:
+                raise DuetError(f"{what}: value_range {self.value_range} was given for uint8; bytes are 0 to 255")
+            object.__setattr__(self, "value_range", check_value_range(self.value_range, "data.options.value_range"))
+        self._check_conditions(what)
+
+    def _check_conditions(self, what: str) -> None:
+        """Refuse conditions that are not one vector of numbers for each item; keep them as float32."""
+        given = tuple(str(name) for name in self.condition_names)
+        if self.conditions is None:
+            if given:
+                raise DuetError(f"{what}: condition_names were given without conditions")
+            return
+        conditions = np.asarray(self.conditions)
+        if conditions.ndim != 2 or len(conditions) != len(self.images) or conditions.dtype.kind not in "biuf":
+            raise DuetError(
+                f"{what}: conditions of {conditions.dtype} with shape {conditions.shape} were given; they must be "
+                f"numbers with shape ({len(self.images)}, D)"
+            )
+        if not np.isfinite(conditions).all():
+            raise DuetError(f"{what}: the conditions hold NaN or infinity; they must be finite numbers")
+        width = conditions.shape[1]
+        if given and (len(given) != width or len(set(given)) != width):
+            raise DuetError(
+                f"{what}: {len(given)} condition names were given; they must be {width}, all different, one for each "
+                f"number of a condition"
+            )
+        object.__setattr__(self, "conditions", conditions.astype(np.float32))
+        object.__setattr__(self, "condition_names", given or tuple(f"condition {k}" for k in range(width)))
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __repr__(self) -> str:
-        shape = " x ".join(map(str, self.images.shape[1:]))
-        return f"Dataset({self.name!r}: {len(self):,} images, {shape}, {self.num_classes} classes)"
+        shape = " x ".join(map(str, self.shape))
+        kind = "images" if self.is_pictures else f"arrays of {self.images.dtype}"
+        more = f", {self.condition_size} conditions" if self.condition_size else ""
+        return f"Dataset({self.name!r}: {len(self):,} {kind}, {shape}, {self.num_classes} classes{more})"
 
     @property
-    def image_size(self) -> int:
-        """The height and width in pixels."""
-        return self.images.shape[1]
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one item, (H, W, C) for images."""
+        return tuple(self.images.shape[1:])
+
+    @property
+    def image_size(self) -> int | tuple[int, ...]:
+        """The height and width of square images in pixels; (height, width), or the axes of other data, otherwise."""
+        space = self.shape[:-1]
+        return space[0] if len(space) == 2 and space[0] == space[1] else space
 
     @property
     def channels(self) -> int:
-        """1 for grey, 3 for colour."""
-        return self.images.shape[3]
+        """The length of the last axis: 1 for grey, 3 for colour."""
+        return self.shape[-1]
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether the items are stored as uint8, which likelihoods in bits and the variational bound need."""
+        return self.images.dtype == np.uint8
+
+    @property
+    def is_pictures(self) -> bool:
+        """Whether the items can be shown: (H, W, 1) or (H, W, 3), as bytes or as floats with a range of their own."""
+        return len(self.shape) == 3 and self.channels in (1, 3) and (self.is_bytes or self.value_range is not None)
+
+    @property
+    def condition_size(self) -> int:
+        """The number of conditions of each item, D."""
+        return 0 if self.conditions is None else self.conditions.shape[1]
+
+    def network_values(
+        self, indices: NDArray | slice, dtype: DTypeLike = np.float32, value_range: Sequence[float] = VALUE_RANGE
+    ) -> NDArray:
+        """Return some items as the network sees them; `value_range` is that of the network."""
+        return from_stored(np.asarray(self.images[indices]), dtype, value_range, self.value_range)
+
+    def pictures(self, indices: NDArray | slice = slice(None)) -> NDArray[np.uint8]:
+        """Return some items as bytes to look at; floats with a range are rounded, and clipped to it.
+
+        Raises:
+            DuetError: the items are no pictures.
+        """
+        if not self.is_pictures:
+            raise DuetError(
+                f"data set {self.name!r}: arrays of {self.images.dtype} with shape {self.shape} are no pictures; these "
+                f"have shape (H, W, 1) or (H, W, 3) and are bytes, or floats with value_range=(low, high)"
+            )
+        items = np.asarray(self.images[indices])
+        return items if self.is_bytes else to_uint8(items, self.value_range)
 
     @property
     def num_classes(self) -> int:
@@ -122,13 +207,23 @@ class Dataset:
 
     @cached_property
     def sha256(self) -> str:
-        """The SHA-256 of shape, class names, labels and pixels, without the name; computed in blocks."""
-        header = json.dumps({"shape": self.images.shape, "class_names": self.class_names})
-        digest = hashlib.sha256(header.encode())
+        """The SHA-256 of shape, class names, labels and pixels, without the name; computed in blocks.
+
+        Floats add their type and range, and conditions themselves.
+        """
+        header = {"shape": self.images.shape, "class_names": self.class_names}
+        if not self.is_bytes:
+            header |= {"dtype": self.images.dtype.name, "value_range": self.value_range}
+        if self.conditions is not None:
+            header |= {"condition_names": self.condition_names}
+        digest = hashlib.sha256(json.dumps(header).encode())
         digest.update(self.labels.astype("<i4").tobytes())
-        step = max(1, _HASH_BYTES // self.images[0].size)
+        if self.conditions is not None:
+            digest.update(self.conditions.astype("<f4").tobytes())
+        step = max(1, _HASH_BYTES // self.images[0].nbytes)
+        stored = self.images.dtype.newbyteorder("<")
         for start in range(0, len(self), step):
-            digest.update(np.ascontiguousarray(self.images[start : start + step]))
+            digest.update(np.ascontiguousarray(self.images[start : start + step], stored))
         return digest.hexdigest()
 
     def select(self, indices: ArrayLike | Sequence[int]) -> Dataset:
@@ -144,7 +239,14 @@ class Dataset:
                 f"data set {self.name!r}: the indices {indices} were given; "
                 f"it must be a list of integers in 0..{len(self) - 1}, at least one"
             )
-        return replace(self, images=np.asarray(self.images[indices]), labels=self.labels[indices])
+        return self._at(indices)
+
+    def _at(self, indices: NDArray[np.int64]) -> Dataset:
+        """Return the items at valid indices, in memory."""
+        conditions = None if self.conditions is None else self.conditions[indices]
+        return replace(
+            self, images=np.asarray(self.images[indices]), labels=self.labels[indices], conditions=conditions
+        )
 
     def select_classes(self, classes: Iterable[int | str]) -> Dataset:
         """Return the items of some classes, in their old order, in memory.
@@ -163,7 +265,8 @@ class Dataset:
         names = tuple(self.class_names[k] for k in ids)
         if not kept.size:
             raise DuetError(f"{what}: it has no image of class {', '.join(names)}")
-        return Dataset(np.asarray(self.images[kept]), new[self.labels[kept]], names, self.name, self.reading)
+        chosen = self._at(kept)
+        return replace(chosen, labels=new[chosen.labels], class_names=names)
 
     def split(self, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
         """Split the data set into two disjoint parts, drawn by stream ``"data/split"``, each in its old order.

@@ -24,7 +24,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.data.augment import augment
 from diffusion_core.data.dataset import Dataset
-from diffusion_core.data.pixels import VALUE_RANGE, check_value_range, from_uint8
+from diffusion_core.data.pixels import VALUE_RANGE, check_value_range, from_stored
 from diffusion_core.runtime.distributed import ProcessGroup
 
 __all__ = ["ImageBatch", "Loader"]
@@ -35,12 +35,13 @@ class ImageBatch:
     """A slice of the data order.
 
     Args:
-        pixels: network values in the loader's range, with shape (B, H, W, C).
+        pixels: network values in the loader's range, with shape (B, H, W, C), or (B, ...) for other data.
         labels: class ids, int32 with shape (B,).
         indices: the index of each item in the data set, int64 with shape (B,).
         epochs: the epoch of each item, int64 with shape (B,).
         counters: the position of each item in the run, int64 with shape (B,); random streams take them.
-        features: the augmentation label of each item, with shape (B, 9); None without augmentation.
+        features: the conditions of each item, then its augmentation label of nine numbers, with shape (B, F); None
+            without either.
     """
 
     pixels: NDArray
@@ -92,6 +93,17 @@ class Loader:
         object.__setattr__(self, "value_range", check_value_range(self.value_range))
         if not 0 <= self.augment <= 1:
             raise DuetError(f"data.augment: {self.augment} was given; it must be a probability, from 0 to 1")
+        shape = self.dataset.shape
+        if self.flip and len(shape) < 3:
+            raise DuetError(
+                f"data.flip: true was given, but data {self.dataset.name} of shape {shape} has no left and right; it "
+                f"needs (height, width, channels)"
+            )
+        if self.augment and (len(shape) != 3 or shape[0] != shape[1]):
+            raise DuetError(
+                f"data.augment: {self.augment} was given, but data {self.dataset.name} has shape {shape}; it needs "
+                f"square images, (size, size, channels)"
+            )
 
     def __repr__(self) -> str:
         return f"Loader({self.dataset!r}, seed={self.seed})"
@@ -118,13 +130,18 @@ class Loader:
         images = np.asarray(self.dataset.images[indices])
         if self.flip:
             mirrored = Stream(self.seed, "data/flip").bits(counters, 1)[:, 0] % 2 == 0
-            images = np.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
-        labels = self.dataset.labels[indices]
-        if not self.augment:
-            return ImageBatch(from_uint8(images, self.dtype, self.value_range), labels, indices, epochs, counters)
-        exact = from_uint8(images, np.float64, self.value_range)
-        pixels, features = augment(exact, counters, self.seed, self.augment)
-        pixels, features = (array.astype(self.dtype) for array in (pixels, features))
+            mirrored = mirrored.reshape(-1, *[1] * (images.ndim - 1))
+            images = np.where(mirrored, images[..., ::-1, :], images)
+        labels, stored_range = self.dataset.labels[indices], self.dataset.value_range
+        described = [] if self.dataset.conditions is None else [self.dataset.conditions[indices]]
+        if self.augment:
+            exact = from_stored(images, np.float64, self.value_range, stored_range)
+            exact, changes = augment(exact, counters, self.seed, self.augment)
+            pixels = exact.astype(self.dtype)
+            described.append(changes)
+        else:
+            pixels = from_stored(images, self.dtype, self.value_range, stored_range)
+        features = np.concatenate(described, axis=1).astype(self.dtype) if described else None
         return ImageBatch(pixels, labels, indices, epochs, counters, features)
 
     def local_batch(self, images_seen: int, size: int, rank: int, group: int) -> ImageBatch:

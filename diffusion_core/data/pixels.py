@@ -1,4 +1,4 @@
-"""Convert between stored pixels and network values: one rule each way, the same for every framework.
+"""Convert between stored values and network values: one rule each way, the same for every framework.
 
 An image is stored as uint8 in 0..255; a network sees a value range [low, high], by default [-1, 1]::
 
@@ -9,6 +9,11 @@ An image is stored as uint8 in 0..255; a network sees a value range [low, high],
 Both are computed in float64 and cast once, so the rounding of a framework does not affect an image. For [-1, 1] and
 [0, 1] the way back recovers every pixel from float64, float32, float16 and bfloat16. In bfloat16 the rounding is up to
 0.25 of a pixel step in [-1, 1] and up to 0.4961 in [0, 1], just below the 0.5 that would fail.
+
+Data that are stored as floats are never rounded to bytes. If they have a range [first, last] of their own, it is mapped
+to that of the network, and values outside are kept; without one, they are network values already, as latents are::
+
+    x  = (v - first) (high - low) / (last - first) + low       x = v without a range, or if the two ranges are equal
 """
 
 from __future__ import annotations
@@ -22,13 +27,17 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diffusion_core.common.errors import DuetError
 
-__all__ = ["VALUE_RANGE", "check_value_range", "from_uint8", "to_uint8"]
+__all__ = ["VALUE_RANGE", "check_value_range", "from_stored", "from_uint8", "to_uint8"]
 
 VALUE_RANGE = (-1.0, 1.0)
 
 
-def check_value_range(value_range: Sequence[float]) -> tuple[float, float]:
+def check_value_range(value_range: Sequence[float], what: str = "process.value_range") -> tuple[float, float]:
     """Return a value range as (low, high).
+
+    Args:
+        value_range: two numbers.
+        what: the configuration key, for the error.
 
     Raises:
         DuetError: it is not two finite numbers, the first below the second.
@@ -38,9 +47,7 @@ def check_value_range(value_range: Sequence[float]) -> tuple[float, float]:
     except (TypeError, ValueError):
         low = high = math.nan
     if not -math.inf < low < high < math.inf:
-        raise DuetError(
-            f"process.value_range: {value_range!r} was given; it must be two numbers, low and high, as in [-1, 1]"
-        )
+        raise DuetError(f"{what}: {value_range!r} was given; it must be two numbers, low and high, as in [-1, 1]")
     return low, high
 
 
@@ -66,6 +73,33 @@ def from_uint8(u8: ArrayLike, dtype: DTypeLike = np.float32, value_range: Sequen
     # Apply the float64 rule once to all 256 values, then look them up.
     table = np.arange(256) / (255.0 / (high - low)) + low
     return table.astype(dtype)[u8]
+
+
+def from_stored(
+    stored: NDArray,
+    dtype: DTypeLike = np.float32,
+    value_range: Sequence[float] = VALUE_RANGE,
+    stored_range: Sequence[float] | None = None,
+) -> NDArray:
+    """Return the network values of stored bytes or floats, with the shape of `stored`.
+
+    Args:
+        stored: uint8 pixels, or floats.
+        dtype: the type of the values.
+        value_range: the range of the network.
+        stored_range: the range of stored floats; None says that they are network values.
+
+    Example:
+        >>> from_stored(np.array([0.0, 0.25, 1.5]), stored_range=(0, 1))
+        array([-1. , -0.5,  2. ], dtype=float32)
+    """
+    if stored.dtype == np.uint8:
+        return from_uint8(stored, dtype, value_range)
+    (low, high) = check_value_range(value_range)
+    if stored_range is None or tuple(stored_range) == (low, high):
+        return stored.astype(dtype)
+    first, last = stored_range
+    return ((stored.astype(np.float64) - first) * ((high - low) / (last - first)) + low).astype(dtype)
 
 
 def to_uint8(x: ArrayLike, value_range: Sequence[float] = VALUE_RANGE) -> NDArray[np.uint8]:

@@ -31,7 +31,7 @@ from diffusion_core.common.text import first_line
 from diffusion_core.files.safe_read import read_member
 from diffusion_core.images.metadata import without_metadata
 
-__all__ = ["Decoded", "ImageInput", "Member", "UnreadableImage", "decode", "open_image", "read_bytes"]
+__all__ = ["Decoded", "ImageInput", "Member", "UnreadableImage", "decode", "eight_bit", "open_image", "read_bytes"]
 
 _ORIENTATION = ExifTags.Base.Orientation
 _UPRIGHT = {
@@ -141,7 +141,7 @@ def _decode(file: io.BytesIO | Path | str) -> Decoded:
                 orientation = opened.getexif().get(_ORIENTATION, 1)
             except Exception as error:
                 orientation, remark = 1, _remark(error)
-            return Decoded(_eight_bit(_upright(opened, orientation), is_wide), remark)
+            return Decoded(eight_bit(_upright(opened, orientation), is_wide), remark)
 
 
 def _decode_bare(image: Path | Member | bytes | str, reason: Exception) -> Decoded:
@@ -169,8 +169,16 @@ def _remark(error: Exception) -> str:
     return f"its metadata are damaged ({reason}); only its pixels, and its orientation if it can be read, are used"
 
 
-def _eight_bit(pil_image: Image.Image, is_wide: bool) -> Image.Image:
-    """Return an image with 8 bits per channel, laid over white where it is transparent. 32-bit images are refused."""
+def eight_bit(pil_image: Image.Image, is_wide: bool = False) -> Image.Image:
+    """Return an image with 8 bits per channel, laid over white where it is transparent; its mode is "1", "L" or "RGB".
+
+    Args:
+        pil_image: the image.
+        is_wide: whether its file has 32 bits per value.
+
+    Raises:
+        DuetError: it has 32 bits per value, which define no white.
+    """
     if pil_image.mode == "F" or pil_image.mode.startswith("I"):
         values = np.asarray(pil_image).astype(np.float64)
         # Pillow opens 16-bit files in several modes, some of 32 bits. A real 32-bit file does not define white.

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diffusion_core.backend.interface import Forward
 from diffusion_core.common.random import Stream
-from diffusion_core.data.pixels import VALUE_RANGE, from_uint8
+from diffusion_core.data.pixels import VALUE_RANGE, from_stored
 from diffusion_core.diffusion.process import Process, add_noise
 
 __all__ = ["correct_predictions"]
@@ -32,6 +32,7 @@ def correct_predictions(
     dtype: DTypeLike = np.float32,
     value_range: Sequence[float] = VALUE_RANGE,
     subset: slice | None = None,
+    stored_range: Sequence[float] | None = None,
 ) -> NDArray[np.bool_]:
     """Return whether the class of each image has the largest logit at each noise level, with shape (levels, N).
 
@@ -40,7 +41,7 @@ def correct_predictions(
     Args:
         forward: the classifier's logits of (x, c_noise, label); see `backend.Network.forward`.
         process: the process that the classifier was trained for.
-        images: uint8 with shape (N, H, W, C).
+        images: uint8 or floats with shape (N, H, W, C).
         labels: their classes, with shape (N,).
         levels: the t of each noise level.
         seed: the seed of the noise.
@@ -50,13 +51,14 @@ def correct_predictions(
         value_range: the values of the pixels 0 and 255.
         subset: the slice of images to evaluate, for one of several processes; None means all. The result covers this
             slice.
+        stored_range: the range of floats, see `pixels.from_stored`.
     """
     levels, stream = np.asarray(levels), Stream(seed, "accuracy/noise")
     first, last, _ = (subset or slice(None)).indices(len(images))
     correct = np.zeros((len(levels), last - first), bool)
     for at in range(first, last, batch):
         batch_slice = slice(at, min(at + batch, last))
-        clean = from_uint8(images[batch_slice], dtype, value_range)
+        clean = from_stored(images[batch_slice], dtype, value_range, stored_range)
         eps = stream.normal(np.arange(at, at + len(clean)), clean.shape[1:])
         for level, t in enumerate(levels):
             (alpha, sigma), columns = process.schedule(t), process.columns(t)

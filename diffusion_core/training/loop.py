@@ -322,7 +322,8 @@ def make_batch(
         history: the losses so far, for an objective whose timestep distribution depends on them.
     """
     images = loader.batch(images_seen, size)
-    batch = objective.batch(images.pixels, images.labels, images.counters, loader.dtype, history, images.features)
+    features = images.features if objective.features else None  # a network without features ignores conditions
+    batch = objective.batch(images.pixels, images.labels, images.counters, loader.dtype, history, features)
     return batch if batch.size == size else replace(batch, importance=batch.importance * (batch.size / size))
 
 

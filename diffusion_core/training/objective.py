@@ -376,6 +376,7 @@ class Objective:
         t: NDArray,
         dtype: DTypeLike = np.float32,
         streams: str = "validation",
+        features: NDArray | None = None,
     ) -> TrainBatch:
         """Return a batch to evaluate at the timesteps `t`, without dropped labels, augmentation or perturbed inputs.
 
@@ -386,12 +387,16 @@ class Objective:
             t: the timestep of each image, with shape (B,).
             dtype: as for `batch`.
             streams: the beginning of the names of the random streams, which must not be those of training.
+            features: as for `batch`.
 
         Raises:
-            DuetError: if a label is out of range.
+            DuetError: if a label is out of range, or the features have another shape than the network takes.
         """
         noise = self._noise(streams, positions, images.shape[1:], dtype)
-        return self._assemble(streams, images, noise, self._labels(labels), positions, t, np.ones(len(t)), dtype)
+        importance = np.ones(len(t))
+        return self._assemble(
+            streams, images, noise, self._labels(labels), positions, t, importance, dtype, features
+        )
 
     def _assemble(
         self,

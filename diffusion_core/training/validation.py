@@ -42,7 +42,7 @@ from diffusion_core.backend import reference
 from diffusion_core.backend.interface import Forward, TrainBatch
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
-from diffusion_core.data import Dataset, from_uint8
+from diffusion_core.data import Dataset
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.runtime.distributed import Collective
 from diffusion_core.training.objective import Objective
@@ -165,11 +165,20 @@ class Validation:
         indices = self.indices[draws]
         # Memory maps are read in ascending order, each image once.
         unique, inverse = np.unique(indices, return_inverse=True)
-        images = from_uint8(np.asarray(self.dataset.images[unique])[inverse], self.dtype, self.model.value_range)
+        images = self.dataset.network_values(unique, self.dtype, self.model.value_range)[inverse]
+        features = self._features(indices)
         labels = self.dataset.labels[indices]
         if not self.model.program.classes:  # unconditional: the classes of the held-out part do not matter
             labels = np.zeros_like(labels)
-        return self.objective.evaluation_batch(images, labels, draws, self.timesteps[draws], self.dtype, _STREAMS)
+        t = self.timesteps[draws]
+        return self.objective.evaluation_batch(images, labels, draws, t, self.dtype, _STREAMS, features)
+
+    def _features(self, indices: NDArray[np.int64]) -> NDArray | None:
+        """Return the conditions of some images as the features of the network; its others, of augmentation, are 0."""
+        if self.dataset.conditions is None or not self.objective.features:
+            return None
+        rest = self.objective.features - self.dataset.condition_size
+        return np.pad(self.dataset.conditions[indices], ((0, 0), (0, max(0, rest))))
 
     def values(
         self, forward: Forward, collective: Collective | None = None, progress: Callable[[int], None] | None = None

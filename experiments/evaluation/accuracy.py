@@ -48,6 +48,7 @@ def _levels(context: EvaluationContext, *, count: int = 10, batch: int = 256) ->
             own_correct = correct_predictions(
                 context.network.forward, model.process, dataset.images, dataset.labels, levels, context.seed, batch,
                 progress, dtype=context.backend.config.host_dtype, value_range=model.value_range, subset=own,
+                stored_range=dataset.value_range,
             )  # fmt: skip
         correct = collective.gather(own_correct.T, len(dataset), batch).T
         facts = {"seed": context.seed, "data": context.data_facts()}

@@ -216,6 +216,11 @@ def _images(
     model.check_generates()
     program = model.program
     check_data(dataset, model.spec)
+    if not dataset.is_bytes:
+        raise DuetError(
+            f"likelihood: bits per dimension are those of bytes, but data {dataset.name} is {dataset.images.dtype}; "
+            f"use data of uint8"
+        )
     if classes:
         check_class_names("data", context.checkpoint, dataset.class_names, "use the data set of the run")
     if count is not None and not 1 <= count <= len(dataset):

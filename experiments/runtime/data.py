@@ -219,13 +219,19 @@ def check_data(dataset: Dataset, spec: NetworkSpec, is_trained: bool = True) -> 
         spec: of the network.
         is_trained: whether the network is that of a checkpoint, which cannot change.
     """
-    shape = (dataset.image_size, dataset.image_size, dataset.channels)
-    if shape != spec.image_shape:
-        found = f"data {dataset.name}: its images are {shape}, but the network takes {spec.image_shape} (h, w, c)"
-        if is_trained:
+    shape, taken = dataset.shape, tuple(spec.image_shape)
+    if shape != taken:
+        found = f"data {dataset.name}: its images are {shape}, but the network takes {taken} (h, w, c)"
+        if is_trained and len(taken) == 3:
+            size = taken[0] if taken[0] == taken[1] else f"[{taken[0]},{taken[1]}]"
             raise DuetError(
-                f"{found}; set data.options.size={spec.image_shape[0]} data.options.channels={spec.image_shape[2]} if "
-                f"the data set has these options, or choose other data"
+                f"{found}; set data.options.size={size} data.options.channels={taken[2]} if the data set has these "
+                f"options, or choose other data"
+            )
+        if is_trained or len(shape) != 3 or shape[0] != shape[1]:
+            raise DuetError(
+                f"{found}; choose other data, or a network of your own that takes {shape}; the networks of "
+                f"model=NAME take square images"
             )
         raise DuetError(
             f"{found}; set model.image_size={shape[0]} model.in_channels={shape[2]} model.out_channels={shape[2]}, "
@@ -249,16 +255,27 @@ def count_classes(dataset: Dataset) -> str:
     return text if len(names) == 1 or is_numbered else f"{text}: {join_some(names, 5)}"
 
 
-def describe_data(dataset: Dataset, num_classes: int) -> str:
-    """Return a line on the images that a run is trained on, and one on classes that its network is not told."""
+def describe_data(dataset: Dataset, num_classes: int, features: int = 0) -> str:
+    """Return a line on the images that a run is trained on, one on classes that its network is not told, and one on
+    conditions.
+
+    Args:
+        dataset: the images.
+        num_classes: the number of classes of the network.
+        features: the number of its features.
+    """
     part = f"{dataset.reading.part}, " if dataset.reading.part else ""
     line = f"data: {dataset.name}, {part}{pluralize(len(dataset), 'image')}, {count_classes(dataset)}"
-    if num_classes or dataset.num_classes < 2:
-        return line
-    return (
-        f"{line}\nmodel.num_classes=0: the network is not told the class of an image; "
-        f"model.num_classes={dataset.num_classes} trains with classes"
-    )
+    if not num_classes and dataset.num_classes > 1:
+        line += (
+            f"\nmodel.num_classes=0: the network is not told the class of an image; "
+            f"model.num_classes={dataset.num_classes} trains with classes"
+        )
+    if size := dataset.condition_size:
+        named = join_some(dataset.condition_names, 5)
+        line += f"\n{pluralize(size, 'condition')} of each image ({named}): "
+        line += "the features of the network" if features else f"not used; model.augment_dim={size} trains with them"
+    return line
 
 
 def _parts(name: str, options: Mapping[str, Any]) -> list[str]:

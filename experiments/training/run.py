@@ -272,7 +272,7 @@ def _start_run(
     if not record.is_temporary:
         print(f"run: {run.path}")
     print(f"network: {parameter_count(model.program):,} parameters")
-    print(describe_data(loader.dataset, model.spec.num_classes), flush=True)
+    print(describe_data(loader.dataset, model.spec.num_classes, model.program.features), flush=True)
     if setup.validation is not None:
         images, every = len(setup.validation.dataset), setup.training_config.validation_images
         when = f"every {every:,} images" if 0 < every < setup.training_config.images else "at the end"

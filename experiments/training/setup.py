@@ -140,7 +140,7 @@ class TrainingSetup:
         sample = sample.with_names(label_names(model.program, dataset.class_names))
         sample = sample.with_classes(filled_labels(model.program, dataset.class_counts.tolist()))
         sample.check(model, len(ema.profiles))
-        _check_augment(augment, model)
+        _check_features(augment, dataset, model)
         config.check(model.program, backend.group)
         learning_rate = (learning_rate or LearningRate(peak=1e-3)).for_run(config.images)
         _check_rate(learning_rate, config)
@@ -214,12 +214,27 @@ class TrainingSetup:
         }
 
 
-def _check_augment(augment: float, model: DiffusionModel) -> None:
-    """Refuse an augmentation that the network cannot be trained with."""
-    if augment and model.program.features != LABEL:
+def _check_features(augment: float, dataset: Dataset, model: DiffusionModel) -> None:
+    """Refuse an augmentation or conditions that the network cannot be trained with.
+
+    A network without features may be trained on data with conditions: it is not told them.
+    """
+    features, size = model.program.features, dataset.condition_size
+    if augment and features != size + LABEL:
+        also = f"the {size} conditions of data {dataset.name} and " if size else ""
         raise DuetError(
-            f"data.augment: {augment} was given, but the network takes {model.program.features} features per image, "
-            f"not the {LABEL} that describe its augmentation; set model.augment_dim={LABEL}, or data.augment=0"
+            f"data.augment: {augment} was given, but the network takes {features} features per image, not {also}the "
+            f"{LABEL} that describe its augmentation; set model.augment_dim={size + LABEL}, or data.augment=0"
+        )
+    if size and features not in (0, size) and not augment:
+        raise DuetError(
+            f"data {dataset.name}: each image has {size} conditions, but the network takes {features} features per "
+            f"image; set model.augment_dim={size}, or 0 to train without the conditions"
+        )
+    if model.variance != "fixed" and not dataset.is_bytes:
+        raise DuetError(
+            f"process.variance: {model.variance} was given, but its variational bound is that of bytes, and data "
+            f"{dataset.name} is {dataset.images.dtype}; use fixed"
         )
     if augment and model.variance != "fixed":
         raise DuetError(

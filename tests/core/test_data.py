@@ -92,9 +92,14 @@ def test_invalid_pixels_are_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": np.zeros((13, 4, 4, 3))}, "uint8"),
-        ({"images": np.zeros((13, 4, 5, 3), np.uint8)}, r"\(13, 4, 5, 3\)"),
-        ({"images": np.zeros((13, 4, 4, 2), np.uint8)}, "1 or 3 channels"),
+        ({"images": np.zeros((13, 4, 4, 3), np.int64)}, "uint8, float32 or float64"),
+        ({"images": np.zeros(13, np.uint8)}, r"shape \(13,\)"),
+        ({"value_range": (0, 1)}, "bytes are 0 to 255"),
+        ({"images": np.zeros((13, 4)), "value_range": (1, 0)}, "data.options.value_range: "),
+        ({"conditions": np.zeros((12, 2))}, r"\(13, D\)"),
+        ({"conditions": np.full((13, 2), np.nan)}, "NaN"),
+        ({"conditions": np.zeros((13, 2)), "condition_names": ("a", "a")}, "all different"),
+        ({"condition_names": ("a",)}, "without conditions"),
         ({"images": np.zeros((0, 4, 4, 1), np.uint8), "labels": np.zeros(0, int)}, "at least 1"),
         ({"labels": np.zeros(12, int)}, r"\(13,\)"),
         ({"labels": np.zeros(13)}, "integers"),

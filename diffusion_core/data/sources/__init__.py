@@ -6,12 +6,13 @@ Each is a function from a path, with options of its own, to the parts of the dat
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from diffusion_core.data.archives import DatasetInfo
 from diffusion_core.data.source import Source
 from diffusion_core.data.sources import arrays, celeba, cifar, flowers, folder, mnist, stl10, svhn
 
-__all__ = ["DATASET_INFO", "SOURCES"]
+__all__ = ["DATASET_INFO", "SOURCES", "reader_of_path"]
 
 SOURCES: Mapping[str, Callable[..., dict[str, Source]]] = {
     "cifar10": cifar.cifar10,
@@ -40,3 +41,13 @@ DATASET_INFO: Mapping[str, DatasetInfo] = {
     "npz": arrays.NPZ,
     "array": arrays.ARRAY,
 }
+
+_SUFFIXES = {".npz": "npz", ".npy": "array"}
+
+
+def reader_of_path(path: Path) -> tuple[str, str]:
+    """Return the name of the data set that reads a file or a folder, and the name of its option for the path."""
+    if path.is_dir():
+        is_store = (path / "data.json").is_file() or any(path.glob("*/data.json"))
+        return ("store", "directory") if is_store else ("image_folder", "path")
+    return _SUFFIXES.get(path.suffix.lower(), "image_folder"), "path"

@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.data.archives import DatasetInfo
-from diffusion_core.data.dataset import default_class_names
+from diffusion_core.data.labels import class_labels
 from diffusion_core.data.reading import Reading
 from diffusion_core.data.source import Source
 from diffusion_core.files.safe_read import open_npz, read_npy, read_text
-from diffusion_core.images.files import natural_order
 
-__all__ = ["ARRAY", "NPZ", "array", "class_labels", "npz"]
+__all__ = ["ARRAY", "NPZ", "array", "npz"]
 
 NPZ = DatasetInfo("Images of an .npz file")
 _LABELS = "labels"
@@ -77,57 +76,6 @@ def array(path: Path, *, labels: str | None = None, num_classes: int | None = No
     else:
         ids = _text_labels(file, len(images))
     return _one_part("array", path, images, ids, num_classes)
-
-
-def class_labels(
-    what: str, labels: NDArray, count: int, num_classes: int | None = None
-) -> tuple[NDArray[np.int32], tuple[str, ...], str | None]:
-    """Return class ids in 0..K-1, the class names, and a remark if labels were mapped to them.
-
-    Args:
-        what: where the labels come from, for errors.
-        labels: numbers or texts with shape (count,) or (count, 1).
-        count: the number of images.
-        num_classes: the number of classes, if labels are class ids; None maps labels to the classes that have images.
-
-    Raises:
-        DuetError: the labels have another shape or type, or lie outside 0..num_classes-1.
-    """
-    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
-    if labels.shape != (count,):
-        hint = "; of one-hot rows, save labels.argmax(axis=1)" if labels.ndim == 2 else ""
-        raise DuetError(
-            f"{what}: the labels are {labels.dtype} {labels.shape}; they must be class ids, one per image{hint}"
-        )
-    if labels.dtype.kind in "US":
-        texts = labels.astype(str)
-        names = sorted(set(texts.tolist()), key=natural_order)
-        number = {name: k for k, name in enumerate(names)}
-        return np.array([number[text] for text in texts.tolist()], np.int32), tuple(names), None
-    whole = labels.dtype.kind in "iub" or (labels.dtype.kind == "f" and np.array_equal(labels, np.floor(labels)))
-    if not whole or labels.min() < 0 or labels.max() >= 2**31:
-        raise DuetError(
-            f"{what}: the labels are {labels.dtype} {labels.shape} from {labels.min()} to {labels.max()}; they must be "
-            f"class ids, whole numbers of at least 0, one per image"
-        )
-    labels = labels.astype(np.int64)
-    if num_classes is not None:
-        if labels.max() >= num_classes:
-            raise DuetError(
-                f"data.options.num_classes: {num_classes} was given, but {what} has label {labels.max()}; class ids "
-                f"are 0..num_classes-1"
-            )
-        return labels.astype(np.int32), default_class_names(num_classes), None
-    values, ids = np.unique(labels, return_inverse=True)
-    if values[-1] == len(values) - 1:
-        return ids.astype(np.int32), default_class_names(len(values)), None
-    shown = ", ".join(map(str, values[:5])) + (" ..." if len(values) > 5 else "")
-    remark = (
-        f"the labels {shown} are mapped to the classes 0..{len(values) - 1}, called 'class {values[0]}' and so on, "
-        f"since {values[-1] + 1 - len(values)} of the numbers below {values[-1] + 1} have no image; "
-        f"data.options.num_classes={values[-1] + 1} keeps the numbers"
-    )
-    return ids.astype(np.int32), tuple(f"class {value}" for value in values), remark
 
 
 def _text_labels(file: Path, count: int) -> NDArray:

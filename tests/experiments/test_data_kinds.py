@@ -1,0 +1,60 @@
+"""Data of every kind through training, validation and evaluation: what fits a network, and what is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diffusion_core.common.errors import DuetError
+from diffusion_core.data import load_dataset
+from diffusion_core.model.diffusion_model import DiffusionModel
+from diffusion_core.networks import PlainSpec, UNetSpec
+from diffusion_core.training.loop import TrainingConfig
+from experiments.runtime.data import check_data, describe_data
+from experiments.training.setup import TrainingSetup
+
+FLOATS = np.random.default_rng(1).normal(size=(12, 8, 8, 1))
+VECTORS = load_dataset(FLOATS, conditions=np.arange(24.0).reshape(12, 2), condition_names=["age", "size"])
+
+
+def unet(features: int) -> DiffusionModel:
+    spec = UNetSpec(image_size=8, in_channels=1, out_channels=1, channels=8, channel_multipliers=(1,), blocks_per_resolution=1, norm_groups=4,
+                    attention_resolutions=(), augment_dim=features)  # fmt: skip
+    return DiffusionModel(spec, "cosine", "v")
+
+
+def setup(dataset, model, **options):
+    return TrainingSetup.create(model, dataset, TrainingConfig(images=16, batch=2), **options)
+
+
+def test_conditions_are_the_features_of_the_network_or_are_said_not_to_be():
+    assert setup(VECTORS, unet(2)).objective.features == 2
+    assert "2 conditions of each image (age, size): the features of the network" in describe_data(VECTORS, 0, 2)
+    assert "not used; model.augment_dim=2 trains with them" in describe_data(VECTORS, 0, 0)
+    setup(VECTORS, unet(0))
+    with pytest.raises(DuetError, match=r"has 2 conditions, but the network takes 9 features .*augment_dim=2, or 0"):
+        setup(VECTORS, unet(9))
+    assert setup(VECTORS, unet(11), augment=0.1).loader.batch(0, 3).features.shape == (3, 11)
+    with pytest.raises(DuetError, match=r"not the 2 conditions of data arrays and the 9 .* model\.augment_dim=11"):
+        setup(VECTORS, unet(9), augment=0.1)
+
+
+def test_a_bound_on_bytes_is_not_trained_on_floats():
+    spec = PlainSpec(8, 1, 2, channels=(4,), bottleneck=4)
+    with pytest.raises(DuetError, match=r"process\.variance: learned was given, but .* of bytes, .* is float64; use"):
+        setup(VECTORS, DiffusionModel(spec, "cosine", "v", variance="learned"))
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_trained", "message"),
+    [
+        ((8, 4, 1), False, r"are \(8, 4, 1\), .* takes \(8, 8, 1\) .* a network of your own that takes \(8, 4, 1\)"),
+        ((4, 4, 3), False, r"set model\.image_size=4 model\.in_channels=3 model\.out_channels=3"),
+        ((8, 4, 1), True, r"set data\.options\.size=8 data\.options\.channels=1"),
+        ((6,), False, r"are \(6,\), but the network takes \(8, 8, 1\)"),
+    ],
+)
+def test_shapes_that_do_not_fit_a_network_are_refused_with_what_to_change(shape, is_trained, message):
+    data = load_dataset(np.zeros((3, *shape)), value_range=(-1, 1), layout="channels_last")
+    with pytest.raises(DuetError, match=message):
+        check_data(data, PlainSpec(8, 1, 1, channels=(4,), bottleneck=4), is_trained)
