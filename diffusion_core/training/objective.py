@@ -394,9 +394,7 @@ class Objective:
         """
         noise = self._noise(streams, positions, images.shape[1:], dtype)
         importance = np.ones(len(t))
-        return self._assemble(
-            streams, images, noise, self._labels(labels), positions, t, importance, dtype, features
-        )
+        return self._assemble(streams, images, noise, self._labels(labels), positions, t, importance, dtype, features)
 
     def _assemble(
         self,
