@@ -16,8 +16,11 @@ _PUBLIC = {
     "SamplerPlan": "diffusion_core.sampling",
     "Schedule": "diffusion_core.diffusion.schedule",
     "make_plan": "diffusion_core.sampling",
+    "process": "duet.api.processes",
+    "samplers": "duet.api.samplers",
     "make_schedule": "diffusion_core.diffusion.schedule",
     # networks and models
+    "adapt": "duet.api.own",
     "ClassifierSpec": "diffusion_core.networks",
     "DoubleConvSpec": "diffusion_core.networks",
     "LinearAttentionSpec": "diffusion_core.networks",
@@ -34,6 +37,7 @@ _PUBLIC = {
     "save_grid": "duet.api.images",
     "save_images": "duet.api.images",
     # training
+    "loss": "duet.api.own",
     "Adam": "diffusion_core.optim.adam",
     "Checkpoint": "diffusion_core.runs.checkpoint",
     "LearningRate": "diffusion_core.optim.adam",

@@ -20,10 +20,10 @@ from torch.func import functional_call
 from backends.torch.device import DeviceContext
 from backends.torch.network import Module
 from diffusion_core.common.errors import DuetError
-from diffusion_core.networks.own import Manifest, call_names, own_seed, to_image_shape
+from diffusion_core.networks.own import Manifest, call_names, class_rows, own_seed, to_image_shape
 from diffusion_core.networks.program import Node, Training
 
-__all__ = ["Own", "accepts", "read_network", "to_own", "from_own"]
+__all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array"]
 
 
 class Own(Module):
@@ -155,7 +155,13 @@ def read_network(network: Any) -> Manifest:
         batch_statistics=any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()),
         precision="float64" if types == {torch.float64} else "float32",
         device=next(iter(devices), "cpu"),
+        class_rows=class_rows(module, [m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)]),
     )
+
+
+def to_array(value: Any) -> NDArray:
+    """Return a tensor, or anything like an array, as an array."""
+    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
 def _plain(network: Callable[..., Any]) -> Callable[..., Any]:

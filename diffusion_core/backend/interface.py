@@ -591,6 +591,10 @@ class Backend:
         guidance.check(plan)
         return self.samplers.sample(network, plan, start, label, noise, callback, guidance)
 
+    def tensor(self, array: NDArray) -> Any:
+        """Return an array as a tensor of the framework on the device, in the number type of the backend."""
+        return self.context.tensor(array)
+
     def read_arrays(self, path: Path) -> Weights:
         """Return the arrays of a file in the framework's own format, by their names there; no code is unpickled."""
         return self.files.read_arrays(path)

@@ -42,7 +42,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -82,6 +82,7 @@ class ContinuousSchedule:
             alpha.
         wronskian_at: the function that returns alpha sigma' - sigma alpha' at t, with the shape of t; only prediction
             velocity needs it.
+        options: the name and the options of `schedule.make_schedule` that made it; None if something else did.
 
     Raises:
         DuetError: if the span is empty, an end has no noise, or the noise does not increase with t.
@@ -103,6 +104,7 @@ class ContinuousSchedule:
     span: tuple[float, float]
     norm: Callable[[Array, Array], Array] = np.hypot
     wronskian_at: Callable[[Array], Array] | None = None
+    options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not (np.all(np.isfinite(self.span)) and self.span[0] < self.span[1]):

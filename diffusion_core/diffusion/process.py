@@ -18,6 +18,7 @@ With ``x_t = alpha x_0 + sigma eps`` and the network's raw output F, every param
     iddpm        eps                            1/alpha                   -r                           1/p    level
     posterior_mean    k_x x_t + k_0 x_0         -k_x/k_0                  1/k_0                        1      t
     velocity     alpha' x_0 + sigma' eps        sigma'/w                  -sigma/w                     1      t
+    denoiser     x_0                            0                         1                            1/alpha  r
 
     r = sigma/alpha,   m = sigma_data,   q = sqrt(m^2 alpha^2 + sigma^2),   p = sqrt(alpha^2 + sigma^2)
 
@@ -43,6 +44,9 @@ after t = 0 it is x_0. 1/k_0 is about 1/beta_t, so it too magnifies an error of 
 takes the mean of an ancestral step from the output itself, also if it clips x_0: sampler=ddpm with clip null. And if it
 samples some of the timesteps only, it reads the output as the mean of the longer step; here the output keeps the
 meaning that it was trained for.
+
+denoiser is a network that contains its preconditioning: it is given x_0 plus noise of scale r, and r itself, and
+returns the estimate, as D(x; sigma) of Karras et al. and the models of k-diffusion do.
 
 velocity is dx_t/dt along the schedule's own continuous time, which increases with the noise, with the derivatives
 alpha' and sigma' and ``w = alpha sigma' - sigma alpha'``, see `continuous`. On the straight line it is flow. Code whose
@@ -232,6 +236,10 @@ def _iddpm(at: _NoiseLevel) -> Columns:
     )
 
 
+def _denoiser(at: _NoiseLevel) -> Columns:
+    return _columns(at, 0.0, 1.0, 1.0, 0.0, c_in=1.0 / at.alpha, c_noise=at.sigma / at.alpha)
+
+
 # What other libraries call them.
 _OTHER_NAMES = {
     "epsilon": "eps",
@@ -256,6 +264,7 @@ PREDICTIONS: dict[str, Callable[[_NoiseLevel], Columns]] = {
     "iddpm": _iddpm,
     "posterior_mean": _posterior_mean,
     "velocity": _velocity,
+    "denoiser": _denoiser,
 }
 # Predictions that are defined where alpha is 0, and predictions that need the timesteps of a table.
 _WITHOUT_SIGNAL = ("x0", "v", "flow", "next_level", "posterior_mean", "velocity")

@@ -39,6 +39,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -463,4 +464,4 @@ def make_schedule(name: str, **options: object) -> AnySchedule:
     _check_values(name, own)
     schedule = build("schedule", known, name, own)
     rest = {option: value for option, value in options.items() if option in shared}
-    return build("schedule", {name: transformed}, name, rest, schedule)
+    return replace(build("schedule", {name: transformed}, name, rest, schedule), options={"name": name, **options})

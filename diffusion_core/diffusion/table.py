@@ -16,7 +16,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -41,6 +41,7 @@ class Schedule:
         alpha: signal scale of each level, with shape (T,).
         sigma: noise scale of each level, with shape (T,).
         timesteps: the timestep of each level that the network receives, rising, with shape (T,); None for t itself.
+        options: the name and the options of `schedule.make_schedule` that made it; None if something else did.
 
     Raises:
         DuetError: if the signal-to-noise ratio does not fall from each level to the next.
@@ -60,6 +61,7 @@ class Schedule:
     alpha: Array
     sigma: Array
     timesteps: Array | None = None
+    options: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         alpha, sigma = self.alpha, self.sigma

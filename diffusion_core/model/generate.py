@@ -101,6 +101,14 @@ def describe_labels(program: Program, classifier: Program | None = None) -> str:
     return f"the network has classes {first}..{last}, and {program.null_label} for no class"
 
 
+def _rows_of_features(guidance: Guidance, rows: slice) -> Guidance:
+    """Return the guidance of a batch of the samples."""
+    if guidance.features is None:
+        return guidance
+    null = None if guidance.null_features is None else guidance.null_features[rows]
+    return replace(guidance, features=guidance.features[rows], null_features=null)
+
+
 def generate(
     backend: Backend,
     network: Network,
@@ -160,6 +168,7 @@ def generate(
             if edit is not None and edit.mask is not None:
                 known = known_source(plan, edit.images[rows], seed, index, dtype)
                 guides = replace(guidance, mask=edit.mask[rows].astype(dtype), known=known)
+            guides = _rows_of_features(guides, rows)
             noise = noise_source(seed, index, shape, dtype)
             images[rows] = backend.sample(
                 network, plan, start, labels[rows], noise, callback if at == 0 else None, guides

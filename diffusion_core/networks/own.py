@@ -44,8 +44,11 @@ __all__ = [
     "Own",
     "OwnSpec",
     "call_names",
+    "class_rows",
+    "images_to_samples",
     "infer_inputs",
     "own_seed",
+    "samples_to_images",
     "to_image_shape",
 ]
 
@@ -79,21 +82,23 @@ class Manifest:
         parameters: (name, shape, whether it is trained) of each floating-point array, in the framework's order.
         values: the arrays by name, when they were read.
         layout: where the framework's networks have their channels.
-        inputs: the names of the parameters of a call, without the network itself; None if they are unknown.
+        inputs: (name, whether it must be given) of each parameter of a call; None if they are unknown.
         batch_statistics: whether the output for a sample depends, in training, on the others of its batch.
         precision: ``"float64"`` or ``"float32"``, by the type of the parameters.
         device: ``"cpu"`` or ``"cuda"``, where the parameters are.
         casts: whether the backend can compute with it in another precision than `precision`.
+        class_rows: rows of its table of classes, if it has exactly one embedding or says its number of classes.
     """
 
     parameters: tuple[tuple[str, Shape, bool], ...]
     values: Mapping[str, NDArray]
     layout: str
-    inputs: tuple[str, ...] | None
+    inputs: tuple[tuple[str, bool], ...] | None
     batch_statistics: bool = False
     precision: str = "float32"
     device: str = "cpu"
     casts: bool = True
+    class_rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -163,40 +168,47 @@ class Arguments:
         return ([*positional],) if self.packed else positional, {k: values[name] for k, name in self.keywords}
 
 
-def infer_inputs(names: Sequence[str] | None, with_label: bool) -> str:
-    """Return the arguments of a network from the names of its parameters.
+def infer_inputs(names: Sequence[tuple[str, bool]] | None, with_label: bool | None) -> str:
+    """Return the arguments of a network from the parameters of a call.
 
     The first is x and the second t. A class goes to a parameter whose name says so, or to the third.
 
     Args:
-        names: of the parameters of a call; None if they are unknown, which allows any number.
-        with_label: whether the network is given a class.
+        names: (name, whether it must be given) of each parameter, see `call_names`; None if they are unknown.
+        with_label: whether the network is given a class; None if only where it must be.
 
     Raises:
-        DuetError: if there are too few parameters, or none for the class.
+        DuetError: if there are too few parameters or too many that must be given, or none for the class.
 
     Example:
-        >>> infer_inputs(["sample", "timestep", "class_labels", "return_dict"], with_label=True)
+        >>> names = [("sample", True), ("timestep", True), ("class_labels", False), ("return_dict", False)]
+        >>> infer_inputs(names, with_label=True)
         'x, t, class_labels=label'
-        >>> infer_inputs(["x", "sigma"], with_label=False)
+        >>> infer_inputs(names, with_label=None)
         'x, t'
+        >>> infer_inputs([("x", True), ("sigma", True), ("y", True)], with_label=None)
+        'x, t, y=label'
     """
     advice = "name its arguments, as in duet.adapt(network, inputs='x, t, class_labels=label')"
     if names is None:
         return "x, t, label" if with_label else "x, t"
+    shown = ", ".join(name for name, _ in names)
     if len(names) < 2:
-        raise DuetError(f"network: it takes ({', '.join(names)}); Duet gives it x and t; {advice}")
-    if not with_label:
-        return "x, t"
-    named = [name for name in names[2:] if name in _LABEL_NAMES]
-    if len(named) == 1:
-        return f"x, t, {named[0]}=label"
-    if len(names) == 3:
-        return "x, t, label"
-    raise DuetError(
-        f"labels: classes were given, but which of the network's arguments takes them is not clear from "
-        f"({', '.join(names)}); {advice}"
-    )
+        raise DuetError(f"network: it takes ({shown}); Duet gives it x and t; {advice}")
+    required = [name for name, needed in names[2:] if needed]
+    named = [name for name, _ in names[2:] if name in _LABEL_NAMES]
+    third = names[2][0] if len(names) == 3 else None
+    label = named[0] if len(named) == 1 else third
+    if with_label is None:
+        with_label = required == [label]
+    if with_label and label is None:
+        raise DuetError(
+            f"labels: classes were given, but which of the network's arguments takes them is not clear from "
+            f"({shown}); {advice}"
+        )
+    if set(required) - ({label} if with_label else set()):
+        raise DuetError(f"network: it takes ({shown}), and what {required[0]} is given is not clear; {advice}")
+    return f"x, t, {label}=label" if with_label else "x, t"
 
 
 def to_image_shape(shape: Sequence[int], layout: str) -> tuple[int, int, int]:
@@ -219,12 +231,47 @@ def to_image_shape(shape: Sequence[int], layout: str) -> tuple[int, int, int]:
     return height, int(np.prod(rest)), channels
 
 
-def call_names(function: Callable[..., Any]) -> tuple[str, ...] | None:
-    """Return the names of the parameters of a function; None if they are unknown.
+def class_rows(network: Any, embeddings: Sequence[int]) -> int | None:
+    """Return how many labels a network knows, "no class" among them; None if that cannot be seen.
+
+    Its attribute ``null_label`` or ``num_classes`` says so, or the number of rows of its only embedding.
+
+    Args:
+        network: the object.
+        embeddings: the number of rows of each of its embeddings.
+    """
+    for attribute in ("null_label", "num_classes"):
+        value = getattr(network, attribute, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value + 1
+    return embeddings[0] if len(embeddings) == 1 else None
+
+
+def samples_to_images(samples: NDArray, layout: str) -> NDArray:
+    """Return samples in their own layout as images b h w c.
+
+    Example:
+        >>> samples_to_images(np.zeros((2, 3, 32, 48)), "channels_first").shape
+        (2, 32, 48, 3)
+    """
+    shape = to_image_shape(samples.shape[1:], layout)
+    last = np.moveaxis(samples, 1, -1) if layout == "channels_first" else samples
+    return np.ascontiguousarray(last).reshape(len(samples), *shape)
+
+
+def images_to_samples(images: NDArray, shape: Sequence[int], layout: str) -> NDArray:
+    """Return images b h w c as samples of this shape in their own layout; the inverse of `samples_to_images`."""
+    first = layout == "channels_first"
+    samples = images.reshape(len(images), *((*shape[1:], shape[0]) if first else shape))
+    return np.ascontiguousarray(np.moveaxis(samples, -1, 1) if first else samples)
+
+
+def call_names(function: Callable[..., Any]) -> tuple[tuple[str, bool], ...] | None:
+    """Return (name, whether it must be given) of each parameter of a function; None if they are unknown.
 
     Example:
         >>> call_names(lambda x, t, label=None: x), call_names(lambda *inputs: inputs)
-        (('x', 't', 'label'), None)
+        ((('x', True), ('t', True), ('label', False)), None)
     """
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -232,7 +279,7 @@ def call_names(function: Callable[..., Any]) -> tuple[str, ...] | None:
         return None
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return None
-    return tuple(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
+    return tuple((p.name, p.default is p.empty) for p in parameters if p.kind is not p.VAR_KEYWORD)
 
 
 def own_seed(key: Sequence[int], position: int) -> int:

@@ -48,6 +48,8 @@ def check_types(function: F) -> F:
 def _fits(value: Any, hint: Any) -> bool:
     """Return whether a value has the type of an annotation."""
     origin = typing.get_origin(hint)
+    if hint is Any:
+        return True
     if origin in (types.UnionType, typing.Union):
         return any(_fits(value, part) for part in typing.get_args(hint))
     if hint in (int, float):
@@ -68,16 +70,19 @@ def _describe(hint: Any) -> str:
     return _WORDS.get(hint) or (f"a duet.{hint.__name__}" if inspect.isclass(hint) else "an array or a list")
 
 
-def unknown_option(function: Callable[..., Any], name: str, options: Iterable[str]) -> DuetError:
+def unknown_option(
+    function: Callable[..., Any], name: str, options: Iterable[str], called: str | None = None
+) -> DuetError:
     """Return the error, which suggests the nearest of the function's own keywords and of its further options.
 
     Args:
         function: what was called.
         name: of the option that does not exist.
         options: what the function takes beyond its keywords.
+        called: what the user called, where that is not the function.
     """
     keywords = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    return one_of(f"option of {function.__name__}", name, [*keywords, *sorted(options)])
+    return one_of(f"option of {called or function.__name__}", name, [*keywords, *sorted(options)])
 
 
 def plain_values(value: Any) -> Any:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.sampling import SAMPLERS, SamplerPlan
 from duet.api.backends import backend_setup
 from duet.api.options import check_types, unknown_option
+from duet.api.own import sample_network
 from experiments.runtime.backends import BackendSetup, sampling_calls
 from experiments.sampling.classes import labels_with_images, named_labels, names_of_checkpoint
 from experiments.sampling.conditions import check_labels_trained, describe_weights
@@ -30,9 +31,9 @@ from experiments.sampling.plans import check_levels, choose_sampler, shared_opti
 __all__ = ["sample"]
 
 
-@check_types
+@overload
 def sample(
-    checkpoint: Checkpoint | str | Path,
+    source: Checkpoint | str | Path,
     count: int = 64,
     *,
     labels: int | str | Sequence[int | str] | None = None,
@@ -49,13 +50,44 @@ def sample(
     compile: bool | str = "auto",
     threads: int | None = None,
     **options: Any,
-) -> NDArray[np.uint8]:
-    """Sample images from a checkpoint.
+) -> NDArray[np.uint8]: ...
+
+
+@overload
+def sample(
+    source: Any,
+    plan: SamplerPlan,
+    *,
+    shape: Sequence[int],
+    labels: Any = None,
+    seed: int = 0,
+    first: int = 0,
+    batch: int | None = None,
+    conditions: Mapping[str, Any] | None = None,
+    null_conditions: Mapping[str, Any] | None = None,
+    guide: Any = None,
+    classifier: Any = None,
+    start: Any = None,
+    known: Any = None,
+    mask: Any = None,
+    callback: Callable[[int, NDArray, NDArray], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+    compile: bool = False,
+    differentiable: bool = False,
+    **call: Any,
+) -> Any: ...
+
+
+def sample(source: Any, *arguments: Any, **options: Any) -> Any:
+    """Sample images from a checkpoint, or from an own network by a plan.
 
     Sample k starts from the same noise in any batch, on any machine and in either framework.
 
+    **From a checkpoint**, ``sample(checkpoint, count, ...)`` returns uint8 images with shape (count, H, W, C).
+
     Args:
-        checkpoint: what `duet.train` or `duet.load` returns, or the path of a run or a checkpoint.
+        source: what `duet.train` or `duet.load` returns, or the path of a run or a checkpoint; or an own network, see
+            below.
         count: number of images.
         labels: one class for all, a list of classes that repeats, or None for every class in turn. A class is a number
             or its name in the data that the network was trained on, as in ``["Coast", "Forest"]``.
@@ -74,8 +106,27 @@ def sample(
         threads: CPU threads; None leaves the framework's choice.
         options: of the sampler, such as ``steps=25`` and ``guidance_scale=1.5``.
 
-    Returns:
-        uint8 images with shape (count, H, W, C).
+    **From an own network**, ``sample(network, plan, shape=(N, ...), ...)`` returns N samples as a tensor of its
+    framework, in its layout and in the value range of its data. It computes where the network is, in its number type,
+    and changes no setting of the framework. The network is in evaluation mode meanwhile. Further arguments:
+
+    Args:
+        plan: see `duet.samplers`.
+        shape: the number of samples and the shape of one, in the network's layout; one to four axes.
+        labels: one class for all, or one for each sample.
+        first: the index of the first sample, which selects its noise.
+        conditions: further inputs by name, each with one value per sample.
+        null_conditions: the same for the evaluation without a class under guidance; None is zeros.
+        guide: an own network of the same framework, for autoguidance.
+        classifier: an own network that returns logits (N, K), for a plan with a weight ``classifier``.
+        start: x at the plan's first noise level; None is noise.
+        known: samples of which a part is kept, for inpainting; in the value range of the data.
+        mask: 1 where they are kept and 0 elsewhere.
+        progress: called after each batch with the number of samples done.
+        compile: whether the network is compiled, with `torch.compile` or XLA.
+        differentiable: whether gradients flow from the samples to `start` and to the weights. All rows are kept in
+            memory, so it is for short plans.
+        call: how the network is called, see `duet.adapt`; for example ``classes=10``.
 
     Raises:
         DuetError: for labels, weights or options that do not exist or do not fit.
@@ -84,7 +135,42 @@ def sample(
         Sixteen sevens from the run in a directory::
 
             images = duet.sample("outputs/digits", 16, labels=7, sampler="heun", steps=18)
+
+        A network that denoises by the mean of the data, here 0, at every noise level:
+
+        >>> import numpy as np
+        >>> from duet.api.processes import process
+        >>> from duet.api.samplers import samplers
+        >>> plan = samplers.ddim(process("cosine", "x0"), steps=4)
+        >>> sample(lambda x, t: np.zeros_like(x), plan, shape=(2, 8, 8, 3)).shape
+        (2, 8, 8, 3)
     """
+    if isinstance(source, Checkpoint | str | Path):
+        return sample_checkpoint(source, *arguments, **options)
+    return sample_network(source, *arguments, **options)
+
+
+@check_types
+def sample_checkpoint(
+    checkpoint: Checkpoint | str | Path,
+    count: int = 64,
+    *,
+    labels: int | str | Sequence[int | str] | None = None,
+    sampler: str | Mapping[str, Any] | SamplerPlan | None = None,
+    seed: int = 0,
+    batch: int = 128,
+    weights: str | None = None,
+    guide: Checkpoint | str | Path | None = None,
+    classifier: Checkpoint | str | Path | None = None,
+    callback: Callable[[int, NDArray, NDArray], None] | None = None,
+    backend: str | None = None,
+    device: str = "auto",
+    precision: str = "float32",
+    compile: bool | str = "auto",
+    threads: int | None = None,
+    **options: Any,
+) -> NDArray[np.uint8]:
+    """Sample images from a checkpoint; see `sample`."""
     _check_names(options)
     for name, number in (("sample.count", count), ("sample.batch", batch)):
         if number < 1:
@@ -118,7 +204,7 @@ def _check_names(options: dict[str, Any]) -> None:
     known |= set(shared_options())
     for name in options:
         if name not in known:
-            raise unknown_option(sample, name, known)
+            raise unknown_option(sample_checkpoint, name, known, called="sample")
 
 
 def _load(checkpoint: Checkpoint | str | Path) -> Checkpoint:

@@ -1,0 +1,242 @@
+"""Own networks of any framework: which backend runs them, and how they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import ArrayLike, NDArray
+
+from diffusion_core.backend.numpy_backend import NumpyBackend
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.networks import lower
+from diffusion_core.networks.own import LAYOUTS, Arguments, Handle, Manifest, OwnSpec, infer_inputs, to_image_shape
+from experiments.runtime.options import CONFIGS
+
+__all__ = ["OwnNetwork", "adapt", "backend_of", "pack_conditions"]
+
+NUMPY = "numpy"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OwnNetwork:
+    """An own network with everything that calling it needs; `adapt` makes one.
+
+    Args:
+        network: the object.
+        framework: the name of its backend, or "numpy".
+        backend: the class of that backend.
+        manifest: what that backend read off the object.
+        name: what it is called in messages and files.
+        inputs: the arguments of a call; None infers them from the names of its parameters.
+        layout: where its channels are.
+        output: see `diffusion_core.networks.own.Own`.
+        time: whether t is a ``"float"`` or an ``"int"``.
+        classes: number of classes; None if it is not known.
+        null_label: the label that means "no class"; None is `classes`.
+    """
+
+    network: Any
+    framework: str
+    backend: Any
+    manifest: Manifest
+    name: str
+    inputs: str | None = None
+    layout: str = "channels_last"
+    output: str | int | None = None
+    time: str = "float"
+    classes: int | None = None
+    null_label: int | None = None
+    cache: dict[Any, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        inputs = self.inputs or "inferred"
+        return f"OwnNetwork({self.name}, {self.framework}, inputs {inputs}, {self.layout})"
+
+    @property
+    def takes_label(self) -> bool | None:
+        """Whether the call has a class; None if that is inferred."""
+        if self.inputs is None:
+            return True if self.classes else None
+        return any(
+            word.strip().rpartition("=")[2] in ("label", "one_hot") for word in self.inputs.strip("[] ").split(",")
+        )
+
+    @property
+    def knows_null_label(self) -> bool:
+        """Whether the label that means "no class" is known."""
+        return not (self.classes is None and self.null_label is None and self.manifest.class_rows is None)
+
+    def known_classes(self, labels: NDArray | None) -> int | None:
+        """Return the number of classes: as given, as the network's table has them, or as many as the labels need."""
+        if self.classes is not None or labels is None:
+            return self.classes
+        rows = self.manifest.class_rows
+        return rows - 1 if rows is not None and rows - 1 > labels.max(initial=0) else int(labels.max(initial=0)) + 1
+
+    def spec(
+        self,
+        shape: tuple[int, ...],
+        *,
+        classes: int | None = None,
+        with_label: bool | None = None,
+        conditions: tuple[tuple[str, tuple[int, ...], str], ...] = (),
+        out_channels: int | None = None,
+        logits: bool = False,
+        owned: bool = False,
+    ) -> OwnSpec:
+        """Return the network as a spec.
+
+        Args:
+            shape: of one sample, in the network's layout.
+            classes: number of classes, if the network was adapted without one.
+            with_label: whether it is given a class; None if only where its signature demands it.
+            conditions: (name, shape, type) of further inputs.
+            out_channels: channels of the output; None for those of a sample.
+            logits: whether it is a classifier.
+            owned: whether Duet keeps its weights, to train it; otherwise it is called as it is.
+
+        Raises:
+            DuetError: if its arguments are not clear, or it has no weights to train.
+        """
+        names = [name for name, _, _ in conditions]
+        inputs = self.inputs
+        if inputs is None:
+            known = self.manifest.inputs
+            with_label = with_label if self.takes_label is None else self.takes_label
+            inputs = infer_inputs(known and [pair for pair in known if pair[0] not in names], with_label)
+        arguments = Arguments.parse(inputs, names)
+        inputs = ", ".join([str(arguments), *(f"{name}={name}" for name in names if name not in arguments.values)])
+        height, width, channels = to_image_shape(shape, self.layout)
+        has_label = {"label", "one_hot"} & set(arguments.values)
+        classes = (self.classes if classes is None else classes) if has_label else 0
+        manifest = self.manifest
+        if owned and not any(trained for _, _, trained in manifest.parameters):
+            raise DuetError(f"network {self.name}: it has no weights that Duet can train; give a module of a framework")
+        return OwnSpec(
+            image_size=max(height, width),
+            in_channels=channels,
+            out_channels=out_channels or channels,
+            num_classes=classes or 0,
+            reference=self.name,
+            shape=tuple(shape),
+            layout=self.layout,
+            inputs=inputs,
+            time=self.time,
+            output=self.output,
+            null_label=self.null_label,
+            conditions=conditions,
+            logits=logits,
+            owned=manifest.parameters if owned else (),
+            batch_statistics=manifest.batch_statistics,
+            network=Handle(self.network),
+            values=Handle(manifest.values),
+        )
+
+    def open(self, compile: bool = False) -> Any:
+        """Return the backend that computes where and how the network does."""
+        if compile not in self.cache:
+            self.cache[compile] = self.backend.for_network(self.manifest, compile)
+        return self.cache[compile]
+
+    def build(self, spec: OwnSpec, compile: bool = False) -> Any:
+        """Return the network of a spec in its backend, called as it is; what was traced is kept."""
+        key = (spec, compile)
+        if key not in self.cache:
+            self.cache[key] = self.open(compile).network(lower(spec), {})
+        return self.cache[key]
+
+
+def backend_of(network: Any, framework: str | None = None) -> tuple[str, Any]:
+    """Return the name and the class of the backend whose framework an object belongs to; NumPy's for a function.
+
+    Args:
+        network: the object.
+        framework: the name of the backend, for a function of tensors.
+
+    Raises:
+        DuetError: for an unknown framework, or an object that cannot be called.
+    """
+    installed = {entry.name: entry for entry in entry_points(group="duet.backends")}
+    if framework not in (None, NUMPY, *installed):
+        raise one_of("framework", framework, [*sorted(installed), NUMPY])
+    if framework is None:
+        roots = {kind.__module__.partition(".")[0] for kind in type(network).__mro__}
+        for name in sorted(installed):
+            path = CONFIGS / "backend" / f"{name}.yaml"
+            options = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+            if roots & set(options.get("packages", ())):
+                framework = name
+    if framework not in (None, NUMPY):
+        return framework, installed[framework].load()
+    if not callable(network):
+        raise DuetError(
+            f"network: {network!r} was given; it must be a module or a function of a framework, for example an "
+            f"nn.Module, a keras.Model, or a function of NumPy arrays"
+        )
+    return NUMPY, NumpyBackend
+
+
+def adapt(
+    network: Any,
+    *,
+    inputs: str | None = None,
+    layout: str | None = None,
+    output: str | int | None = None,
+    time: str = "float",
+    classes: int | None = None,
+    null_label: int | None = None,
+    framework: str | None = None,
+    name: str | None = None,
+) -> OwnNetwork:
+    """Say how an own network is called; see `duet.adapt`."""
+    if isinstance(network, OwnNetwork):
+        given = {"inputs": inputs, "layout": layout, "output": output, "classes": classes, "null_label": null_label}
+        changes = {key: value for key, value in given.items() if value is not None}
+        return replace(network, **changes, cache={}) if changes or time != "float" else network
+    framework, backend = backend_of(network, framework)
+    if layout not in (None, *LAYOUTS):
+        raise one_of("layout", layout, LAYOUTS)
+    if classes is not None and classes < 1:
+        raise DuetError(f"classes: {classes} was given; it must be at least 1, or left out")
+    manifest = backend.own.read_network(network)
+    kind = network if hasattr(network, "__qualname__") else type(network)
+    return OwnNetwork(
+        network=network, framework=framework, backend=backend, manifest=manifest,
+        name=name or f"{kind.__module__}:{kind.__qualname__}", inputs=inputs, layout=layout or manifest.layout,
+        output=output, time=time, classes=classes, null_label=null_label,
+    )  # fmt: skip
+
+
+def pack_conditions(
+    conditions: Mapping[str, ArrayLike] | None, count: int, to_array: Callable[[Any], NDArray]
+) -> tuple[tuple[tuple[str, tuple[int, ...], str], ...], NDArray[np.float64] | None]:
+    """Return the names, shapes and types of conditions, and their values as features with shape (count, F).
+
+    Raises:
+        DuetError: for a condition without one value for each sample, or of another type than numbers.
+    """
+    if not conditions:
+        return (), None
+    kinds, parts = [], []
+    for name, value in conditions.items():
+        array = to_array(value)
+        if array.ndim < 1 or len(array) != count or array.dtype.kind not in "iufb":
+            raise DuetError(
+                f"conditions: {name} is {array.dtype} with shape {array.shape}; it must have numbers for each of the "
+                f"{count} samples, with shape ({count}, ...)"
+            )
+        kinds.append((name, array.shape[1:], "float" if array.dtype.kind == "f" else "int"))
+        parts.append(array.reshape(count, -1).astype(np.float64))
+    return tuple(kinds), np.concatenate(parts, axis=1)
+
+
+def is_reference(text: str | Path) -> bool:
+    """Return whether a text names a network in code, as in ``"my_package.my_file:build"``, rather than a path."""
+    module, colon, attribute = str(text).partition(":")
+    return bool(colon) and all(word.isidentifier() for word in (*module.split("."), *attribute.split(".")))
