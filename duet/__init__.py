@@ -43,7 +43,8 @@ _PUBLIC = {
     "LearningRate": "diffusion_core.optim.adam",
     "Objective": "diffusion_core.training.objective",
     "TrainingConfig": "diffusion_core.training.loop",
-    "load": "diffusion_core.runs.checkpoint:load_checkpoint",
+    "Run": "duet.api.runs",
+    "load": "duet.api.runs",
     "make_ema": "diffusion_core.optim",
     "train": "duet.api.training",
     # sampling and evaluation

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.networks.own import Manifest, call_names, class_rows, own_seed, to_image_shape
 from diffusion_core.networks.program import Node, Training
 
-__all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array"]
+__all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array", "with_weights"]
 
 
 class Own(Module):
@@ -162,6 +163,16 @@ def read_network(network: Any) -> Manifest:
 def to_array(value: Any) -> NDArray:
     """Return a tensor, or anything like an array, as an array."""
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+def with_weights(network: nn.Module, arrays: Mapping[str, NDArray]) -> nn.Module:
+    """Return a copy of a network with other weights."""
+    copied = deepcopy(_plain(network))
+    tensors = {**dict(copied.named_parameters()), **dict(copied.named_buffers())}
+    with torch.no_grad():
+        for name, array in arrays.items():
+            tensors[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))
+    return copied
 
 
 def _plain(network: Callable[..., Any]) -> Callable[..., Any]:

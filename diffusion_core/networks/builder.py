@@ -93,6 +93,11 @@ class NetworkSpec:
         """The shape of an image, (h, w, c)."""
         return self.image_size, self.image_size, self.in_channels
 
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one item of the data, with its channels last."""
+        return self.image_shape
+
 
 @singledispatch
 def lower(spec: NetworkSpec) -> Program:

@@ -343,8 +343,10 @@ class Own(Block):
         return values[name]
 
     def describe(self) -> dict[str, Any]:
-        """Return the options as plain data, without the object."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.compare}
+        """Return the options as plain data, without the object and its name."""
+        options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.compare}
+        del options["reference"]  # a file that is moved computes the same
+        return options
 
     @property
     def has_batch_statistics(self) -> bool:
@@ -484,6 +486,11 @@ class OwnSpec(NetworkSpec):
     def image_shape(self) -> tuple[int, int, int]:
         """The shape of a sample as an image, (h, w, c)."""
         return to_image_shape(self.shape, self.layout)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of one item of the data, with its channels last."""
+        return (*self.shape[1:], self.shape[0]) if self.layout == "channels_first" else self.shape
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain data, without the object."""

@@ -176,9 +176,15 @@ def _record(where: str, record: Any) -> dict[str, float]:
     return numbers
 
 
-def write_samples(path: Path, images: NDArray[np.uint8], labels: NDArray, **facts: Any) -> None:
-    """Write samples as a compressed `.npz` of uint8 images (N, H, W, C), labels (N,), and facts as JSON text."""
-    write_arrays(path, images=images, labels=labels, facts=np.array(json.dumps(_plain(facts))))
+def write_samples(
+    path: Path, images: NDArray[np.uint8], labels: NDArray, values: NDArray | None = None, **facts: Any
+) -> None:
+    """Write samples as a compressed `.npz` of uint8 images (N, H, W, C), labels (N,), and facts as JSON text.
+
+    Samples of data that are no bytes also have their `values`, with shape (N, ...); the images only show them.
+    """
+    more = {} if values is None else {"values": values}
+    write_arrays(path, images=images, labels=labels, facts=np.array(json.dumps(_plain(facts))), **more)
 
 
 def write_arrays(path: Path, **arrays: NDArray) -> None:

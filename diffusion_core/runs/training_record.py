@@ -43,6 +43,7 @@ class DataRecord:
         options: of the data set, as they were given.
         flip: whether half of the images were mirrored.
         augment: the probability of each change of EDM's augmentation.
+        dtype: of the stored items; those of floats are no bytes that samples could be rounded to.
     """
 
     name: str
@@ -54,9 +55,10 @@ class DataRecord:
     options: Mapping[str, Any] = field(default_factory=dict)
     flip: bool = False
     augment: float = 0.0
+    dtype: str = "uint8"
 
     def __post_init__(self) -> None:
-        _check_text(self, "name", "sha256")
+        _check_text(self, "name", "sha256", "dtype")
         _check_counts("data", "images", [self.images])
         _check_counts("data", "class_images", self.class_images)
         if not self.class_names or not all(isinstance(name, str) for name in self.class_names):

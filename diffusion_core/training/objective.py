@@ -70,6 +70,7 @@ from diffusion_core.diffusion.timestep_sampling import (
 )
 from diffusion_core.diffusion.variational import BOUNDS, VARIANCES, bound_columns
 from diffusion_core.model.diffusion_model import DiffusionModel
+from diffusion_core.networks.own import samples_to_images
 
 __all__ = ["Objective", "network_labels"]
 
@@ -347,7 +348,7 @@ class Objective:
         """Return the training batch of these images.
 
         Args:
-            images: x_0 in the range of the data, with shape (B, H, W, C).
+            images: x_0 in the range of the data, with shape (B, H, W, C), or (B, ...) for other data.
             labels: class ids of the data set, with shape (B,).
             positions: each image's position in the run, with shape (B,).
             dtype: of images, noise and columns; c_noise stays float64.
@@ -357,7 +358,7 @@ class Objective:
         Raises:
             DuetError: if a label is out of range, or the features have another shape than the network takes.
         """
-        labels = self._labels(labels)
+        images, labels = samples_to_images(images, "channels_last"), self._labels(labels)
         t, importance = self.draw_timesteps(positions, history)
         if self.label_dropout:
             dropped = Stream(self.seed, "train/drop_label").uniform(positions, 1)[:, 0] < self.label_dropout
@@ -392,6 +393,7 @@ class Objective:
         Raises:
             DuetError: if a label is out of range, or the features have another shape than the network takes.
         """
+        images = samples_to_images(images, "channels_last")
         noise = self._noise(streams, positions, images.shape[1:], dtype)
         importance = np.ones(len(t))
         return self._assemble(streams, images, noise, self._labels(labels), positions, t, importance, dtype, features)

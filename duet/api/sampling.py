@@ -16,11 +16,13 @@ from diffusion_core.backend.interface import Backend, StepCallback
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data.pixels import to_uint8
 from diffusion_core.model.generate import generate
+from diffusion_core.networks.own import images_to_samples
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.sampling import SAMPLERS, SamplerPlan
 from duet.api.backends import backend_setup
 from duet.api.options import check_types, unknown_option
 from duet.api.own import sample_network
+from duet.api.runs import Run
 from experiments.runtime.backends import BackendSetup, sampling_calls
 from experiments.sampling.classes import labels_with_images, named_labels, names_of_checkpoint
 from experiments.sampling.conditions import check_labels_trained, describe_weights
@@ -46,7 +48,7 @@ def sample(
     callback: Callable[[int, NDArray, NDArray], None] | None = None,
     backend: str | None = None,
     device: str = "auto",
-    precision: str = "float32",
+    precision: str | None = None,
     compile: bool | str = "auto",
     threads: int | None = None,
     **options: Any,
@@ -101,7 +103,7 @@ def sample(source: Any, *arguments: Any, **options: Any) -> Any:
         callback: called after each row of the plan, for the first batch, with (row, x, estimate of x_0).
         backend: name of an installed backend; None takes the one that this Python can import.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        precision: ``"float64"``, ``"float32"`` or ``"bf16"``.
+        precision: ``"float64"``, ``"float32"`` or ``"bf16"``; None is ``"float32"``, or that of an own network.
         compile: True, False or ``"auto"``.
         threads: CPU threads; None leaves the framework's choice.
         options: of the sampler, such as ``steps=25`` and ``guidance_scale=1.5``.
@@ -165,7 +167,7 @@ def sample_checkpoint(
     callback: Callable[[int, NDArray, NDArray], None] | None = None,
     backend: str | None = None,
     device: str = "auto",
-    precision: str = "float32",
+    precision: str | None = None,
     compile: bool | str = "auto",
     threads: int | None = None,
     **options: Any,
@@ -189,12 +191,17 @@ def sample_checkpoint(
     ]
     for note in notes:
         warnings.warn(note, stacklevel=2)
+    if isinstance(loaded, Run) and loaded.own is not None:
+        backend, precision = backend or loaded.own.framework, precision or loaded.own.manifest.precision
+    precision = precision or "float32"
     opened = _open(backend_setup(backend, device, precision, compile, threads), sampling_calls([(plan, count)], batch))
     network = opened.network(loaded.model.program, loaded.state.parts[which])
     images = generate(
         opened, network, plan, loaded.model.spec.image_shape, chosen, seed, batch=batch,
         callback=callback and StepCallback(callback), guidance=models.build(opened),
     )  # fmt: skip
+    if loaded.training is not None and loaded.training.data.dtype != "uint8":
+        return images_to_samples(images, loaded.model.spec.sample_shape, "channels_last")
     return to_uint8(images, loaded.model.value_range)
 
 

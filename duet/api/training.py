@@ -11,16 +11,21 @@ from typing import Any
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
+from diffusion_core.diffusion.process import Process
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.optim import Ema, make_ema
 from diffusion_core.optim.adam import Adam, LearningRate
-from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.training.loop import TrainingConfig
 from diffusion_core.training.objective import OPTIONS
 from duet.api.backends import backend_setup
+from duet.api.data import load_dataset
 from duet.api.options import check_types, plain_values, unknown_option
+from duet.api.own import CALL, split_call
+from duet.api.runs import Run, load_run
+from experiments.runtime import own_networks
 from experiments.runtime.data import HeldOut
 from experiments.runtime.options import read_option
+from experiments.runtime.own_networks import OwnNetwork
 from experiments.runtime.processes import discard_output
 from experiments.sampling.options import SampleOptions
 from experiments.training import run as runs
@@ -31,8 +36,9 @@ __all__ = ["train"]
 
 @check_types
 def train(
-    model: DiffusionModel,
-    dataset: Dataset,
+    model: Any,
+    process: Any = None,
+    dataset: Any = None,
     *,
     images: int = 128_000,
     batch: int = 128,
@@ -46,7 +52,7 @@ def train(
     seed: int = 0,
     backend: str | None = None,
     device: str = "auto",
-    precision: str = "float32",
+    precision: str | None = None,
     compile: bool | str = "auto",
     threads: int | None = None,
     out: str | Path | None = None,
@@ -56,15 +62,20 @@ def train(
     validation: Dataset | None = None,
     quiet: bool = False,
     **options: Any,
-) -> Checkpoint:
-    """Train a model and return its last checkpoint.
+) -> Run:
+    """Train a model, or an own network with a process, and return its last checkpoint.
 
     The names and defaults are those of ``configs/train.yaml``; the same arguments and seed give the same run as
-    ``python3 -m duet train``.
+    ``python3 -m duet train``. It is called as ``train(model, dataset)`` or ``train(network, process, dataset)``.
+
+    An own network starts from its present weights and stays as it is; the trained weights are in the checkpoint, and
+    ``run.network()`` returns the network with them. Its `precision` is that of its weights, unless one is given.
 
     Args:
-        model: the network and its process.
-        dataset: see `duet.load_dataset`; its images must have the shape that the network takes.
+        model: a `duet.Model`, or an own network, see `duet.adapt`.
+        process: of an own network, see `duet.process`.
+        dataset: see `duet.load_dataset`, or what that function takes; its images must have the shape that the network
+            takes.
         images: length of the run in images seen; a multiple of `batch`.
         batch: images per step.
         lr: a number, or a learning-rate schedule.
@@ -78,7 +89,7 @@ def train(
         seed: of the weights, the data order, the noise and everything else that is random.
         backend: name of an installed backend; None takes the one that this Python can import.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
-        precision: ``"float64"``, ``"float32"`` or ``"bf16"``.
+        precision: ``"float64"``, ``"float32"`` or ``"bf16"``; None is ``"float32"``, or that of an own network.
         compile: True, False or ``"auto"``, which decides by the length of the run.
         threads: CPU threads; None leaves the framework's choice.
         out: a run directory for metrics, checkpoints and samples; None keeps nothing on disk.
@@ -91,7 +102,8 @@ def train(
             `out` all of them.
         quiet: suppress the progress output.
         options: of `Objective.for_model`, such as ``label_dropout=0.1``, ``weighting={"name": "min_snr"}``; and of
-            `TrainingConfig`, such as ``micro_batch=32`` or ``checkpoint_images=64_000``.
+            `TrainingConfig`, such as ``micro_batch=32`` or ``checkpoint_images=64_000``. For an own network also those
+            of `duet.adapt`, such as ``classes=10``, and `value_range`, `variance` and `uncertainty` of `duet.Model`.
 
     Raises:
         DuetError: for an option that does not exist or does not fit, a data set that the network cannot take, or a
@@ -102,7 +114,24 @@ def train(
 
             model = duet.Model(duet.network("digits"), schedule="cosine", prediction="v")
             checkpoint = duet.train(model, duet.load_dataset("digits"), images=128, batch=64)
+
+        The same with a module of PyTorch or a model of Keras::
+
+            run = duet.train(module, duet.process("cosine", "v"), duet.load_dataset("digits"), images=128, batch=64)
     """
+    own = None
+    if isinstance(model, DiffusionModel):
+        if dataset is not None:
+            raise DuetError("process: a duet.Model has its process; call duet.train(model, dataset)")
+        dataset = process if isinstance(process, Dataset) else load_dataset(process)
+    else:
+        dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
+        own = own_networks.adapt(model, **split_call(options))
+        model = own_model(own, process, dataset, options)
+        if backend not in (None, own.framework):
+            raise DuetError(f"backend: {backend!r} was given, but the network is of {own.framework}; leave it out")
+        backend, precision = own.framework, precision or own.manifest.precision
+    precision = precision or "float32"
     setup = make_setup(
         model, dataset, images=images, batch=batch, lr=lr, optimiser=optimiser, ema=ema, sampler=sampler,
         samples=samples, flip=flip, augment=augment, seed=seed, validation=validation,
@@ -113,15 +142,35 @@ def train(
         if out is not None:
             out = Path(out).expanduser()
             runs.train(setup, out, **start)
-            return load_checkpoint(out)
+            return load_run(out, own)
         with tempfile.TemporaryDirectory(prefix="duet-run-") as directory:
             record = runs.RunRecord.from_setup(setup, is_temporary=True)
             runs.train(replace(setup, plan=None), directory, record=record, **start)
-            return load_checkpoint(directory)
+            return load_run(directory, own)
 
 
 # What other libraries call the arguments of `train`.
 _OTHER_NAMES = {"learning_rate": "lr", "batch_size": "batch", "optimizer": "optimiser"}
+
+
+# Options of `duet.Model` that `train` takes for an own network.
+_MODEL_OPTIONS = ("value_range", "variance", "uncertainty")
+
+
+def own_model(own: OwnNetwork, process: Process, dataset: Dataset, options: dict[str, Any]) -> DiffusionModel:
+    """Return the model of an own network with a process for a data set; its options are removed from `options`."""
+    if not isinstance(process, Process):
+        raise DuetError(
+            f"process: {process!r} was given; an own network needs a process, as in "
+            f"duet.train(network, duet.process('cosine', 'v'), dataset)"
+        )
+    if process.schedule.options is None:
+        raise DuetError(
+            f"process: its schedule {process.schedule.name} was not made by name, so a checkpoint could not keep it; "
+            f"use duet.process('cosine', 'v'), or the schedule 'betas' with a list of betas"
+        )
+    model_options = {name: options.pop(name) for name in _MODEL_OPTIONS if name in options}
+    return own_networks.own_model(own, process, dataset, **model_options)
 
 
 def make_setup(
@@ -151,7 +200,7 @@ def make_setup(
         if name in _OTHER_NAMES:
             raise DuetError(f"option of train: {name!r} was given; Duet calls it {_OTHER_NAMES[name]!r}")
         if name not in config_names | objective_names:
-            raise unknown_option(train, name, config_names | objective_names)
+            raise unknown_option(train, name, config_names | objective_names | set(CALL))
     config = TrainingConfig(images=images, batch=batch, **{k: v for k, v in options.items() if k in config_names})
     return TrainingSetup.create(
         model, dataset, config,

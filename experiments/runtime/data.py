@@ -219,7 +219,7 @@ def check_data(dataset: Dataset, spec: NetworkSpec, is_trained: bool = True) -> 
         spec: of the network.
         is_trained: whether the network is that of a checkpoint, which cannot change.
     """
-    shape, taken = dataset.shape, tuple(spec.image_shape)
+    shape, taken = dataset.shape, tuple(spec.sample_shape)
     if shape != taken:
         found = f"data {dataset.name}: its images are {shape}, but the network takes {taken} (h, w, c)"
         if is_trained and len(taken) == 3:

@@ -14,11 +14,15 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.backend.numpy_backend import NumpyBackend
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.data import Dataset
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.variational import LEARNED
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import lower
 from diffusion_core.networks.own import LAYOUTS, Arguments, Handle, Manifest, OwnSpec, infer_inputs, to_image_shape
 from experiments.runtime.options import CONFIGS
 
-__all__ = ["OwnNetwork", "adapt", "backend_of", "pack_conditions"]
+__all__ = ["OwnNetwork", "adapt", "backend_of", "own_model", "pack_conditions"]
 
 NUMPY = "numpy"
 
@@ -210,6 +214,26 @@ def adapt(
         network=network, framework=framework, backend=backend, manifest=manifest,
         name=name or f"{kind.__module__}:{kind.__qualname__}", inputs=inputs, layout=layout or manifest.layout,
         output=output, time=time, classes=classes, null_label=null_label,
+    )  # fmt: skip
+
+
+def own_model(own: OwnNetwork, process: Process, dataset: Dataset, **options: Any) -> DiffusionModel:
+    """Return the model of an own network with a process, for training on a data set.
+
+    Args:
+        own: the network.
+        process: made by name.
+        dataset: its items must fit the network, and its classes if the network is given them.
+        options: `value_range`, `variance` and `uncertainty` of `DiffusionModel`.
+    """
+    last = dataset.shape
+    shape = (last[-1], *last[:-1]) if own.layout == "channels_first" else last
+    channels = 2 * last[-1] if options.get("variance") in LEARNED else last[-1]
+    conditions = (("condition", (dataset.condition_size,), "float"),) if dataset.condition_size else ()
+    spec = own.spec(shape, classes=dataset.num_classes, conditions=conditions, out_channels=channels, owned=True)
+    return DiffusionModel(
+        spec, dict(process.schedule.options or {}), process.prediction, time_scale=process.time_scale,
+        sigma_data=process.sigma_data, **options,
     )  # fmt: skip
 
 

@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from diffusion_core.backend.interface import Backend, Guidance, Network
 from diffusion_core.data import to_uint8
 from diffusion_core.images import render
+from diffusion_core.images.channels import as_pictures
 from diffusion_core.metrics.image_files import write_image_files
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import generate
+from diffusion_core.networks.own import images_to_samples
 from diffusion_core.runs.run_directory import write_samples
 from diffusion_core.sampling import SamplerPlan
 from experiments.runtime.progress import Counter
@@ -37,6 +39,7 @@ def save_samples(
     guidance: Guidance | None = None,
     pause: Callable[[], None] | None = None,
     names: Mapping[int, str] | None = None,
+    keep_values: bool = False,
     **facts: Any,
 ) -> NDArray[np.uint8]:
     """Draw samples and write ``<name>.npz`` and ``<name>.png``; return the images with shape (N, H, W, C).
@@ -53,6 +56,7 @@ def save_samples(
             "samples" in the name.
         guidance: see `generate`, as is `pause`.
         names: the name of each label, for the grid and the facts.
+        keep_values: whether to keep the values themselves too, for data that are no bytes.
         facts: are added to the facts in the ``.npz`` file.
     """
     classifier = guidance.classifier.program if guidance and guidance.classifier else None
@@ -64,7 +68,7 @@ def save_samples(
             batch=options.batch, callback=trajectory and trajectory.callback, progress=progress,
             guidance=guidance, collective=backend.collective, pause=pause,
         )  # fmt: skip
-    images = to_uint8(samples, model.value_range)
+    images = to_uint8(as_pictures(samples), model.value_range)
     if not backend.collective.group.is_main_process:
         return images
     scale = max(1, 64 // model.spec.image_size)
@@ -83,5 +87,6 @@ def save_samples(
         with Counter(f"{name}: files", len(images)) as progress:
             write_image_files(directory / name, images, labels, by_label, progress)
     # Written last: if it exists, the other files are complete.
-    write_samples(directory / f"{name}.npz", images, labels, **facts)
+    values = images_to_samples(samples, model.spec.sample_shape, "channels_last") if keep_values else None
+    write_samples(directory / f"{name}.npz", images, labels, values, **facts)
     return images

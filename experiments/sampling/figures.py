@@ -18,9 +18,11 @@ from diffusion_core.common.random import Stream
 from diffusion_core.data import Loader, to_uint8
 from diffusion_core.diffusion.process import add_noise
 from diffusion_core.images import render
+from diffusion_core.images.channels import as_pictures
 from diffusion_core.images.points import is_point
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.noise_strip import to_visible, visible_rows, visible_timesteps
+from diffusion_core.networks.own import samples_to_images
 from diffusion_core.runs.run_directory import write_arrays
 from diffusion_core.sampling import SamplerPlan
 from experiments.sampling.plane_figures import CORNER, PlaneTrajectory, format_ratio, noising_figure
@@ -72,7 +74,8 @@ class ImageTrajectory:
 
     def _record(self, row: int, x: NDArray, estimate: NDArray) -> None:
         level, value_range = (self.plan.alpha[row + 1], self.plan.sigma[row + 1]), self.model.value_range
-        self.frames[row] = to_visible(x[:100], *level, value_range), to_uint8(estimate[:10], value_range)
+        x, estimate = as_pictures(x[:100]), as_pictures(estimate[:10])
+        self.frames[row] = to_visible(x, *level, value_range), to_uint8(estimate, value_range)
 
     def save(self, directory: Path, suffix: str = "") -> None:
         """Write ``trajectory<suffix>.npz``, ``denoising<suffix>.png`` and ``generation<suffix>.gif``.
@@ -112,12 +115,13 @@ def noising_strip(model: DiffusionModel, loader: Loader, seed: int) -> NDArray[n
     if is_point(model.spec.image_shape):
         batch = loader.batch(0, 500)
         return noising_figure(model, batch.pixels, batch.labels, seed)
-    images = loader.batch(0, 3).pixels
+    images = samples_to_images(loader.batch(0, 3).pixels, "channels_last")
     levels = np.stack(model.process.schedule(visible_timesteps(model.process.schedule, 9)), axis=1)
     rows = []
     for k, image in enumerate(images[:3]):
         eps = Stream(seed, "picture/noise").normal([k], image.shape)[0]
-        noisy = [to_visible(add_noise(image, eps, *level), *level, model.value_range) for level in levels]
-        rows.append(("" if k else "x_t", np.stack([to_uint8(image, model.value_range), *noisy])))
+        states = as_pictures(np.stack([image, *(add_noise(image, eps, *level) for level in levels)]))
+        noisy = [to_visible(state, *level, model.value_range) for state, level in zip(states[1:], levels, strict=True)]
+        rows.append(("" if k else "x_t", np.stack([to_uint8(states[0], model.value_range), *noisy])))
     heads = [("0", 1), *((format_ratio(*level), 1) for level in levels)]
     return render.labelled_rows(rows, scale=max(1, 64 // model.spec.image_size), heads=heads, corner=CORNER)

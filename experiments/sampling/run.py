@@ -154,6 +154,7 @@ def sample_checkpoint(setup: SamplingSetup, out: Path, config: str | None = None
             guidance=setup.guidance.build(backend), pause=pause,
             names=names_of_checkpoint(checkpoint, setup.guidance.classifier),
             images_seen=checkpoint.images_seen, weights_sha256=weights_hash(setup.path, weights),
+            keep_values=checkpoint.training is not None and checkpoint.training.data.dtype != "uint8",
         )  # fmt: skip
     seconds = perf_counter() - began
     if is_main_process:

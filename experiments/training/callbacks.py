@@ -174,7 +174,7 @@ class RunCallbacks:
                 directory = self.run and self.run.path / "samples"
                 images = draw.save_samples(
                     backend, network, setup.model, setup.plan, directory, setup.sample, _name(images_seen), pause=pause,
-                    names=setup.label_names,
+                    names=setup.label_names, keep_values=not setup.loader.dataset.is_bytes,
                 )  # fmt: skip
         except signals.Stopped as stopped:
             self.stop.number = stopped.number

@@ -29,6 +29,7 @@ def data_record(setup: TrainingSetup) -> DataRecord:
         options=options,
         flip=loader.flip,
         augment=loader.augment,
+        dtype=dataset.images.dtype.name,
     )
 
 

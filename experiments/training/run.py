@@ -356,7 +356,7 @@ def _sample(
         facts = {} if run is None else {"weights_sha256": weights_hash(run.path, weights)}
         images = draw.save_samples(
             backend, network, model, setup.plan, run and run.path / "samples", setup.sample, pause=pause,
-            names=setup.label_names, images_seen=images_seen, **facts,
+            names=setup.label_names, images_seen=images_seen, keep_values=not setup.loader.dataset.is_bytes, **facts,
         )  # fmt: skip
     if run is None:
         return {}
