@@ -50,6 +50,7 @@ _PUBLIC = {
     # sampling and evaluation
     "METRICS": "diffusion_core.metrics.evaluate",
     "Scores": "duet.api.evaluation",
+    "denoise": "duet.api.denoising",
     "evaluate": "duet.api.evaluation",
     "frechet_distance": "diffusion_core.metrics.frechet",
     "kernel_distance": "diffusion_core.metrics.kernel",

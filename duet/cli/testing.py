@@ -29,13 +29,8 @@ def stages(names: list[str], browser: bool = True) -> tuple[Stage, ...]:
     """
     first, *others = names
     without = "" if browser else " and not browser"
-    common = [
-        (
-            first,
-            f"-m 'not backend and not together and not exchange and not slow and not gpu{without}' --part {i}/{PARTS}",
-        )
-        for i in range(1, PARTS + 1)
-    ]
+    kinds = " and ".join(f"not {kind}" for kind in ("backend", "together", "exchange", "notebook", "slow", "gpu"))
+    common = [(first, f"-m '{kinds}{without}' --part {i}/{PARTS}") for i in range(1, PARTS + 1)]
     own = [
         *((name, f"-m 'backend and not either and not recorded and not slow and not gpu{without}'") for name in others),
         (first, f"-m 'together and not slow{without}'"),
@@ -45,6 +40,7 @@ def stages(names: list[str], browser: bool = True) -> tuple[Stage, ...]:
     return (
         Stage(ladder_title, ladder(names), TRACE),
         Stage(handover_title, ladder(names), TRACE + " handover={x}/trace/{o}", (ladder_title,)),
+        Stage("notebooks", tuple((name, "-m notebook") for name in names), "pytest {p}"),
         Stage("tests without a backend", tuple(common), "pytest {p}"),
         Stage("tests of each backend", tuple(own), "pytest {p}"),
         Stage("backends against each other", ((first, "-m exchange"),), "pytest {p}", (handover_title,)),

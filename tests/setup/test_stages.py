@@ -41,20 +41,22 @@ def test_test_runs_every_stage_in_order(checkout):
     ran = [re.sub(r"threads=\d+", "threads=N", line) for line in recorded(checkout)]
     unit = {
         *(
-            f"torch|-m pytest -m not backend and not together and not exchange and not slow and not gpu --part {i}/3"
+            "torch|-m pytest -m not backend and not together and not exchange and not notebook and not slow and not "
+            f"gpu --part {i}/3"
             for i in (1, 2, 3)
         ),
+        *(f"{name}|-m pytest -m notebook" for name in ("torch", "tf")),
         "tf|-m pytest -m backend and not either and not recorded and not slow and not gpu",
         "torch|-m pytest -m backend and not recorded and not slow and not gpu",
         "torch|-m pytest -m together and not slow",
     }
     exchange = {"torch|-m pytest -m exchange"}
     ladder, hand_over = traced("torch") | traced("tf"), traced("torch", "tf") | traced("tf", "torch")
-    assert set(ran) == unit | exchange | ladder | hand_over and len(ran) == 15
+    assert set(ran) == unit | exchange | ladder | hand_over and len(ran) == 17
     # What needs the files of others comes after them.
     assert max(map(ran.index, ladder)) < min(map(ran.index, hand_over))
     assert max(map(ran.index, hand_over)) < min(map(ran.index, exchange))
-    assert result.stdout.count("passed") == 5 and "NOT RUN" not in result.stdout
+    assert result.stdout.count("passed") == 6 and "NOT RUN" not in result.stdout
 
 
 def test_without_a_browser_its_tests_are_left_out_with_a_notice(checkout, one_line):
@@ -69,7 +71,7 @@ def test_one_failed_stage_fails_the_test_run_and_is_named(checkout):
     result = checkout.duet("test", FAKE_BREAKS="backend=tf precisions=[float32]")
     assert result.returncode == 1
     summary = [line for line in result.stdout.splitlines() if re.search(r"(passed|FAILED).* \d:\d\d:\d\d$", line)]
-    assert ["FAILED (exit code 9)" in line for line in summary] == [True, True, False, False, False]
+    assert ["FAILED (exit code 9)" in line for line in summary] == [True, True, False, False, False, False]
 
 
 def job(code: str, backend: str = "torch", title: str = "a", after: tuple[str, ...] = ()) -> Job:

@@ -1,0 +1,112 @@
+"""The notebooks: they run, the outputs that they keep are theirs, and twins of two frameworks agree."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+from types import SimpleNamespace
+
+import pytest
+
+import duet
+from duet.cli.backends import ROOT, backends
+
+update = SimpleNamespace(**runpy.run_path(str(ROOT / "notebooks" / "update.py"), run_name="update"))
+NOTEBOOKS = update.notebooks()
+HERE = os.environ.get("DUET_BACKEND", next(iter(backends())))
+EVERY = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def outputs(notebook):
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def sources(notebook, kind):
+    return [cell.source for cell in notebook.cells if cell.cell_type == kind]
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize(
+    "path", [path for path in NOTEBOOKS if update.split_name(path)[1] in (None, HERE)], ids=lambda path: path.stem
+)
+def test_a_notebook_runs_and_gives_the_outputs_that_it_keeps(path):
+    kept = update.read(path)
+    assert list(update.differences(kept, update.execute(update.read(path)))) == []
+
+
+@EVERY
+def test_the_kept_outputs_are_of_one_run_from_the_top_without_errors_or_warnings(path):
+    notebook = update.read(path)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert {output.output_type for output in outputs(notebook)} <= {"stream", "display_data", "execute_result"}
+    assert all(output.get("name") != "stderr" for output in outputs(notebook))
+    assert sum("image/png" in output.get("data", {}) for output in outputs(notebook)) >= 2
+
+
+@EVERY
+def test_a_notebook_is_small_and_keeps_nothing_of_the_machine(path):
+    assert path.stat().st_size < 600_000
+    notebook = update.read(path)
+    assert notebook.metadata == update.METADATA and notebook == update.cleaned(notebook, compress=False)
+    assert not re.search(r"(?<![\w.])/(home|root|tmp|work|Users)/|[A-Z]:\\\\", path.read_text(encoding="utf-8"))
+
+
+@EVERY
+def test_a_notebook_says_what_one_learns_and_ends_with_an_exercise(path):
+    texts = sources(update.read(path), "markdown")
+    assert re.match(rf"# {int(path.stem[:2])}\. .+\n\nYou will ", texts[0])
+    assert texts[-1].startswith("## Exercise\n")
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", "\n".join(texts)):
+        assert (path.parent / link).exists(), link
+
+
+@EVERY
+def test_a_notebook_names_only_what_duet_has(path):
+    notebook = update.read(path)
+    text = "\n".join([*sources(notebook, "code"), *sources(notebook, "markdown")])
+    names = set(re.findall(r"\bduet\.([A-Za-z_]\w*)", text))
+    assert names and names <= set(duet.__all__)
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in NOTEBOOKS if update.first_twin(path) != path], ids=lambda path: path.stem
+)
+def test_twins_differ_in_the_cells_of_their_framework_only_and_draw_the_same_pictures(path):
+    notebook, twin = update.read(path), update.read(update.first_twin(path))
+    assert len(notebook.cells) == len(twin.cells)
+    for own, other in zip(notebook.cells, twin.cells, strict=True):
+        assert update.is_framework(own) == update.is_framework(other)
+        assert update.is_framework(own) or own.source == other.source
+    assert list(update.differences(twin, notebook)) == []
+
+
+def test_changed_outputs_are_reported():
+    notebook = update.read(NOTEBOOKS[0])
+    assert list(update.differences(notebook, notebook)) == []
+    figures = [output for output in outputs(notebook) if "image/png" in output.get("data", {})]
+    texts = [output for output in outputs(notebook) if "text" in output]
+    other = update.read(NOTEBOOKS[0])
+    changed = [output for output in outputs(other) if "image/png" in output.get("data", {})]
+    changed[0].data["image/png"] = figures[-1].data["image/png"]
+    next(output for output in outputs(other) if "text" in output).text = texts[0].text.replace("alpha", "beta")
+    assert len(list(update.differences(notebook, other))) == 2
+    other.cells[[cell.cell_type for cell in other.cells].index("code")].outputs = figures[:1]
+    assert len(list(update.differences(notebook, other))) == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("error 0.501", "error 0.502", True),
+        ("error 0.501", "error 0.52", False),
+        ("error 1.25e-03", "error 1.26e-03", True),
+        ("error 1.25e-03", "error 1.25e-02", False),
+        ("12 steps", "13 steps", False),
+        ("yes 1.0", "no 1.0", False),
+        ("-0.00", "0.00", True),
+    ],
+)
+def test_numbers_of_two_outputs_are_compared_up_to_rounding(old, new, same):
+    assert update.same_text(old, new) == same
