@@ -71,6 +71,8 @@ def denoise(
     loaded = checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
     model = loaded.model
     model.check_generates()
+    if batch < 1:
+        raise DuetError(f"batch: {batch} was given; it must be at least 1")
     x, shape = np.asarray(x, np.float64), model.spec.image_shape
     if x.ndim != 4 or x.shape[1:] != shape or not len(x):
         raise DuetError(f"x: an array of shape {x.shape} was given; it must be (N, {', '.join(map(str, shape))})")
@@ -107,4 +109,3 @@ def _labels(checkpoint: Checkpoint, labels: object, count: int) -> NDArray[np.in
     if np.ndim(numbers) == 1 and len(numbers) != count:
         raise DuetError(f"labels: {len(numbers)} were given for {count} images; give one, or one for each image")
     return sample_labels(numbers, count, checkpoint.model)
-

@@ -134,7 +134,7 @@ def test_code_5_of_a_stage_without_pytest_is_a_failure(checkout):
 
 def test_extra_arguments_reach_each_pytest(checkout):
     checkout.duet("test", "-k", "a or b")
-    assert sum(line.endswith(" -k a or b") for line in recorded(checkout)) == 7
+    assert sum(line.endswith(" -k a or b") for line in recorded(checkout)) == 9
 
 
 # --- demo ---------------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_every_command_of_the_tables_runs_in_the_environment_of_its_backend():
 
 
 def test_a_third_backend_is_tested_and_takes_part_in_the_demo():
-    ladder, hand_over, _, own, _ = testing.stages(["a", "b", "c"])
+    ladder, hand_over, _, _, own, _ = testing.stages(["a", "b", "c"])
     assert [backend for backend, tests in own.jobs if "'backend and not recorded" in tests] == ["a"]
     assert [backend for backend, tests in own.jobs if "not either" in tests] == ["b", "c"]
     assert {backend for backend, _ in ladder.jobs} == {backend for backend, _ in hand_over.jobs} == {"a", "b", "c"}
