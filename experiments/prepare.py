@@ -26,7 +26,8 @@ from experiments.data.preparation import SPLITS, prepare_dataset
 @command("prepare", options={"split": SPLITS})
 def main(cfg: Config) -> None:
     """Write the stores and the card, and print what each part holds."""
-    prepared = prepare_dataset(build.preparation_setup(cfg))
+    setup = build.preparation_setup(cfg)
+    prepared = prepare_dataset(setup)
     for line in reading_lines(prepared.card.get("reading", {})):
         print(line)
     for part, facts in prepared.card["parts"].items():
@@ -42,7 +43,7 @@ def main(cfg: Config) -> None:
             print(f"{part}: mean and covariance of the features: {prepared.statistics[part]}")
     for part in prepared.empty_parts:
         print(f"{part}: skipped, it has no image of these classes")
-    print(f"prepared: {cfg.out}")
+    print(f"prepared: {setup.out}")
 
 
 if __name__ == "__main__":

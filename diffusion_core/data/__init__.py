@@ -28,7 +28,7 @@ from diffusion_core.data.objects import as_dataset
 from diffusion_core.data.pixels import from_uint8, to_uint8
 from diffusion_core.data.source import Source, gather, only_classes
 from diffusion_core.data.sources import DATASET_INFO, SOURCES, reader_of_path
-from diffusion_core.data.square import SquareTransform
+from diffusion_core.data.transform import ImageTransform
 
 __all__ = [
     "DATASETS", "Dataset", "ImageBatch", "Loader", "as_dataset", "from_uint8", "gather_some", "load_dataset",
@@ -37,9 +37,9 @@ __all__ = [
 
 
 def read_options(name: str) -> tuple[set[str], set[str]]:
-    """Return the options of `SquareTransform`, and those for reading the files of a published data set, by name."""
+    """Return the options of `ImageTransform`, and those for reading the files of a published data set, by name."""
     own = inspect.signature(SOURCES[name]).parameters
-    return set(inspect.signature(SquareTransform).parameters), set(own) - {"path"}
+    return set(inspect.signature(ImageTransform).parameters), set(own) - {"path"}
 
 
 def source_parts(name: str, path: str | Path, options: Mapping[str, Any]) -> dict[str, Source]:
@@ -69,32 +69,32 @@ def gather_some(name: str, source: Source, most: int, options: Mapping[str, Any]
         source = only_classes({"": source}, classes)[""]
     if len(source) > most:
         source = source.select(np.sort(Stream(0, "data/some").permutation(len(source))[:most]))
-    return gather({"": source}, "", _square_transform(name, options), max_unreadable=max_unreadable)
+    return gather({"": source}, "", _image_transform(name, options), max_unreadable=max_unreadable)
 
 
-def _square_defaults(name: str) -> dict[str, Any]:
+def _defaults(name: str) -> dict[str, Any]:
     return {"size": DATASET_INFO[name].size, "channels": DATASET_INFO[name].channels}
 
 
-def _square_transform(name: str, options: Mapping[str, Any]) -> SquareTransform:
-    """Return how the images of a published data set become squares."""
+def _image_transform(name: str, options: Mapping[str, Any]) -> ImageTransform:
+    """Return how the images of a data set get one shape."""
     keys, _ = read_options(name)
-    return SquareTransform(**_square_defaults(name) | {k: v for k, v in options.items() if k in keys})
+    return ImageTransform(**_defaults(name) | {k: v for k, v in options.items() if k in keys})
 
 
 def _reader(name: str) -> Callable[..., Dataset]:
     """Return a function that reads a published data set into memory. Its signature names every option."""
-    source, defaults = SOURCES[name], _square_defaults(name)
+    source, defaults = SOURCES[name], _defaults(name)
 
     def read(
         path: str, part: str | None = None, classes: Any = None, max_unreadable: float = 0.01, **options: Any
     ) -> Dataset:
         parts = source_parts(name, path, options)
-        return gather(parts, part, _square_transform(name, options), classes, max_unreadable)
+        return gather(parts, part, _image_transform(name, options), classes, max_unreadable)
 
     # The registry checks names and types of options against this signature.
     parameters = {key: p for key, p in inspect.signature(read).parameters.items() if p.kind is not p.VAR_KEYWORD}
-    for function in (SquareTransform, source):
+    for function in (ImageTransform, source):
         hints = get_type_hints(function)
         for key, p in inspect.signature(function).parameters.items():
             if key not in parameters:

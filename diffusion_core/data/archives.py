@@ -45,8 +45,8 @@ class DatasetInfo:
         licence: what is known of its licence.
         citation: authors, title and year.
         archives: its files.
-        size: the height and width that its images have, or are usually resized to.
-        channels: the number of channels of its images.
+        size: the height and width that its images have, or are usually resized to; None keeps them as they are.
+        channels: the number of channels of its images; None is that of the first image.
     """
 
     title: str
@@ -54,8 +54,8 @@ class DatasetInfo:
     licence: str = "unknown; look it up at the source of the images before you share them"
     citation: str = ""
     archives: tuple[Archive, ...] = ()
-    size: int = 32
-    channels: int = 3
+    size: int | None = 32
+    channels: int | None = 3
 
     def missing(self, where: Path) -> list[Archive]:
         """Return the archives that are not in a folder under any of their names."""

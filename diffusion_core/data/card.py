@@ -11,16 +11,17 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
+from diffusion_core.common.text import join_some, pluralize
 from diffusion_core.data.archives import DatasetInfo
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.reading import BY_CONTENT, METADATA, UNREADABLE, Reading, merge_readings, reading_lines
 from diffusion_core.data.shards import Shards
 from diffusion_core.data.source import Source
-from diffusion_core.data.square import SquareTransform
+from diffusion_core.data.transform import ArrayTransform, ImageTransform
 
 __all__ = ["PreparedPart", "card_reading", "card_text", "channel_statistics", "data_card", "part_lines"]
 
-_LISTED = 100
+_LISTED, _CHANNELS = 100, 16
 _BLOCK_BYTES = 1 << 24
 
 
@@ -43,14 +44,19 @@ class PreparedPart:
     sizes: Counter
 
 
-def channel_statistics(images: NDArray[np.uint8] | Shards) -> dict[str, Any]:
+def channel_statistics(images: NDArray | Shards, value_range: Sequence[float] | None = None) -> dict[str, Any]:
     """Return mean and standard deviation of each channel, of pixels in 0..1, and the sigma_data of EDM.
 
     ``sigma_data`` is the root mean square of the channels' standard deviations for values in [-1, 1]: twice that of
     pixels in 0..1. They come from the histograms of the 256 values, so they are exact.
+
+    Those of floats are of the values as they are stored; ``sigma_data`` is that of the values in [-1, 1] if there is a
+    range, otherwise that of the values. The least and the largest value are "low" and "high".
     """
-    histograms = np.zeros((images.shape[3], 256), np.int64)
-    step = max(1, _BLOCK_BYTES // images[0].size)
+    step = max(1, _BLOCK_BYTES // images[0].nbytes)
+    if images.dtype != np.uint8:
+        return _float_statistics(images, step, value_range)
+    histograms = np.zeros((images.shape[-1], 256), np.int64)
     for start in range(0, len(images), step):
         block = np.asarray(images[start : start + step])
         for c, histogram in enumerate(histograms):
@@ -65,8 +71,31 @@ def channel_statistics(images: NDArray[np.uint8] | Shards) -> dict[str, Any]:
     }
 
 
+def _float_statistics(images: NDArray | Shards, step: int, value_range: Sequence[float] | None) -> dict[str, Any]:
+    """Return the statistics of floats, in blocks: sums about the mean of the first block lose no digits."""
+    channels = images.shape[-1]
+    centre = np.asarray(images[:step], np.float64).reshape(-1, channels).mean(axis=0)
+    total, sums, squares, low, high = 0, np.zeros(channels), np.zeros(channels), np.inf, -np.inf
+    for start in range(0, len(images), step):
+        block = np.asarray(images[start : start + step], np.float64).reshape(-1, channels) - centre
+        total, sums, squares = total + len(block), sums + block.sum(axis=0), squares + (block**2).sum(axis=0)
+        low, high = min(low, float((block + centre).min())), max(high, float((block + centre).max()))
+    variance = np.maximum(squares / total - (sums / total) ** 2, 0.0)
+    scale = 1.0 if value_range is None else 2.0 / (value_range[1] - value_range[0])
+    return {
+        "mean": (centre + sums / total).tolist(),
+        "std": np.sqrt(variance).tolist(),
+        "sigma_data": float(scale * np.sqrt(variance.mean())),
+        "low": low,
+        "high": high,
+    }
+
+
 def data_card(
-    parts: Mapping[str, PreparedPart], transform: SquareTransform, info: DatasetInfo, extra: dict[str, Any]
+    parts: Mapping[str, PreparedPart],
+    transform: ImageTransform | ArrayTransform,
+    info: DatasetInfo,
+    extra: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the data card as plain data."""
     described = {}
@@ -76,11 +105,13 @@ def data_card(
             "pictures": len(dataset),
             "sha256": dataset.sha256,
             "classes": dict(zip(dataset.class_names, dataset.class_counts.tolist(), strict=True)),
-            "statistics": channel_statistics(dataset.images),
+            "statistics": channel_statistics(dataset.images, dataset.value_range),
             "sizes_before": {"different": len(made.sizes), "most_common": dict(made.sizes.most_common(10))},
             "unreadable": {"count": len(made.unreadable), "first": dict(made.unreadable[:_LISTED])},
             "damaged_metadata": Reading().with_left_out(METADATA, made.damaged).plain["left_out"].get(METADATA),
         }
+        if dataset.conditions is not None:
+            described[part]["conditions"] = list(dataset.condition_names)
     first = next(iter(parts.values())).source
     return {
         "name": first.name,
@@ -88,15 +119,30 @@ def data_card(
         "homepage": info.homepage,
         "licence": info.licence,
         "citation": info.citation,
-        "picture": {"size": transform.size, "channels": transform.channels, "type": "uint8"},
-        "made": {
-            "crop": f"the largest square, {'at the centre' if transform.crop == 'centre' else 'at a random position'}",
-            "resize": f"Lanczos with antialiasing, by Pillow {PIL.__version__}; none if the size already fits",
-            "seed": transform.seed,
-        },
+        "picture": _picture(transform, first),
+        "made": _made(transform),
         "parts": described,
         "reading": first.reading.plain,
     } | extra
+
+
+def _picture(transform: ImageTransform | ArrayTransform, source: Source) -> dict[str, Any]:
+    if isinstance(transform, ArrayTransform):
+        picture = {"size": list(transform.shape[:-1]), "channels": transform.shape[-1], "type": transform.dtype.name}
+        return picture | ({"value_range": list(source.value_range)} if source.value_range else {})
+    size = list(transform.size) if isinstance(transform.size, tuple) else transform.size
+    return {"size": size, "channels": transform.channels, "type": "uint8"}
+
+
+def _made(transform: ImageTransform | ArrayTransform) -> dict[str, Any]:
+    if isinstance(transform, ArrayTransform) or transform.crop == "none":
+        return {"crop": "no", "resize": "no", "seed": 0}
+    what = "square" if isinstance(transform.size, int) else "rectangle of this aspect ratio"
+    return {
+        "crop": f"the largest {what}, {'at the centre' if transform.crop == 'centre' else 'at a random position'}",
+        "resize": f"Lanczos with antialiasing, by Pillow {PIL.__version__}; none if the size already fits",
+        "seed": transform.seed,
+    }
 
 
 def card_reading(card: Mapping[str, Any]) -> dict[str, Any]:
@@ -119,12 +165,26 @@ def part_lines(facts: Mapping[str, Any]) -> list[str]:
         lines += reading_lines({"left_out": {METADATA: damaged}})
     statistics = facts.get("statistics")  # cards of earlier versions have none
     if statistics and statistics["sigma_data"]:
-        mean, std = (" ".join(f"{value:.3f}" for value in statistics[key]) for key in ("mean", "std"))
+        mean, std = (_numbers(statistics[key], " ", 3) for key in ("mean", "std"))
         lines.append(
-            f"pixels in 0..1: mean {mean}, standard deviation {std}; for EDM, "
+            f"{_values(statistics)}: mean {mean}, standard deviation {std}; for EDM, "
             f"process.sigma_data={statistics['sigma_data']:.3f}"
         )
+    if names := facts.get("conditions"):
+        lines.append(f"{pluralize(len(names), 'condition')} of each image: {join_some(names, 5)}")
     return lines
+
+
+def _values(statistics: Mapping[str, Any]) -> str:
+    if "low" not in statistics:
+        return "pixels in 0..1"
+    return f"values from {statistics['low']:.4g} to {statistics['high']:.4g}"
+
+
+def _numbers(values: Sequence[float], separator: str, digits: int) -> str:
+    """Return the first numbers of a list, as text."""
+    more = f"{separator}..." if len(values) > _CHANNELS else ""
+    return separator.join(f"{value:.{digits}f}" for value in values[:_CHANNELS]) + more
 
 
 def card_text(card: Mapping[str, Any]) -> str:
@@ -132,12 +192,20 @@ def card_text(card: Mapping[str, Any]) -> str:
     picture, made = card["picture"], card["made"]
     lines = [f"# {card['title']}", ""]
     lines += [f"{label}: {card[key]}  " for key, label in _LABELS.items() if card.get(key)]
-    kind = "colour" if picture["channels"] == 3 else "grey"
+    sides = picture["size"] if isinstance(picture["size"], list) else [picture["size"]] * 2
+    is_bytes = picture["type"] == "uint8"
+    kind = {1: "grey", 3: "colour"}.get(picture["channels"]) if len(sides) == 2 and is_bytes else None
+    kind = f"pixels, {kind}" if kind else f"values with {picture['channels']} channels"
+    kind += (
+        f", {picture['value_range'][0]:g} is black and {picture['value_range'][1]:g} white"
+        if picture.get("value_range")
+        else ""
+    )
     lines += [
         "",
         "## Images",
         "",
-        f"{picture['size']} x {picture['size']} pixels, {kind}, {picture['type']}.  ",
+        f"{' x '.join(map(str, sides)) or 1} {kind}, {picture['type']}.  ",
         f"Cropped: {made['crop']}.  ",
         f"Resized: {made['resize']}.",
         "",
@@ -151,11 +219,12 @@ def card_text(card: Mapping[str, Any]) -> str:
             f"| {part} | {facts['pictures']:,} | {len(facts['classes'])} | {unreadable:,} | {before} | "
             f"`{facts['sha256']}` |"
         )
-    lines += ["", "| part | mean of each channel (0..1) | standard deviation | `process.sigma_data` for EDM |"]
+    described = "0..1" if is_bytes else "as stored"
+    lines += ["", f"| part | mean of each channel ({described}) | standard deviation | `process.sigma_data` for EDM |"]
     lines += ["| --- | --- | --- | ---: |"]
     for part, facts in card["parts"].items():
         statistics = facts["statistics"]
-        mean, std = (", ".join(f"{value:.4f}" for value in statistics[key]) for key in ("mean", "std"))
+        mean, std = (_numbers(statistics[key], ", ", 4) for key in ("mean", "std"))
         lines.append(f"| {part} | {mean} | {std} | {statistics['sigma_data']:.4f} |")
     columns = f"| --- |{' ---: |' * len(card['parts'])}"
     lines += ["", "## Classes", "", f"| class | {' | '.join(card['parts'])} |", columns]
@@ -163,6 +232,8 @@ def card_text(card: Mapping[str, Any]) -> str:
     for name in every:
         counts = " | ".join(f"{facts['classes'].get(name, 0):,}" for facts in card["parts"].values())
         lines.append(f"| {name.replace('|', '/')} | {counts} |")
+    if names := next(iter(card["parts"].values())).get("conditions"):
+        lines += ["", "## Conditions", "", f"{len(names)} numbers for each image: {', '.join(names)}."]
     for part, facts in card["parts"].items():
         if facts["unreadable"]["count"]:
             lines += ["", f"## Skipped in {part}", ""]

@@ -27,9 +27,13 @@ def fingerprint(source: Source) -> str:
     """Hash a source: the content of pixels, the names, sizes and times of files and archives."""
     digest = hashlib.sha256(json.dumps([source.name, source.class_names, source.names]).encode())
     digest.update(source.labels.astype("<i4").tobytes())
+    if source.conditions is not None:
+        digest.update(json.dumps(source.condition_names).encode() + source.conditions.astype("<f4").tobytes())
     if isinstance(source.images, np.ndarray):
-        step = max(1, (1 << 24) // source.images[0].size)
+        step = max(1, (1 << 24) // source.images[0].nbytes)
         digest.update(str(source.images.shape).encode())
+        if source.images.dtype != np.uint8:
+            digest.update(f"{source.images.dtype.str} {source.value_range}".encode())
         for start in range(0, len(source), step):
             digest.update(np.ascontiguousarray(source.images[start : start + step]))
         return digest.hexdigest()

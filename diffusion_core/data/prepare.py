@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import math
 import os
 import shutil
 from collections import Counter
@@ -42,8 +43,8 @@ from diffusion_core.data.identity import (
 )
 from diffusion_core.data.reading import check_max_unreadable, check_unreadable
 from diffusion_core.data.source import Source, check_classes_survive
-from diffusion_core.data.square import SquareTransform
 from diffusion_core.data.store import finish_store, open_store, shard_length, shard_name, write_array
+from diffusion_core.data.transform import ArrayTransform, ImageTransform
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.images.decode import ImageInput, UnreadableImage
@@ -60,14 +61,14 @@ class _Job:
 
     images: Sequence[ImageInput] | np.ndarray
     first: int  # the index of the first image in its source
-    transform: SquareTransform
+    transform: ImageTransform | ArrayTransform
     file: Path
 
 
 def prepare(
     parts: Mapping[str, Source],
     directory: str | Path,
-    transform: SquareTransform,
+    transform: ImageTransform,
     info: DatasetInfo,
     extra: Mapping[str, Any] | None = None,
     workers: int | None = None,
@@ -114,6 +115,7 @@ def prepare(
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
             write_atomically(unfinished / "request.json", json.dumps(request).encode())
         made, contents = {}, {}
+        transform = next(iter(parts.values())).transform(transform)
         for part, source in parts.items():
             records = _write_part(source, part, unfinished / part, transform, workers, max_unreadable, progress)
             made[part] = _finish_part(source, unfinished / part, records)
@@ -182,14 +184,14 @@ def _write_part(
     source: Source,
     part: str,
     directory: Path,
-    transform: SquareTransform,
+    transform: ImageTransform | ArrayTransform,
     workers: int | None,
     max_unreadable: float,
     progress: Callable[[str, int, int], None],
 ) -> list[dict[str, Any]]:
     """Write every shard of a part that is not there yet, and return the records of all in order."""
     directory.mkdir(exist_ok=True)
-    total, step = len(source), shard_length(transform.size * transform.size * transform.channels)
+    total, step = len(source), shard_length(math.prod(transform.shape) * transform.dtype.itemsize)
     records: dict[int, dict[str, Any]] = {}
     missing = []
     for number, first in enumerate(range(0, total, step)):
@@ -244,13 +246,13 @@ def _write_shard(job: _Job) -> dict[str, Any]:
     images, kept, failed, remarks, sizes = [], [], [], [], Counter()
     for index, image in enumerate(job.images, job.first):
         try:
-            pixels, (width, height), remark = job.transform(image, index)
+            pixels, original, remark = job.transform(image, index)
         except UnreadableImage as error:
             failed.append((index, error.reason))
             continue
         images.append(pixels)
         kept.append(index)
-        sizes[f"{width} x {height}"] += 1
+        sizes[original] += 1
         if remark:
             remarks.append((index, remark))
     part = job.file.with_suffix(".part")
@@ -271,7 +273,11 @@ def _finish_part(source: Source, directory: Path, records: Sequence[Mapping[str,
         raise DuetError(f"{source.name}: none of its {len(source)} images can be read")
     names = None if source.names is None else [source.names[index] for index in kept]
     lengths = [len(record["kept"]) for record in records]
-    dataset = finish_store(directory, lengths, source.labels[kept], source.class_names, source.name, names)
+    conditions = None if source.conditions is None else source.conditions[kept]
+    dataset = finish_store(
+        directory, lengths, source.labels[kept], source.class_names, source.name, names, source.value_range, conditions,
+        source.condition_names,
+    )  # fmt: skip
     failed = [(source.display_name(index), reason) for record in records for index, reason in record["failed"]]
     # Records of earlier versions have no remarks.
     remarks = [(index, text) for record in records for index, text in record.get("remarks", ())]

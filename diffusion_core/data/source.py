@@ -19,7 +19,7 @@ from diffusion_core.common.random import Stream
 from diffusion_core.data.dataset import Dataset, class_ids
 from diffusion_core.data.layout import split_name
 from diffusion_core.data.reading import METADATA, UNREADABLE, Reading, check_unreadable
-from diffusion_core.data.square import SquareTransform
+from diffusion_core.data.transform import ArrayTransform, ImageTransform
 from diffusion_core.files.safe_read import read_text
 from diffusion_core.images.decode import ImageInput, UnreadableImage
 
@@ -39,23 +39,30 @@ HELD_OUT = "held_out"
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Labelled images as they were published.
+    """Labelled images as they were published, or other arrays of one shape.
 
     Args:
-        images: uint8 pixels with shape (N, H, W, C), C = 1 or 3; or a sequence of N files, see `square.ImageInput`.
+        images: uint8 pixels with shape (N, H, W, C), C = 1 or 3; or a sequence of N files, see `decode.ImageInput`; or
+            uint8 or floats of any other shape (N, ..., C), which are kept as they are.
         labels: class ids with shape (N,); stored as int32.
         class_names: the name of each class id.
         name: the name of the data set, for reports.
         names: the names of the images with shape (N,), or None.
         reading: how the images were found.
+        value_range: that of floats, as for `Dataset`, like conditions and condition_names.
+        conditions: a vector for each image, with shape (N, D), or None.
+        condition_names: the name of each number of a condition.
     """
 
-    images: Sequence[ImageInput] | NDArray[np.uint8]
+    images: Sequence[ImageInput] | NDArray
     labels: NDArray[np.int32]
     class_names: tuple[str, ...]
     name: str
     names: tuple[str, ...] | None = None
     reading: Reading = field(default_factory=Reading)
+    value_range: tuple[float, float] | None = None
+    conditions: NDArray[np.float32] | None = None
+    condition_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels)
@@ -75,6 +82,22 @@ class Source:
     def __len__(self) -> int:
         return len(self.images)
 
+    def transform(self, transform: ImageTransform) -> ImageTransform | ArrayTransform:
+        """Return how its images get one shape: `transform` with a size and channels; arrays that are no pictures stay.
+
+        Raises:
+            DuetError: no image can be read, from which the size would be taken.
+        """
+        if isinstance(self.images, np.ndarray) and not _is_pictures(self.images):
+            return ArrayTransform(self.images.shape[1:], self.images.dtype)
+        failed = None
+        for image in self.images[:100]:
+            try:
+                return transform.resolve(image)
+            except UnreadableImage as error:
+                failed = failed or error
+        raise failed
+
     def display_name(self, index: int) -> str:
         """Return the name of an image, for lists."""
         return self.names[index] if self.names else f"image {index}"
@@ -85,7 +108,8 @@ class Source:
         images = self.images
         images = images[indices] if isinstance(images, np.ndarray) else tuple(images[i] for i in indices)
         names = self.names and tuple(self.names[i] for i in indices)
-        return replace(self, images=images, labels=self.labels[indices], names=names)
+        conditions = None if self.conditions is None else self.conditions[indices]
+        return replace(self, images=images, labels=self.labels[indices], names=names, conditions=conditions)
 
     def select_classes(self, classes: Iterable[int | str]) -> Source:
         """Return the images of some classes, as `Dataset.select_classes`."""
@@ -99,10 +123,14 @@ class Source:
         return replace(self.select(kept), labels=new[self.labels[kept]], class_names=names)
 
 
+def _is_pictures(images: NDArray) -> bool:
+    return images.dtype == np.uint8 and images.ndim == 4 and images.shape[3] in (1, 3)
+
+
 def gather(
     parts: Mapping[str, Source],
     part: str | None,
-    transform: SquareTransform,
+    transform: ImageTransform,
     classes: Sequence[int | str] | None = None,
     max_unreadable: float = 0.01,
 ) -> Dataset:
@@ -123,31 +151,37 @@ def gather(
     chosen = {name: parts[name] for name in resolve_parts(what, list(parts), part)}
     sources = list((chosen if classes is None else only_classes(chosen, classes)).values())
     first = sources[0]
-    if any(source.class_names != first.class_names for source in sources):
+    if any((s.class_names, s.condition_names) != (first.class_names, first.condition_names) for s in sources):
         raise DuetError(
             f"data.options.part: {part!r} was given, but the parts of {what} have different classes; choose one of "
             f"{', '.join(chosen)}"
         )
-    images = np.empty((sum(map(len, sources)), transform.size, transform.size, transform.channels), np.uint8)
-    labels, failed, remarked = [], [], []
+    transform = first.transform(transform)
+    images = np.empty((sum(map(len, sources)), *transform.shape), transform.dtype)
+    labels, conditions, failed, remarked = [], [], [], []
     for source in sources:
         for index, image in enumerate(source.images):
             try:
-                square = transform(image, index)
+                made = transform(image, index)
             except UnreadableImage as error:
                 failed.append((source.display_name(index), error.reason))
                 continue
-            images[len(labels)] = square.pixels
+            images[len(labels)] = made.pixels
             labels.append(source.labels[index])
-            if square.remark:
-                remarked.append(f"{source.display_name(index)}: {square.remark}")
+            if source.conditions is not None:
+                conditions.append(source.conditions[index])
+            if made.remark:
+                remarked.append(f"{source.display_name(index)}: {made.remark}")
     check_unreadable(what, failed, len(images), max_unreadable)
     reading = first.reading.with_left_out(UNREADABLE, [f"{name}: {reason}" for name, reason in failed])
     several = {"part": "+".join(chosen), "parts": tuple(parts)} if len(parts) > 1 else {}
     reading = replace(reading.with_left_out(METADATA, remarked), **several)
     kept = np.array(labels, np.int32)
     check_classes_survive(sources, [kept])
-    return Dataset(images[: len(kept)], kept, first.class_names, first.name, reading)
+    return Dataset(
+        images[: len(kept)], kept, first.class_names, first.name, reading, first.value_range,
+        np.stack(conditions) if conditions else None, first.condition_names,
+    )  # fmt: skip
 
 
 def check_classes_survive(sources: Sequence[Source], kept: Sequence[NDArray[np.int32]]) -> None:

@@ -2,10 +2,13 @@
 
 A store is a directory::
 
-    images-00000.npy ...   uint8 with shape (n, H, W, C) each, one after another, opened as memory maps
+    images-00000.npy ...   uint8 with shape (n, H, W, C) each, one after another, opened as memory maps; or floats, or
+                           another shape (n, ...)
     labels.npy             int32 with shape (N,)
+    conditions.npy         float32 with shape (N, D); only if images have conditions
     names.txt              the name of each image, one per line; only if images have names
-    data.json              name, class names, shape, the length of each file of images, and the hash of the content
+    data.json              name, class names, shape, the length of each file of images, and the hash of the content;
+                           only of floats with a range: value_range; only with conditions: their names
 
 It is written to a temporary directory, flushed, then renamed: a reader sees a whole store or none. `prepare` writes
 directories of stores, one for each part of a data set.
@@ -43,6 +46,7 @@ __all__ = [
 ]
 
 _FORMAT = 2
+_CONDITIONS = "conditions.npy"
 _EXPECTED = "a store is a directory that experiments.prepare wrote"
 _SHARD_BYTES, _SHARD_IMAGES = 1 << 26, 2048
 
@@ -70,12 +74,15 @@ def save_store(dataset: Dataset, directory: str | Path) -> Path:
     part = final.with_name(f".{final.name}.{os.getpid()}.part")
     try:
         part.mkdir()
-        step, lengths = shard_length(dataset.images[0].size), []
+        step, lengths = shard_length(dataset.images[0].nbytes), []
         for start in range(0, len(dataset), step):
             images = np.ascontiguousarray(dataset.images[start : start + step])
             write_array(part / shard_name(len(lengths)), images)
             lengths.append(len(images))
-        finish_store(part, lengths, dataset.labels, dataset.class_names, dataset.name)
+        finish_store(
+            part, lengths, dataset.labels, dataset.class_names, dataset.name, None, dataset.value_range,
+            dataset.conditions, dataset.condition_names,
+        )  # fmt: skip
         try:
             part.rename(final)
         except OSError:
@@ -94,6 +101,9 @@ def finish_store(
     class_names: Sequence[str],
     name: str,
     names: Iterable[str] | None = None,
+    value_range: Sequence[float] | None = None,
+    conditions: NDArray[np.float32] | None = None,
+    condition_names: Sequence[str] = (),
 ) -> Dataset:
     """Make a store of a directory that so far contains only shards.
 
@@ -104,13 +114,21 @@ def finish_store(
         class_names: the name of each class id.
         name: the name of the data set.
         names: the names of the images, if they have any.
+        value_range: as for `Dataset`, like conditions and condition_names.
+        conditions: a vector for each image, or None.
+        condition_names: the name of each of its numbers.
 
     Returns:
         The data set of the store.
     """
     files = [{"file": shard_name(k), "length": int(n)} for k, n in enumerate(lengths) if n]
-    dataset = Dataset(_open_images(directory, files), labels, tuple(class_names), name)
+    dataset = Dataset(
+        _open_images(directory, files), labels, tuple(class_names), name, Reading(), value_range, conditions,
+        tuple(condition_names),
+    )  # fmt: skip
     write_array(directory / "labels.npy", dataset.labels)
+    if dataset.conditions is not None:
+        write_array(directory / _CONDITIONS, dataset.conditions)
     if names is not None:
         with open(directory / "names.txt", "w", encoding="utf-8") as file:
             file.writelines(name.replace("\n", " ") + "\n" for name in names)
@@ -123,6 +141,10 @@ def finish_store(
         "images": files,
         "sha256": dataset.sha256,
     }
+    if dataset.value_range is not None:
+        header["value_range"] = dataset.value_range
+    if dataset.conditions is not None:
+        header["condition_names"] = dataset.condition_names
     with open(directory / "data.json", "w", encoding="utf-8") as file:
         json.dump(header, file, indent=2)
         _flush(file)
@@ -152,11 +174,16 @@ def open_store(directory: str | Path, part: str | None = None, verify: bool = Tr
     first, *others = opened
     if not others:
         return replace(first, reading=reading)
-    if any(other.class_names != first.class_names for other in others):
+    if any(
+        (o.class_names, o.value_range, o.condition_names)
+        != (first.class_names, first.value_range, first.condition_names)
+        for o in others
+    ):
         raise DuetError(f"store {str(directory)!r}: its parts have different classes; open one of them")
     images = Shards([shard for dataset in opened for shard in getattr(dataset.images, "parts", [dataset.images])])
     labels = np.concatenate([dataset.labels for dataset in opened])
-    return Dataset(images, labels, first.class_names, first.name, reading)
+    conditions = None if first.conditions is None else np.concatenate([dataset.conditions for dataset in opened])
+    return replace(first, images=images, labels=labels, reading=reading, conditions=conditions)
 
 
 def _open_one(directory: Path, verify: bool) -> Dataset:
@@ -169,7 +196,11 @@ def _open_one(directory: Path, verify: bool) -> Dataset:
             f"store {str(directory)!r}: its images have shape {images.shape}, data.json says {tuple(header['shape'])}"
         )
     try:
-        dataset = Dataset(images, labels, tuple(header["class_names"]), header["name"])
+        conditions = _read_array(directory / _CONDITIONS, mapped=False) if "condition_names" in header else None
+        dataset = Dataset(
+            images, labels, tuple(header["class_names"]), header["name"], Reading(), header.get("value_range"),
+            conditions, tuple(header.get("condition_names", ())),
+        )  # fmt: skip
     except DuetError as error:
         raise DuetError(f"store {str(directory)!r}: {error}") from None
     if verify and dataset.sha256 != header["sha256"]:
@@ -264,7 +295,7 @@ def _open_images(directory: Path, files: Sequence[dict]) -> NDArray[np.uint8] | 
     maps = []
     for file in files:
         images = _read_array(directory / file["file"], mapped=True)
-        if images.ndim != 4 or len(images) != file["length"]:
+        if images.ndim < 2 or len(images) != file["length"]:
             raise DuetError(
                 f"store {str(directory)!r}: {file['file']} has shape {images.shape}, data.json says {file['length']}"
             )

@@ -6,6 +6,7 @@ Each function reads one part of a configuration; nothing beyond this package and
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -127,8 +128,17 @@ def make_model(cfg: DictConfig) -> DiffusionModel:
 def data_source(data: DictConfig) -> DataSource:
     """Return where the data set of a group `data` comes from."""
     return DataSource(
-        data.name, plain(data.options), data.store, plain(data.fallback), data.use_fallback, data.max_unreadable
-    )
+        data.name, plain(data.options), _store_path(data.store), plain(data.fallback), data.use_fallback,
+        data.max_unreadable,
+    )  # fmt: skip
+
+
+def _store_path(store: str | None) -> str | None:
+    """Return the path of a store whose name has a size in it: [32, 48] becomes 32x48, and no size is "original"."""
+    if store is None:
+        return None
+    store = re.sub(r"\[(\d+), *(\d+)\]", r"\1x\2", store)
+    return re.sub(r"-None$", "-original", store)
 
 
 def sample_options(sample: DictConfig) -> SampleOptions:
@@ -227,7 +237,7 @@ def evaluation_setup(cfg: DictConfig) -> EvaluationSetup:
 def preparation_setup(cfg: DictConfig) -> PreparationSetup:
     """Return the request of a configuration of `experiments.prepare`."""
     return PreparationSetup(
-        cfg.data.name, cfg.out, plain(cfg.data.options), cfg.archives, cfg.download, plain(cfg.split), cfg.workers,
+        cfg.data.name, _store_path(cfg.out), plain(cfg.data.options), cfg.archives, cfg.download, plain(cfg.split), cfg.workers,
         cfg.max_unreadable, plain(cfg.features),
     )  # fmt: skip
 

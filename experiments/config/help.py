@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 
 from diffusion_core.common.errors import one_of
 from diffusion_core.data import load_dataset
-from diffusion_core.data.square import SquareTransform
+from diffusion_core.data.transform import ImageTransform
 from diffusion_core.metrics.evaluate import METRICS
 from diffusion_core.sampling import make_plan
 from experiments.config.schema import MODELS, SCHEMAS, SOURCES, TARGETS
@@ -257,7 +257,7 @@ def _describe(functions: Iterable[Callable[..., Any]], option: str) -> str:
         for other in vars(sys.modules[function.__module__]).values():
             if getattr(other, "__module__", None) == function.__module__ and (text := _of_function(other, option)):
                 return text
-    return _of_function(SquareTransform, option) or _of_function(load_dataset, option)
+    return _of_function(ImageTransform, option) or _of_function(load_dataset, option)
 
 
 def _of_function(owner: Any, option: str) -> str:

@@ -14,8 +14,8 @@ from diffusion_core.data.archives import sha256_file
 from diffusion_core.data.prepare import prepare
 from diffusion_core.data.source import Source, only_classes, split_by_file, split_by_stream
 from diffusion_core.data.sources import DATASET_INFO, SOURCES
-from diffusion_core.data.square import SquareTransform
 from diffusion_core.data.store import open_store
+from diffusion_core.data.transform import ImageTransform
 from diffusion_core.metrics.files import read_sample_set, write_statistics
 from diffusion_core.runs.run_directory import describe_environment
 from experiments.data.downloads import fetch
@@ -99,7 +99,7 @@ def prepare_dataset(setup: PreparationSetup) -> PreparedData:
     features = make_features(setup.features)
     info, (transform_options, _) = DATASET_INFO[name], read_options(name)
     crop = {key: value for key, value in options.items() if key in transform_options}
-    transform = build("data", {name: SquareTransform}, name, crop)
+    transform = build("data", {name: ImageTransform}, name, crop)
     where = _find_files(setup)
     own = {k: v for k, v in options.items() if k not in transform_options | {"path", "part", "classes"}}
     parts = published = build("data", SOURCES, name, own, where)

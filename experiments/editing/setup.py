@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import from_uint8
 from diffusion_core.data.reading import Reading
-from diffusion_core.data.square import fit_image
+from diffusion_core.data.transform import fit_image
 from diffusion_core.files.safe_read import open_npz
 from diffusion_core.images.decode import decode
 from diffusion_core.images.files import is_image_file, readable_name, scan

@@ -183,7 +183,7 @@ class DataSource:
     def _prepare_command(self) -> str:
         """Return the command that makes the store; a data set that cannot be downloaded needs its path."""
         path = "" if DATASET_INFO[self.name].archives else " data.options.path=PATH"
-        size = f" data.options.size={self.options['size']}" if self.options.get("size") else ""
+        size = f" data.options.size={self.options['size']}".replace(", ", ",") if self.options.get("size") else ""
         return f"python3 -m duet prepare data={self.name}{path}{size}"
 
     def _about(self, dataset: Dataset) -> list[str]:
@@ -202,8 +202,11 @@ class DataSource:
         defaults = {key: p.default for key, p in inspect.signature(DATASETS[self.name]).parameters.items()}
         made = {key: value for key, value in made.items() if self.options.get(key) != defaults.get(key)}
         made |= {"size": dataset.image_size, "channels": dataset.channels}
+        kept = ("size", "channels")  # null says that these are kept as they are
         for key, prepared in made.items():
-            if self.options.get(key, prepared) != prepared:
+            given = self.options.get(key, prepared)
+            given, prepared = (tuple(one) if isinstance(one, list) else one for one in (given, prepared))
+            if given != prepared and not (key in kept and (given is None or not dataset.is_bytes)):
                 raise DuetError(
                     f"data.options.{key}: {self.options[key]} was given, but {self.store} was prepared with "
                     f"{prepared}; give that, or prepare it again with another data.store"

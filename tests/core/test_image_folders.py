@@ -21,7 +21,7 @@ from diffusion_core.data.prepare import prepare
 from diffusion_core.data.reading import BY_CONTENT, METADATA, UNREADABLE
 from diffusion_core.data.source import Source, only_classes
 from diffusion_core.data.sources import DATASET_INFO, SOURCES
-from diffusion_core.data.square import SquareTransform
+from diffusion_core.data.transform import ImageTransform
 from diffusion_core.images import files
 from diffusion_core.images.decode import decode
 from diffusion_core.images.files import natural_order, readable_suffixes, scan
@@ -281,7 +281,7 @@ def test_names_that_are_not_utf8_are_read_listed_and_prepared(tmp_path: Path) ->
     assert sources["all"].class_names == ("caf\\xe9",)
     assert sources["all"].names == ("caf\\xe9/a\\xff.png", "caf\\xe9/b.png", "caf\\xe9/c d.png")
     assert "caf\\xe9/\\xfe.txt" in said(root)
-    made = prepare(sources, tmp_path / "out", SquareTransform(4), DATASET_INFO["image_folder"], workers=1)
+    made = prepare(sources, tmp_path / "out", ImageTransform(4), DATASET_INFO["image_folder"], workers=1)
     assert json.loads((tmp_path / "out" / "card.json").read_text("utf-8"))["parts"] == made["parts"]
     assert "caf\\xe9" in (tmp_path / "out" / "README.md").read_text("utf-8")
     direct = load_dataset("image_folder", path=str(root), size=4)
@@ -399,7 +399,7 @@ def test_a_remark_says_that_metadata_were_damaged(tmp_path: Path) -> None:
     data = load_dataset("image_folder", path=str(root), size=4)
     (named,) = data.reading.left_out[METADATA]
     assert named.startswith("b.png: its metadata are damaged") and len(data) == 2
-    card = prepare(parts(root), tmp_path / "out", SquareTransform(4), DATASET_INFO["image_folder"], workers=1)
+    card = prepare(parts(root), tmp_path / "out", ImageTransform(4), DATASET_INFO["image_folder"], workers=1)
     assert card["parts"]["all"]["damaged_metadata"] == {"count": 1, "first": [named]}
     assert "b.png: its metadata are damaged" in (tmp_path / "out" / "README.md").read_text()
 
@@ -417,7 +417,7 @@ def test_reading_tolerates_as_many_unreadable_images_as_preparing(tmp_path: Path
         "a/3.png" in line for line in data.reading.lines
     )
     card = prepare(
-        parts(root), tmp_path / "out", SquareTransform(4), DATASET_INFO["image_folder"], workers=1, max_unreadable=0.05
+        parts(root), tmp_path / "out", ImageTransform(4), DATASET_INFO["image_folder"], workers=1, max_unreadable=0.05
     )
     assert card["parts"]["all"]["sha256"] == data.sha256
     with pytest.raises(
@@ -433,7 +433,7 @@ def test_a_class_is_not_lost_because_none_of_its_images_can_be_read(tmp_path: Pa
         load_dataset("image_folder", path=str(root), size=4, max_unreadable=0.5)
     with pytest.raises(DuetError, match="none of the images of class b can be read"):
         prepare(
-            parts(root), tmp_path / "out", SquareTransform(4), DATASET_INFO["image_folder"], workers=1,
+            parts(root), tmp_path / "out", ImageTransform(4), DATASET_INFO["image_folder"], workers=1,
             max_unreadable=0.5,
         )  # fmt: skip
     assert not (tmp_path / "out").exists()
@@ -458,7 +458,7 @@ def test_classes_are_selected_in_the_parts_that_have_them(tmp_path: Path) -> Non
 
 def test_a_prepared_data_set_is_no_folder_of_images(tmp_path: Path) -> None:
     root = fill(tmp_path / "files", "a/1.png")
-    prepare(parts(root), tmp_path / "out", SquareTransform(4), DATASET_INFO["image_folder"], workers=1)
+    prepare(parts(root), tmp_path / "out", ImageTransform(4), DATASET_INFO["image_folder"], workers=1)
     with pytest.raises(DuetError, match=r"is a prepared data set, which data=store data\.options\.directory="):
         parts(tmp_path / "out")
     with pytest.raises(DuetError, match=r"data\.max_unreadable: 2 was given"):

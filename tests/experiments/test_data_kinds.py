@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from commands import call, composed
+from PIL import Image
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import load_dataset
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import PlainSpec, UNetSpec
 from diffusion_core.training.loop import TrainingConfig
+from experiments.config.build import data_source
 from experiments.runtime.data import check_data, describe_data
 from experiments.training.setup import TrainingSetup
 
@@ -18,8 +21,10 @@ VECTORS = load_dataset(FLOATS, conditions=np.arange(24.0).reshape(12, 2), condit
 
 
 def unet(features: int) -> DiffusionModel:
-    spec = UNetSpec(image_size=8, in_channels=1, out_channels=1, channels=8, channel_multipliers=(1,), blocks_per_resolution=1, norm_groups=4,
-                    attention_resolutions=(), augment_dim=features)  # fmt: skip
+    spec = UNetSpec(
+        image_size=8, in_channels=1, out_channels=1, channels=8, channel_multipliers=(1,), blocks_per_resolution=1,
+        norm_groups=4, attention_resolutions=(), augment_dim=features,
+    )  # fmt: skip
     return DiffusionModel(spec, "cosine", "v")
 
 
@@ -58,3 +63,43 @@ def test_shapes_that_do_not_fit_a_network_are_refused_with_what_to_change(shape,
     data = load_dataset(np.zeros((3, *shape)), value_range=(-1, 1), layout="channels_last")
     with pytest.raises(DuetError, match=message):
         check_data(data, PlainSpec(8, 1, 1, channels=(4,), bottleneck=4), is_trained)
+
+
+# From the command line
+
+
+def loaded(*words: str):
+    """Return the data set that a training with these words reads."""
+    return data_source(composed("train", *words).data).load(announce=False)
+
+
+@pytest.mark.parametrize(("size", "folder"), [("[6,10]", "6x10"), ("null", "original"), ("6", "6")])
+def test_images_of_any_aspect_ratio_are_prepared_and_read(tmp_path, monkeypatch, size, folder):
+    monkeypatch.setenv("DUET_DATA", str(tmp_path / "data"))
+    (tmp_path / "wide").mkdir()
+    for k in range(5):
+        Image.fromarray(np.random.default_rng(k).integers(0, 256, (12, 20, 3), np.uint8)).save(
+            tmp_path / f"wide/{k}.png"
+        )
+    words = ["data=image_folder", f"data.options.size={size}"]
+    with pytest.raises(DuetError, match=r"python3 -m duet prepare data=image_folder data\.options\.path=PATH") as error:
+        loaded(*words)
+    assert size == "null" or f"data.options.size={size}" in str(error.value)
+    code, out, err = call("prepare", *words, f"data.options.path={tmp_path / 'wide'}", "workers=1")
+    assert (code, err) == (0, "") and f"prepared: {tmp_path / 'data' / f'image_folder-{folder}'}" in out
+    shape = {"[6,10]": (6, 10, 3), "null": (12, 20, 3), "6": (6, 6, 3)}[size]
+    prepared, direct = loaded(*words), loaded(*words, f"data.options.path={tmp_path / 'wide'}")
+    assert prepared.shape == direct.shape == shape and prepared.sha256 == direct.sha256
+
+
+def test_arrays_are_prepared_and_read_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("DUET_DATA", str(tmp_path))
+    np.savez(tmp_path / "own.npz", z=FLOATS, kind=np.arange(12) % 2, age=np.arange(12.0))
+    words = ["data=arrays", "data.options.images=z", "data.options.labels=kind", "data.options.conditions=age"]
+    words += ["data.options.condition_names=[age]", "data.options.class_names=[cat,dog]"]
+    code, out, err = call("prepare", *words, f"data.options.path={tmp_path / 'own.npz'}", "workers=1")
+    assert (code, err) == (0, "") and "1 condition of each image: age" in out
+    prepared, direct = loaded(*words), loaded(*words, f"data.options.path={tmp_path / 'own.npz'}")
+    assert prepared.sha256 == direct.sha256 in out
+    np.testing.assert_array_equal(prepared.images, FLOATS)
+    assert prepared.class_names == ("cat", "dog") and prepared.condition_names == ("age",)

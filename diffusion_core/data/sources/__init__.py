@@ -26,6 +26,7 @@ SOURCES: Mapping[str, Callable[..., dict[str, Source]]] = {
     "image_folder": folder.image_folder,
     "npz": arrays.npz,
     "array": arrays.array,
+    "arrays": arrays.arrays,
 }
 
 DATASET_INFO: Mapping[str, DatasetInfo] = {
@@ -40,9 +41,10 @@ DATASET_INFO: Mapping[str, DatasetInfo] = {
     "image_folder": folder.FOLDER,
     "npz": arrays.NPZ,
     "array": arrays.ARRAY,
+    "arrays": arrays.ARRAYS,
 }
 
-_SUFFIXES = {".npz": "npz", ".npy": "array"}
+_SUFFIXES = {".npz": "arrays", ".npy": "arrays"}
 
 
 def reader_of_path(path: Path) -> tuple[str, str]:

@@ -1,16 +1,19 @@
-"""Images that are arrays already: an `.npz` file, or `.npy` files.
+"""Images and other data that are arrays already: an `.npz` file, or `.npy` files.
 
 Images are uint8 with shape (N, H, W, C), or (N, H, W) if grey. An `.npz` file holds them as ``images`` and their class
 ids, if any, as ``labels``, as a file of samples does. Files of objects are pickles and are refused.
 
-A class id without an image cannot be learned, and samples of it would be noise. Labels that are not 0, 1, ... K-1, such
-as 1..K or 0, 5, 10, are therefore mapped to 0..K-1 in their order. The class names keep the numbers ("class 5"), or the
-texts if labels are texts. ``num_classes`` says instead that the classes are 0..num_classes-1, with or without images.
+Other shapes and floats are read as `data.arrays` says, with ``layout`` and ``value_range``; they are kept as they are,
+unrounded, and size, channels and crop do not apply to them. What labels may be says `data.labels`.
+
+``arrays`` finds the arrays of an `.npz` file by their usual names, and has the parts "train" and "test" where a file
+holds x_train, y_train, x_test and y_test.
 """
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,20 +21,91 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.data.archives import DatasetInfo
-from diffusion_core.data.labels import class_labels
+from diffusion_core.data.arrays import arrange, store_values
+from diffusion_core.data.labels import read_labels
 from diffusion_core.data.reading import Reading
 from diffusion_core.data.source import Source
 from diffusion_core.files.safe_read import open_npz, read_npy, read_text
 
-__all__ = ["ARRAY", "NPZ", "array", "npz"]
+__all__ = ["ARRAY", "ARRAYS", "NPZ", "array", "arrays", "npz"]
 
 NPZ = DatasetInfo("Images of an .npz file")
 _LABELS = "labels"
 ARRAY = DatasetInfo("Images of an array")
+ARRAYS = DatasetInfo("Arrays", size=None, channels=None)
+# The usual names of the arrays in an .npz file.
+_IMAGES = ("images", "image", "x", "data", "latents", "arr_0")
+_NAMES = {"labels": ("labels", "label", "y", "targets", "classes"), "conditions": ("conditions", "features")}
+
+
+def arrays(
+    path: Path,
+    *,
+    images: str | None = None,
+    labels: str | None = None,
+    conditions: str | None = None,
+    class_names: Sequence[str] | None = None,
+    condition_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
+    layout: str | None = None,
+    value_range: Sequence[float] | None = None,
+) -> dict[str, Source]:
+    """Return the part "all", or "train" and "test".
+
+    Args:
+        path: an `.npz` or `.npy` file.
+        images: the name of the array of images in an `.npz` file; None finds it.
+        labels: the name of the array of labels, or an `.npy` or text file of them; None finds it.
+        conditions: the name of the array of conditions (N, D), or an `.npy` file of them.
+        class_names: the names of the classes, or of several labels per image.
+        condition_names: the name of each number of a condition.
+        num_classes: the number of classes, if labels are class ids; None maps labels to the classes that have images.
+        layout: "channels_last", "channels_first" or "grey"; None decides by the shape.
+        value_range: the values of black and white of floats; None takes floats as network values.
+    """
+    shared = {"class_names": class_names, "condition_names": condition_names, "num_classes": num_classes,
+              "layout": layout, "value_range": value_range}  # fmt: skip
+    if path.suffix.lower() == ".npy":
+        if images is not None:
+            raise DuetError(f"data.options.images: {images!r} was given, but {str(path)!r} is one array without names")
+        pixels = read_npy(path, mapped=True)
+        return _one_part("arrays", path, pixels, _file(labels, len(pixels)), _file(conditions, 0), **shared)
+    with open_npz(path, "an .npz file of plain arrays") as content:
+        if images is None and "x_train" in content:
+            parts = {}
+            for part in ("train", "test"):
+                if f"x_{part}" in content:
+                    found = content[f"x_{part}"], content.get(f"y_{part}")
+                    parts |= {part: _one_part("arrays", path, *found, None, **shared)["all"]}
+            return _same_classes(parts)
+        names = {"images": _find(path, "images", content, images, _IMAGES)}
+        for kind, given in (("labels", labels), ("conditions", conditions)):
+            usual = [name for name in _NAMES[kind] if name in content and name != names["images"]]
+            if given is None and usual:
+                names[kind] = usual[0]
+            elif given is not None and (given in content or not _is_file(given)):
+                names[kind] = _find(path, kind, content, given, ())
+        pixels, ids, vectors = (content[names[kind]] if kind in names else None for kind in ("images", *_NAMES))
+        rest = [name for name in content if name not in names.values()]
+    remark = None
+    ids = _file(labels, len(pixels)) if "labels" not in names else ids
+    vectors = _file(conditions, 0) if "conditions" not in names else vectors
+    if ids is None and rest:
+        remark = (
+            f"there are no labels, so all images are of one class; if the classes are in another array, name it with "
+            f"data.options.labels, of {', '.join(rest)}"
+        )
+    return _one_part("arrays", path, pixels, ids, vectors, **shared, remark=remark)
 
 
 def npz(
-    path: Path, *, images: str = "images", labels: str = _LABELS, num_classes: int | None = None
+    path: Path,
+    *,
+    images: str = "images",
+    labels: str = _LABELS,
+    num_classes: int | None = None,
+    layout: str | None = None,
+    value_range: Sequence[float] | None = None,
 ) -> dict[str, Source]:
     """Return the only part, "all".
 
@@ -40,6 +114,8 @@ def npz(
         images: the name of the array of images.
         labels: the name of the array of labels; without an array "labels", all images are of one class.
         num_classes: the number of classes, if labels are class ids; None maps labels to the classes that have images.
+        layout: as for `arrays`, like value_range.
+        value_range: the values of black and white of floats.
     """
     with open_npz(path, "an .npz file of plain arrays") as content:
         if images not in content:
@@ -57,10 +133,18 @@ def npz(
             f"there is no array {labels!r}, so all images are of one class; if the classes are in another array, name "
             f"it with data.options.labels, of {', '.join(others)}"
         )
-    return _one_part("npz", path, pixels, classes, num_classes, remark)
+    shared = {"num_classes": num_classes, "layout": layout, "value_range": value_range}
+    return _one_part("npz", path, pixels, classes, None, **shared, remark=remark)
 
 
-def array(path: Path, *, labels: str | None = None, num_classes: int | None = None) -> dict[str, Source]:
+def array(
+    path: Path,
+    *,
+    labels: str | None = None,
+    num_classes: int | None = None,
+    layout: str | None = None,
+    value_range: Sequence[float] | None = None,
+) -> dict[str, Source]:
     """Return the only part, "all", its images a memory map.
 
     Args:
@@ -68,14 +152,39 @@ def array(path: Path, *, labels: str | None = None, num_classes: int | None = No
         labels: an `.npy` file of labels, or a text file with one per line, as the last column if there are several;
             None puts all images into one class.
         num_classes: the number of classes, if labels are class ids; None maps labels to the classes that have images.
+        layout: as for `arrays`, like value_range.
+        value_range: the values of black and white of floats.
     """
     images = read_npy(path, mapped=True)
-    file = None if labels is None else Path(labels).expanduser()
-    if file is None or file.suffix == ".npy":
-        ids = None if file is None else read_npy(file)
-    else:
-        ids = _text_labels(file, len(images))
-    return _one_part("array", path, images, ids, num_classes)
+    shared = {"num_classes": num_classes, "layout": layout, "value_range": value_range}
+    return _one_part("array", path, images, _file(labels, len(images)), None, **shared)
+
+
+def _find(path: Path, kind: str, content: Mapping[str, NDArray], name: str | None, usual: Sequence[str]) -> str:
+    """Return the name of an array in a file: the one that is given, a usual one, or the only one."""
+    if name is not None:
+        if name not in content:
+            raise one_of(f"data.options.{kind}", name, content)
+        return name
+    present = [one for one in usual if one in content] or (list(content) if len(content) == 1 else [])
+    if not present:
+        raise DuetError(
+            f"arrays: {str(path)!r} has the arrays {', '.join(content) or '(none)'}; choose that of the {kind} with "
+            f"data.options.{kind}=NAME"
+        )
+    return present[0]
+
+
+def _is_file(name: str) -> bool:
+    return Path(name).suffix.lower() in (".npy", ".txt", ".csv") or "/" in name
+
+
+def _file(name: str | None, count: int) -> NDArray | None:
+    """Return the numbers or texts of a file of labels or of conditions."""
+    if name is None:
+        return None
+    file = Path(name).expanduser()
+    return read_npy(file) if file.suffix == ".npy" else _text_labels(file, count)
 
 
 def _text_labels(file: Path, count: int) -> NDArray:
@@ -89,44 +198,52 @@ def _text_labels(file: Path, count: int) -> NDArray:
         return np.array(column)
 
 
+def _same_classes(parts: dict[str, Source]) -> dict[str, Source]:
+    """Refuse parts whose labels are different classes: a class has one id in all parts."""
+    classes = {part: source.class_names for part, source in parts.items()}
+    if len(set(classes.values())) > 1:
+        largest = max(len(names) for names in classes.values())
+        raise DuetError(
+            f"arrays: the parts have different classes ({', '.join(f'{p}: {len(c)}' for p, c in classes.items())}); "
+            f"set data.options.num_classes={largest}"
+        )
+    return {part: source if len(parts) < 2 else _with_parts(source, parts) for part, source in parts.items()}
+
+
+def _with_parts(source: Source, parts: Mapping[str, Source]) -> Source:
+    return Source(
+        source.images, source.labels, source.class_names, source.name,
+        reading=Reading(source.reading.remarks, parts=tuple(parts)), value_range=source.value_range,
+    )  # fmt: skip
+
+
 def _one_part(
-    what: str, path: Path, images: NDArray, labels: NDArray | None, num_classes: int | None, remark: str | None = None
+    what: str,
+    path: Path,
+    images: NDArray,
+    labels: NDArray | None,
+    conditions: NDArray | None,
+    *,
+    num_classes: int | None,
+    layout: str | None,
+    value_range: Sequence[float] | None,
+    class_names: Sequence[str] | None = None,
+    condition_names: Sequence[str] | None = None,
+    remark: str | None = None,
 ) -> dict[str, Source]:
-    _check_images(f"{what}: {str(path)!r}", images)
-    images = images[..., None] if images.ndim == 3 else images
-    if labels is None:
-        labels = np.zeros(len(images), np.int32)
-    ids, names, mapped = class_labels(f"{what} {str(path)!r}", labels, len(images), num_classes)
-    reading = Reading(tuple(text for text in (remark, mapped) if text))
-    return {"all": Source(images, ids, names, path.stem, reading=reading)}
-
-
-def _check_images(what: str, images: NDArray) -> None:
-    """Refuse an array that is not uint8 with shape (N, H, W, C) or (N, H, W), with what to save in its place."""
-    shape, remedy = images.shape, ""
-    colour, first = shape[-1:] in ((1,), (3,)), images.ndim == 4 and shape[1] in (1, 3, 4)
-    grey = images.ndim == 3 and shape[2] > 4  # (H, W, 3) is one image, and not H images that are 3 pixels wide
-    if images.dtype == np.uint8 and 0 not in shape and (grey or (images.ndim == 4 and colour)):
-        return
-    if 0 in shape:
-        remedy = "; the array is empty"
-    elif images.ndim == 3 and not grey:
-        remedy = "; it looks like one image, which is saved as images[None]"
-    elif images.ndim == 4 and shape[3] == 4:
-        remedy = "; of RGBA, save images[..., :3]"
-    elif first and not colour:
-        remedy = "; the channels come last: save images.transpose(0, 2, 3, 1)"
-    if images.dtype.kind == "f" and 0 not in shape:
-        low, high = float(images.min()), float(images.max())
-        ranges = ((0.0, 1.0, "255 * images"), (-1.0, 1.0, "127.5 * (images + 1)"), (0.0, 255.0, "images"))
-        scaled = next((text for least, most, text in ranges if least <= low and high <= most), None)
-        remedy += f"; the values are {low:.4g} to {high:.4g}"
-        remedy += f": save np.round({scaled}).astype(np.uint8)" if scaled else ""
-    elif images.dtype.kind in "iu" and images.dtype != np.uint8 and 0 not in shape:
-        low, high = int(images.min()), int(images.max())
-        remedy += f"; the values are {low} to {high}"
-        remedy += ": save images.astype(np.uint8)" if low >= 0 and high <= 255 else ""
-    raise DuetError(
-        f"{what} holds {images.dtype} with shape {shape}; images must be uint8 with shape (N, H, W, C), where C is 1 "
-        f"or 3, or (N, H, W) if grey{remedy}"
-    )
+    named = f"{what} {str(path)!r}"
+    images, moved = arrange(named, images, layout)
+    images, value_range, said = store_values(named, images, value_range)
+    labels = np.zeros(len(images), np.int32) if labels is None else labels
+    read = read_labels(named, labels, len(images), class_names, num_classes)
+    if conditions is not None and read.conditions is not None:
+        raise DuetError(f"{named}: it has conditions, and labels that are conditions; choose one of them")
+    vectors = read.conditions if conditions is None else conditions
+    vectors = vectors[:, None] if vectors is not None and vectors.ndim == 1 else vectors
+    reading = Reading(tuple(text for text in (remark, moved, said, read.remark) if text))
+    return {
+        "all": Source(
+            images, read.ids, read.class_names, path.stem, reading=reading, value_range=value_range, conditions=vectors,
+            condition_names=tuple(condition_names or read.condition_names),
+        )
+    }  # fmt: skip

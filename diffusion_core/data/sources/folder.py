@@ -1,7 +1,7 @@
 """A folder of images: images alone, one folder per class, or one folder per split (train, test) of the classes.
 
-`layout` says which folders are parts and which are classes, `images.files` which files are images, and `square` how an
-image becomes a square of bytes. Everything that is left out is counted and named in `Source.reading`.
+`layout` says which folders are parts and which are classes, `images.files` which files are images, and `transform` how
+images become bytes of one shape. Everything that is left out is counted and named in `Source.reading`.
 """
 
 from __future__ import annotations
