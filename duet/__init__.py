@@ -55,6 +55,9 @@ _PUBLIC = {
     "frechet_distance": "diffusion_core.metrics.frechet",
     "kernel_distance": "diffusion_core.metrics.kernel",
     "sample": "duet.api.sampling",
+    # exercises
+    "check": "duet.exercises",
+    "exercise": "duet.exercises",
     # backends
     "DuetError": "diffusion_core.common.errors",
     "default_backend": "duet.api.backends",

@@ -10,11 +10,12 @@ import pytest
 
 import diffusion_core
 import duet.api
+import duet.exercises
 
 MODULES = [
     *sorted(
         module.name
-        for package in (diffusion_core, duet.api)
+        for package in (diffusion_core, duet.api, duet.exercises)
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
     ),
     "experiments.features.kind",
