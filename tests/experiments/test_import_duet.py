@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -161,17 +160,6 @@ def test_a_callback_sees_every_row_and_a_plan_may_be_given(tiny, backend_name):
         for sigmas in ([20.0, 3.0, 0.5], np.array([20.0, 3.0, 0.5]))
     )
     np.testing.assert_array_equal(lists, arrays)
-
-
-@pytest.mark.backend
-def test_the_lines_of_the_readme_run(tmp_path, monkeypatch, capsys):
-    """The block in README, with a shorter run."""
-    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
-    assert "images=25_600, batch=64" in block and "warmup_images=1280" in block
-    monkeypatch.chdir(tmp_path)
-    exec(compile(block.replace("25_600", "640").replace("1280", "64"), "README.md", "exec"), {})
-    assert (tmp_path / "digits.png").stat().st_size > 1000
-    assert "digits Fréchet distance" in capsys.readouterr().out
 
 
 def test_frechet_distance_of_digits_with_themselves_is_small_and_has_an_interval():
