@@ -1,4 +1,4 @@
-"""Write the generated tables of docs/methods.md from what the samplers declare: python docs/update_tables.py
+"""Write the generated tables of docs/methods.md and docs/exercises.md from the code: python docs/update_tables.py
 
 A generated table stands between the lines ``<!-- generated: NAME -->`` and ``<!-- end -->``.
 """
@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 
 from diffusion_core.sampling.declaration import families_table, methods_table, samplers_table  # noqa: E402
 
-PAGE = ROOT / "docs" / "methods.md"
+PAGES = (ROOT / "docs" / "methods.md", ROOT / "docs" / "exercises.md")
 
 
 def _families() -> str:
@@ -25,7 +25,18 @@ def _families() -> str:
     return families_table({file.stem: yaml.safe_load(file.read_text()) for file in files})
 
 
-TABLES = {"families": _families, "samplers": samplers_table, "methods": methods_table}
+def _exercises() -> str:
+    """Return the table of exercises."""
+    from duet.exercises import EXERCISES
+
+    rows = [
+        f"| `{name}` | {exercise.title} | `{', '.join(exercise.parameters)}` | {len(exercise.mistakes)} |"
+        for name, exercise in EXERCISES.items()
+    ]
+    return "\n".join(["| exercise | what to write | arguments | usual mistakes |", "| --- | --- | --- | --- |", *rows])
+
+
+TABLES = {"families": _families, "samplers": samplers_table, "methods": methods_table, "exercises": _exercises}
 
 
 def updated(text: str) -> str:
@@ -39,4 +50,5 @@ def updated(text: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(updated(PAGE.read_text()))
+    for page in PAGES:
+        page.write_text(updated(page.read_text()))

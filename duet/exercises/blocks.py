@@ -49,6 +49,7 @@ def _attend(
     query_by_key: bool = True,
     values: Callable[[Array, Array], Array] = lambda x, v: v,
     after: Callable[[Array, Array], Array] = lambda x, y: y,
+    weigh: Callable[[Array, int], Array] = _softmax,
 ) -> Solution:
     """Return attention with one thing changed."""
 
@@ -65,7 +66,7 @@ def _attend(
 
         q, k, v = (parts(project(x, w)) for w in (w_query, w_key, w_value))
         q, k = (q, k) if query_by_key else (k, q)
-        mixed = _softmax(q @ k.swapaxes(-1, -2) / scale(size, heads), axis) @ values(parts(x), v)
+        mixed = weigh(q @ k.swapaxes(-1, -2) / scale(size, heads), axis) @ values(parts(x), v)
         if split == "d n":
             y = mixed.transpose(0, 2, 3, 1).reshape(x.shape)
         else:
@@ -125,6 +126,10 @@ add(
         "multiplied_by_scale": (
             "q k^T is multiplied by sqrt(d); it must be divided by it.",
             _attend(scale=lambda d, heads: 1 / np.sqrt(d)),
+        ),
+        "softmax_forgotten": (
+            "There is no softmax: the values are weighted with the products themselves.",
+            _attend(weigh=lambda a, axis: a),
         ),
         "softmax_over_queries": (
             "The softmax is over the queries; the weights of one query over all keys must add up to 1.",

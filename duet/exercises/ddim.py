@@ -114,11 +114,14 @@ add(
             _ddim(levels=lambda t, s, bar: (bar[t - 1], _signal(bar, s - 1))),
             _ddim(levels=lambda t, s, bar: (bar[t - 1], bar[s - 1])),
             _ddim(levels=lambda t, s, bar: (bar[t - 1], _signal(bar, s))),
+            _ddim(levels=lambda t, s, bar: (np.append(1.0, bar)[t], np.append(1.0, bar)[s])),
+            _ddim(levels=lambda t, s, bar: (bar[t], _signal(bar, s - 1))),
         ),
         "off_by_one_later": (
             "The table is read one timestep too late; alpha_bar[t] is the level of timestep t.",
             _ddim(levels=lambda t, s, bar: (bar[t + 1], bar[s + 1])),
             _ddim(levels=lambda t, s, bar: (bar[t + 1], _signal(bar, s))),
+            _ddim(levels=lambda t, s, bar: (bar[t], bar[s + 1])),
         ),
         "t_and_s_exchanged": (
             "alpha_bar_t and alpha_bar_s are exchanged, so the step goes towards more noise.",

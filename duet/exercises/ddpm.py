@@ -125,6 +125,14 @@ add(
             "The coefficient of x_t has sqrt(beta_t); it must be sqrt(alpha_t), with alpha_t = 1 - beta_t.",
             _mean(alpha_of=lambda bars, betas, t: betas[t]),
         ),
+        "denominator_forgotten": (
+            "The sum is not divided by 1 - alpha_bar_t.",
+            lambda x, x0, t, betas: (1 - np.prod(1 - betas[: t + 1])) * _mean()(x, x0, t, betas),
+        ),
+        "denominator_root": (
+            "The sum is divided by sqrt(1 - alpha_bar_t); it must be 1 - alpha_bar_t.",
+            lambda x, x0, t, betas: np.sqrt(1 - np.prod(1 - betas[: t + 1])) * _mean()(x, x0, t, betas),
+        ),
         "not_cumulative": (
             "alpha_t = 1 - beta_t stands where its product alpha_bar_t belongs (cumprod).",
             _not_cumulative,
@@ -237,6 +245,12 @@ def _ddpm(mean=None, std=None, level=lambda t: t, bars=lambda betas: np.cumprod(
     return solution
 
 
+def _clipped(x, eps, z, t, betas):
+    bars = np.cumprod(1 - betas)
+    x0 = np.clip((x - np.sqrt(1 - bars[t]) * eps) / np.sqrt(bars[t]), -1, 1)
+    return _mean()(x, x0, t, betas) + (np.sqrt(betas[t]) if t else 0.0) * z
+
+
 def _tilde(betas: Array, t: int) -> float:
     bars = np.cumprod(1 - betas)
     return (1 - _signal(bars, t - 1)) / (1 - bars[t]) * betas[t]
@@ -311,6 +325,10 @@ add(
         "x0_returned": (
             "The mean is the estimate of x_0; a step removes only the noise of one step.",
             _ddpm(lambda x, eps, alpha, bar, beta: (x - np.sqrt(1 - bar) * eps) / np.sqrt(bar)),
+        ),
+        "clipped": (
+            "The estimate of x_0 is clipped to [-1, 1], as in the code of DDPM; the exercise asks for the plain step.",
+            _clipped,
         ),
         "off_by_one_earlier": (
             "The tables are read at t - 1 in place of t; entry t belongs to timestep t.",

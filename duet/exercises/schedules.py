@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -107,28 +105,33 @@ def _cosine(
     T: int,
     s: float,
     power: int = 2,
-    first: Callable[[Array], Array] | None = None,
     scale: float | None = None,
-    angle: float = np.pi / 2,
     limit: float = 0.999,
     offset: int = 0,
 ) -> Array:
     """Return the schedule with one thing changed."""
     u = np.arange(T + 1) / T
-    f = np.cos((u + s) / (1 + s if scale is None else scale) * angle) ** power
-    f = f if first is None else first(f)
+    f = np.cos((u + s) / (1 + s if scale is None else scale) * np.pi / 2) ** power
     if offset:
         return np.append(1.0, np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], limit))[:-1])
     return np.cumprod(1 - np.minimum(1 - f[1:] / f[:-1], limit))
 
 
+def _levels_at(u: Array | float, s: float) -> Array:
+    return np.cos((u + s) / (1 + s) * np.pi / 2) ** 2
+
+
 def _cosine_levels(T: int, s: float) -> Array:
-    return np.cos((np.arange(T + 1) / T + s) / (1 + s) * np.pi / 2) ** 2
+    return _levels_at(np.arange(T + 1) / T, s)
+
+
+def _limited(levels: Array) -> Array:
+    """Return the table of T - 1 limited betas between T levels, after the first level itself."""
+    return np.append(1.0, np.cumprod(1 - np.minimum(1 - levels[1:] / levels[:-1], 0.999)))
 
 
 def _unscaled(T: int, s: float) -> Array:
-    levels = _cosine_levels(T, s)
-    return levels[0] * _cosine(T, s)
+    return _cosine_levels(T, s)[0] * _cosine(T, s)
 
 
 add(
@@ -151,6 +154,15 @@ add(
             "Level t is taken at u = t/T, so the table starts with alpha_bar = 1; level t ends at u = (t + 1)/T.",
             lambda T, s: _cosine(T, s, offset=1),
             lambda T, s: (_cosine_levels(T, s) / _cosine_levels(T, s)[0])[:-1],
+        ),
+        "divided_by_T_minus_1": (
+            "t is divided by T - 1, so that the levels reach from u = 0 to 1; level t ends at u = (t + 1)/T.",
+            lambda T, s: _levels_at(np.arange(T) / (T - 1), s) / _levels_at(0.0, s),
+            lambda T, s: _limited(_levels_at(np.arange(T) / (T - 1), s)),
+        ),
+        "limit_of_another_code": (
+            "The betas are limited to 0.9999; here the limit is 0.999.",
+            lambda T, s: _cosine(T, s, limit=0.9999),
         ),
         "square_forgotten": (
             "The cosine is not squared: f is cos^2, and alpha_bar the square of the factor of the image.",

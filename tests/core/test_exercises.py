@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from exercise_solutions import SOLUTIONS
 
+import duet
 from diffusion_core.common.errors import DuetError
 from duet.exercises import EXERCISES, Exercise, add, check, distance, exercise
 from duet.exercises.frameworks import find_frameworks
@@ -333,3 +337,29 @@ def test_a_teacher_adds_an_exercise_with_mistakes_of_its_own():
             add(root, "", "", {"a case": {"y": 1}}, laws={}, mistakes={})
     finally:
         del EXERCISES["root"]
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "exercises.md").read_text()
+
+
+def test_the_lesson_of_the_page_prints_what_it_says(capsys):
+    blocks = re.findall(
+        r"```python\n(.*?)```(?:\n.*?```text\n(.*?)```)?", PAGE.partition("## For teachers")[0], re.DOTALL
+    )
+    names: dict = {}
+    assert len(blocks) == 2
+    for code, output in blocks:
+        exec(code, names)
+        assert capsys.readouterr().out == output
+
+
+def test_the_code_for_teachers_runs():
+    names: dict = {"duet": duet, "ddim_step": right}
+    try:
+        for code in re.findall(r"```python\n(.*?)```", PAGE.partition("## For teachers")[2], re.DOTALL):
+            exec(code, names)
+        assert duet.check("snr", lambda t, alpha_bar: (alpha_bar[t] / (1 - alpha_bar[t])) ** 0.5).mistakes == ("root",)
+    finally:
+        EXERCISES.pop("snr", None)
