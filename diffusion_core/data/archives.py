@@ -46,7 +46,7 @@ class DatasetInfo:
         citation: authors, title and year.
         archives: its files.
         size: the height and width that its images have, or are usually resized to; None keeps them as they are.
-        channels: the number of channels of its images; None is that of the first image.
+        channels: the number of channels of its images; None is colour if any of some images is.
     """
 
     title: str

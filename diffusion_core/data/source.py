@@ -21,7 +21,7 @@ from diffusion_core.data.layout import split_name
 from diffusion_core.data.reading import METADATA, UNREADABLE, Reading, check_unreadable
 from diffusion_core.data.transform import ArrayTransform, ImageTransform
 from diffusion_core.files.safe_read import read_text
-from diffusion_core.images.decode import ImageInput, UnreadableImage
+from diffusion_core.images.decode import ImageInput, UnreadableImage, decode
 
 __all__ = [
     "HELD_OUT",
@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 HELD_OUT = "held_out"
+# How many images of a source say whether it is grey, and which size it has, where nothing is asked for.
+_LOOKED_AT = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,13 +92,17 @@ class Source:
         """
         if isinstance(self.images, np.ndarray) and not _is_pictures(self.images):
             return ArrayTransform(self.images.shape[1:], self.images.dtype)
-        failed = None
-        for image in self.images[:100]:
+        if transform.size is not None and transform.channels is not None:
+            return transform
+        readable, failed = [], None
+        for index in np.unique(np.linspace(0, len(self) - 1, _LOOKED_AT).astype(int)):
             try:
-                return transform.resolve(image)
+                readable.append(decode(self.images[index]).image)
             except UnreadableImage as error:
                 failed = failed or error
-        raise failed
+        if not readable:
+            raise failed
+        return transform.resolve(readable)
 
     def display_name(self, index: int) -> str:
         """Return the name of an image, for lists."""

@@ -47,7 +47,7 @@ class ImageTransform:
     Args:
         size: height and width in pixels: one number for squares, or [height, width]; None keeps the images as they are,
             all of one size.
-        channels: 3 for colour, 1 for grey; None is that of the first image.
+        channels: 3 for colour, 1 for grey; None is colour if any of some images is.
         crop: ``"centre"`` or ``"random"``; ``"none"`` neither crops nor resizes.
         seed: the seed of random crops.
 
@@ -69,11 +69,11 @@ class ImageTransform:
         whole = all(isinstance(side, Integral) and not isinstance(side, bool) and side >= 1 for side in sides)
         if self.size is not None and (len(sides) != 2 or not whole):
             raise DuetError(
-                f"data.options.size: {self.size!r} was given; the size must be at least 1: one number for squares, or "
+                f"data.options.size: {self.size!r} was given; it must be a whole number of at least 1 for squares, or "
                 f"[HEIGHT,WIDTH], or null to keep the images as they are"
             )
         if self.channels not in (None, 1, 3):
-            raise DuetError(f"data.options.channels: {self.channels} was given; the channels must be 1 or 3")
+            raise DuetError(f"data.options.channels: {self.channels} was given; it must be 1 or 3, or null")
         if self.crop not in CROPS:
             raise one_of("crop", self.crop, CROPS)
 
@@ -88,19 +88,16 @@ class ImageTransform:
         """The type of a pixel."""
         return np.dtype(np.uint8)
 
-    def resolve(self, image: ImageInput) -> ImageTransform:
-        """Return the transform with the size and the channels of an image, where none are given.
+    def resolve(self, images: Sequence[Image.Image]) -> ImageTransform:
+        """Return the transform with the size of the first of some images and the channels of all, where none are given.
 
-        Raises:
-            DuetError: the image cannot be read.
+        Args:
+            images: decoded images of the data set, at least one.
         """
-        if self.size is not None and self.channels is not None:
-            return self
-        opened = decode(image).image
-        channels = self.channels or (3 if opened.mode == "RGB" else 1)
+        channels = self.channels or (3 if any(image.mode == "RGB" for image in images) else 1)
         if self.size is not None:
             return replace(self, channels=channels)
-        return replace(self, size=(opened.height, opened.width), channels=channels, crop="none")
+        return replace(self, size=(images[0].height, images[0].width), channels=channels, crop="none")
 
     def __call__(self, image: ImageInput, index: int = 0) -> Transformed:
         """Return an image in the shape of the data set.

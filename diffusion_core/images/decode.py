@@ -113,14 +113,16 @@ def decode(image: ImageInput | str) -> Decoded:
 
 
 @lru_cache(maxsize=4)
-def _open_zip(archive: Path) -> zipfile.ZipFile:
+def _open_zip(archive: Path, modified: int, size: int) -> zipfile.ZipFile:
+    """Open an archive once for each state of its file."""
     return zipfile.ZipFile(archive)
 
 
 def read_bytes(image: Path | Member | bytes | str) -> bytes:
     """Return the content of an image file, which may be a member of an archive."""
     if isinstance(image, Member):
-        return read_member(_open_zip(image.archive), image.name)
+        state = image.archive.stat()
+        return read_member(_open_zip(image.archive, state.st_mtime_ns, state.st_size), image.name)
     return image if isinstance(image, bytes) else Path(image).read_bytes()
 
 

@@ -19,7 +19,8 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 from PIL import Image, features
 
@@ -29,7 +30,9 @@ __all__ = [
     "SUFFIXES",
     "Folder",
     "LeftOut",
+    "is_ignored",
     "is_image_file",
+    "kind_of_content",
     "natural_order",
     "plain_order",
     "readable_name",
@@ -86,14 +89,14 @@ class Folder:
     Args:
         name: its name, readable.
         path: where it is.
-        images: the images directly in it, in order.
+        images: the images directly in it, in order: paths, or members of an archive.
         folders: the folders directly in it, in order, with or without images.
         key: the order of names.
     """
 
     name: str
     path: Path
-    images: tuple[Path, ...]
+    images: tuple[Any, ...]
     folders: tuple[Folder, ...]
     key: Callable[[str], object]
 
@@ -110,9 +113,11 @@ class Folder:
         """The folders directly in it that hold an image at any depth."""
         return tuple(folder for folder in self.folders if folder.count)
 
-    def every_image(self) -> Iterator[Path]:
+    def every_image(self) -> Iterator[Any]:
         """Yield the images at any depth; folders and images of one folder are sorted together."""
-        entries = [*((file.name, file) for file in self.images), *((f.path.name, f) for f in self.folders)]
+        # The name of a member of an archive is its path within it.
+        images = ((file.name.rpartition("/")[2], file) for file in self.images)
+        entries = [*images, *((folder.path.name, folder) for folder in self.folders)]
         for _, entry in sorted(entries, key=lambda pair: self.key(pair[0])):
             if isinstance(entry, Folder):
                 yield from entry.every_image()
@@ -189,7 +194,7 @@ class _Walk:
     def folder(self, path: Path, relative: str) -> Folder:
         """Read one folder; `relative` is its readable path below the root, with a slash at the end."""
         with os.scandir(path) as opened:
-            entries = [entry for entry in opened if not _is_ignored(entry.name)]
+            entries = [entry for entry in opened if not is_ignored(entry.name)]
         entries.sort(key=lambda entry: self.key(entry.name))
         state = path.stat()
         self.seen.add((state.st_dev, state.st_ino))
@@ -226,7 +231,7 @@ class _Walk:
         if self.root.is_relative_to(target):
             return CIRCLES
         # Folders below the root are read in their own place, whatever the order of the names.
-        below = target.is_relative_to(self.root) and not any(map(_is_ignored, target.relative_to(self.root).parts))
+        below = target.is_relative_to(self.root) and not any(map(is_ignored, target.relative_to(self.root).parts))
         return READ_ALREADY if below else None
 
     def _take(self, file: Path, name: str, is_regular: bool, images: list[Path]) -> None:
@@ -241,20 +246,25 @@ class _Walk:
             self.left_out.add(kind, name)
 
 
-def _is_ignored(name: str) -> bool:
+def is_ignored(name: str) -> bool:
+    """Return whether a file or a folder is hidden, or one that systems leave behind."""
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
 def _kind(file: Path) -> str | None:
     """Return as what a file without the suffix of a readable image is left out; None if its content is an image."""
+    try:
+        with open(file, "rb") as opened:
+            return kind_of_content(file, opened.read(32))
+    except OSError:
+        return kind_of_content(file, b"")
+
+
+def kind_of_content(file: PurePath, head: bytes) -> str | None:
+    """Return as what a file without the suffix of a readable image is left out, given its first 32 bytes; or None."""
     suffix = file.suffix.lower()
     if suffix in SUFFIXES or suffix in _OTHER_IMAGES:
         return OTHER_FORMATS
-    try:
-        with open(file, "rb") as opened:
-            head = opened.read(32)
-    except OSError:
-        return OTHER_FILES
     if not _begins_as_image(head, anything=not suffix):
         return OTHER_FILES
     return COPIES if file.name.lower().endswith(_COPIES) else None

@@ -237,8 +237,8 @@ def evaluation_setup(cfg: DictConfig) -> EvaluationSetup:
 def preparation_setup(cfg: DictConfig) -> PreparationSetup:
     """Return the request of a configuration of `experiments.prepare`."""
     return PreparationSetup(
-        cfg.data.name, _store_path(cfg.out), plain(cfg.data.options), cfg.archives, cfg.download, plain(cfg.split), cfg.workers,
-        cfg.max_unreadable, plain(cfg.features),
+        cfg.data.name, _store_path(cfg.out), plain(cfg.data.options), cfg.archives, cfg.download, plain(cfg.split),
+        cfg.workers, cfg.max_unreadable, plain(cfg.features),
     )  # fmt: skip
 
 

@@ -156,9 +156,9 @@ def test_file_that_is_not_an_archive_is_refused(tmp_path):
     ("options", "message"),
     [
         ({"part": "trian"}, "part: 'trian' was given; .* Did you mean 'train'"),
-        ({"size": 0}, "size 0 and 3 channels were given"),
+        ({"size": 0}, "options\.size: 0 was given; it must be a whole number"),
         ({"size": 28.0}, "data.options.size: 28.0 was given; it must be a whole number"),
-        ({"channels": 2}, "the channels 1 or 3"),
+        ({"channels": 2}, "it must be 1 or 3"),
         ({"crop": "middle"}, "crop: 'middle' was given; it must be one of centre, random"),
         ({"crops": "centre"}, "option of data 'cifar10': 'crops' was given; .* Did you mean 'crop'"),
     ],

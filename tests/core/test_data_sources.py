@@ -247,7 +247,7 @@ def test_invalid_folder_is_refused(tmp_path):
     Image.fromarray(colours(4, 4)).save(tmp_path / "loose.png")
     with pytest.raises(DuetError, match=r"holds 'loose\.png' and the folder 'full'"):
         image_folder(tmp_path, 8)
-    with pytest.raises(DuetError, match="channels must be 1 or 3"):
+    with pytest.raises(DuetError, match="it must be 1 or 3"):
         image_folder(tmp_path / "full", 8, 4)
     with pytest.raises(DuetError, match="no path was given"):
         load_dataset("image_folder", size=8)

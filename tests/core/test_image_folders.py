@@ -464,7 +464,7 @@ def test_a_prepared_data_set_is_no_folder_of_images(tmp_path: Path) -> None:
     with pytest.raises(DuetError, match=r"data\.max_unreadable: 2 was given"):
         load_dataset("image_folder", path=str(root), size=4, max_unreadable=2)
     (tmp_path / "pets.zip").write_bytes(b"PK")
-    with pytest.raises(DuetError, match=r"pets\.zip' is not a folder; unpack it first"):
+    with pytest.raises(DuetError, match=r"pets\.zip' is not a folder; data=zip reads it"):
         parts(tmp_path / "pets.zip")
 
 

@@ -24,6 +24,7 @@ SOURCES: Mapping[str, Callable[..., dict[str, Source]]] = {
     "celeba": celeba.celeba,
     "flowers102": flowers.flowers102,
     "image_folder": folder.image_folder,
+    "zip": folder.zip_archive,
     "npz": arrays.npz,
     "array": arrays.array,
     "arrays": arrays.arrays,
@@ -39,12 +40,13 @@ DATASET_INFO: Mapping[str, DatasetInfo] = {
     "celeba": celeba.CELEBA,
     "flowers102": flowers.FLOWERS,
     "image_folder": folder.FOLDER,
+    "zip": folder.ZIP,
     "npz": arrays.NPZ,
     "array": arrays.ARRAY,
     "arrays": arrays.ARRAYS,
 }
 
-_SUFFIXES = {".npz": "arrays", ".npy": "arrays"}
+_SUFFIXES = {".zip": "zip", ".npz": "arrays", ".npy": "arrays"}
 
 
 def reader_of_path(path: Path) -> tuple[str, str]:
