@@ -37,7 +37,7 @@ _PUBLIC = {
     "save_grid": "duet.api.images",
     "save_images": "duet.api.images",
     # training
-    "loss": "duet.api.own",
+    "loss": "duet.api.own_loss",
     "Adam": "diffusion_core.optim.adam",
     "Checkpoint": "diffusion_core.runs.checkpoint",
     "LearningRate": "diffusion_core.optim.adam",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -16,7 +17,7 @@ from diffusion_core.common.text import first_line
 from diffusion_core.files.safe_read import open_regular
 from diffusion_core.networks.program import Program
 
-__all__ = ["export", "load_export", "read_arrays"]
+__all__ = ["export", "load_export", "load_network", "read_arrays"]
 
 
 def read_arrays(path: str | Path) -> dict[str, NDArray]:
@@ -90,3 +91,19 @@ def load_export(program: Program, path: str | Path, context: DeviceContext) -> F
         return to_host(model.signatures["serving_default"](**inputs)["F"])
 
     return forward
+
+
+def load_network(path: str | Path) -> Any:
+    """Return the network in a SavedModel directory or a ``.keras`` file; code that a ``.keras`` file holds is refused.
+
+    Raises:
+        DuetError: if it cannot be read.
+    """
+    try:
+        if Path(path).suffix == ".keras":
+            import keras
+
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
+        return tf.saved_model.load(str(path))
+    except Exception as error:  # both readers raise many types
+        raise DuetError(f"network: {path} cannot be read ({first_line(error)})") from error

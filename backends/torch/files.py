@@ -1,11 +1,11 @@
-"""Files in PyTorch's own formats, read and written: state dicts."""
+"""Files in PyTorch's own formats: state dicts, which are read and written."""
 
 from __future__ import annotations
 
 import pickle
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from diffusion_core.files.safe_read import file_errors, open_regular
 from diffusion_core.files.torch_file import flatten
 from diffusion_core.networks.program import Program
 
-__all__ = ["export", "load_export", "read_arrays"]
+__all__ = ["export", "load_export", "load_network", "read_arrays"]
 
 
 def read_arrays(path: str | Path) -> dict[str, NDArray]:
@@ -86,3 +86,8 @@ def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> N
 def load_export(program: Program, path: str | Path, context: DeviceContext) -> Forward:
     """Return the network in a file that `export` wrote, as a function with the signature of `Network.forward`."""
     return Network(program, load_file(path), context).forward
+
+
+def load_network(path: str | Path) -> NoReturn:
+    """Raise a `DuetError`: the readers of PyTorch's formats of whole networks may run code that is in the file."""
+    raise DuetError(f"network: {path} cannot be read; read it yourself, and give the module")

@@ -92,7 +92,8 @@ class Own(Module):
     def _values(self, x: Tensor, c_noise: Tensor, label: Tensor, features: Tensor) -> dict[str, Tensor]:
         """Return everything that the network can be given."""
         block, taken = self.block, self.arguments.values
-        t = c_noise.to(self.dtype) if block.time == "float" else c_noise.round().to(torch.int64)
+        t = c_noise.round().to(torch.int64) if block.time == "int" else c_noise.to(self.dtype)
+        t = t[:, None] if block.time == "column" else t
         values = {"x": to_own(x, block.shape, block.layout).to(self.dtype), "t": t, "label": label}
         if "one_hot" in taken:
             values["one_hot"] = (label[:, None] == torch.arange(block.classes, device=label.device)).to(self.dtype)

@@ -483,7 +483,7 @@ class Backend:
 
     # The modules of a subclass, and the names that each must have.
     device: ClassVar[Any]  # DeviceContext.communicator, prepare, compile_obstacle, describe, peak_memory_mib
-    files: ClassVar[Any]  # read_arrays, export, load_export
+    files: ClassVar[Any]  # read_arrays, export, load_export, load_network
     networks: ClassVar[Any]  # Network
     own: ClassVar[Any]  # accepts, read_network
     samplers: ClassVar[Any]  # sample, sample_tensors

@@ -22,7 +22,7 @@ from diffusion_core.backend.interface import (
     StepCallback,
 )
 from diffusion_core.common.errors import DuetError
-from diffusion_core.networks.own import Manifest, call_names
+from diffusion_core.networks.own import LAYOUTS, TIMES, Manifest, call_names
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights
 from diffusion_core.runtime.distributed import Collective
@@ -57,7 +57,16 @@ class _Network:
 
 
 def _read_network(network: Any) -> Manifest:
-    return Manifest((), {}, "channels_last", call_names(network), precision="float64")
+    """Return what is known of a function; an object that is called may have attributes `layout` and `time`."""
+    layout, time = (getattr(network, name, None) for name in ("layout", "time"))
+    return Manifest(
+        parameters=(),
+        values={},
+        layout=layout if layout in LAYOUTS else "channels_last",
+        inputs=call_names(network),
+        precision="float64",
+        time=time if time in TIMES else "float",
+    )
 
 
 class NumpyBackend:

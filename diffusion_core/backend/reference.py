@@ -298,9 +298,10 @@ def _own(
     first = b.layout == "channels_first"
     last = (*b.shape[1:], b.shape[0]) if first else b.shape
     own = x.reshape(len(x), *last)
+    t = np.rint(c_noise).astype(np.int64) if b.time == "int" else c_noise
     values: dict[str, NDArray] = {
         "x": np.moveaxis(own, -1, 1) if first else own,
-        "t": c_noise if b.time == "float" else np.rint(c_noise).astype(np.int64),
+        "t": t[:, None] if b.time == "column" else t,
         "label": label,
         "one_hot": (label[:, None] == np.arange(b.classes)).astype(np.float64),
     }

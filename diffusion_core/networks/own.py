@@ -37,7 +37,9 @@ from diffusion_core.networks.program import Node, Program
 from diffusion_core.networks.registry import Block, Parameter, Shape, register
 
 __all__ = [
+    "LABEL_NAMES",
     "LAYOUTS",
+    "TIMES",
     "Arguments",
     "Handle",
     "Manifest",
@@ -53,11 +55,12 @@ __all__ = [
 ]
 
 LAYOUTS = ("channels_first", "channels_last")
-TIMES = ("float", "int")
+# t as floats (B,), as whole numbers (B,), or as floats (B, 1).
+TIMES = ("float", "int", "column")
 # What an own network can be given, besides its conditions.
 VALUES = ("x", "t", "label", "one_hot")
 # Names of parameters of other people's networks that take the class.
-_LABEL_NAMES = ("label", "labels", "class_labels", "class_label", "y", "classes", "cls", "c")
+LABEL_NAMES = ("label", "labels", "class_labels", "class_label", "y", "classes", "cls", "c")
 NODE = "network"
 
 
@@ -88,6 +91,7 @@ class Manifest:
         device: ``"cpu"`` or ``"cuda"``, where the parameters are.
         casts: whether the backend can compute with it in another precision than `precision`.
         class_rows: rows of its table of classes, if it has exactly one embedding or says its number of classes.
+        time: whether it takes t as a ``"float"`` or an ``"int"``, where the object says so.
     """
 
     parameters: tuple[tuple[str, Shape, bool], ...]
@@ -99,6 +103,7 @@ class Manifest:
     device: str = "cpu"
     casts: bool = True
     class_rows: int | None = None
+    time: str = "float"
 
 
 @dataclass(frozen=True)
@@ -196,7 +201,7 @@ def infer_inputs(names: Sequence[tuple[str, bool]] | None, with_label: bool | No
     if len(names) < 2:
         raise DuetError(f"network: it takes ({shown}); Duet gives it x and t; {advice}")
     required = [name for name, needed in names[2:] if needed]
-    named = [name for name, _ in names[2:] if name in _LABEL_NAMES]
+    named = [name for name, _ in names[2:] if name in LABEL_NAMES]
     third = names[2][0] if len(names) == 3 else None
     label = named[0] if len(named) == 1 else third
     if with_label is None:
@@ -297,7 +302,7 @@ class Own(Block):
         shape: of one sample, in the network's own layout.
         layout: where its channels are, one of `LAYOUTS`.
         inputs: the arguments of a call, see `Arguments`.
-        time: whether t is a ``"float"`` or an ``"int"``.
+        time: the type of t, one of `TIMES`.
         output: the attribute, key or position of the result that is the output; None for the result itself, its first
             element if it is a tuple or a list, or its attribute ``sample``.
         outputs: channels of the output.
@@ -384,10 +389,19 @@ class Own(Block):
         Raises:
             DuetError: if there is no such output.
         """
+        if result is None:
+            raise DuetError(f"network {self.reference}: it returned None; it must return its output")
         if self.output is None:
             if isinstance(result, (tuple, list)) and result:
                 return result[0]
-            return getattr(result, "sample", result)
+            if isinstance(result, Mapping) and "sample" not in result:
+                if len(result) == 1:
+                    return next(iter(result.values()))
+                raise DuetError(
+                    f"network {self.reference}: it returned {', '.join(map(str, result))}; say which is the output, as "
+                    f"in duet.adapt(network, output={next(iter(result), None)!r})"
+                )
+            return result["sample"] if isinstance(result, Mapping) else getattr(result, "sample", result)
         try:
             if isinstance(self.output, int) or isinstance(result, Mapping):
                 return result[self.output]

@@ -15,14 +15,16 @@ from numpy.typing import NDArray
 from diffusion_core.backend.interface import Backend, StepCallback
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data.pixels import to_uint8
+from diffusion_core.diffusion.process import Process
 from diffusion_core.model.generate import generate
 from diffusion_core.networks.own import images_to_samples
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.sampling import SAMPLERS, SamplerPlan
 from duet.api.backends import backend_setup
 from duet.api.options import check_types, unknown_option
-from duet.api.own import sample_network
+from duet.api.own_sampling import sample_network
 from duet.api.runs import Run
+from experiments.runtime import own_files
 from experiments.runtime.backends import BackendSetup, sampling_calls
 from experiments.sampling.classes import labels_with_images, named_labels, names_of_checkpoint
 from experiments.sampling.conditions import check_labels_trained, describe_weights
@@ -70,9 +72,10 @@ def sample(
     guide: Any = None,
     classifier: Any = None,
     start: Any = None,
+    strength: float | None = None,
     known: Any = None,
     mask: Any = None,
-    callback: Callable[[int, NDArray, NDArray], None] | None = None,
+    callback: Callable[[int, Any, Any], None] | None = None,
     progress: Callable[[int], None] | None = None,
     compile: bool = False,
     differentiable: bool = False,
@@ -88,8 +91,8 @@ def sample(source: Any, *arguments: Any, **options: Any) -> Any:
     **From a checkpoint**, ``sample(checkpoint, count, ...)`` returns uint8 images with shape (count, H, W, C).
 
     Args:
-        source: what `duet.train` or `duet.load` returns, or the path of a run or a checkpoint; or an own network, see
-            below.
+        source: what `duet.train` or `duet.load` returns, or the path of a run or a checkpoint; or an own network, its
+            file or its reference, see `duet.adapt`.
         count: number of images.
         labels: one class for all, a list of classes that repeats, or None for every class in turn. A class is a number
             or its name in the data that the network was trained on, as in ``["Coast", "Forest"]``.
@@ -115,19 +118,22 @@ def sample(source: Any, *arguments: Any, **options: Any) -> Any:
     Args:
         plan: see `duet.samplers`.
         shape: the number of samples and the shape of one, in the network's layout; one to four axes.
-        labels: one class for all, or one for each sample.
+        labels: one class for all, or one for each sample, as the network takes them.
         first: the index of the first sample, which selects its noise.
         conditions: further inputs by name, each with one value per sample.
         null_conditions: the same for the evaluation without a class under guidance; None is zeros.
         guide: an own network of the same framework, for autoguidance.
         classifier: an own network that returns logits (N, K), for a plan with a weight ``classifier``.
-        start: x at the plan's first noise level; None is noise.
+        start: x at the plan's first noise level; None is noise. With a `strength`, clean samples to be changed.
+        strength: the fraction of the plan's rows to run, above 0 and at most 1: `start` gets the noise of the first of
+            them (image to image).
         known: samples of which a part is kept, for inpainting; in the value range of the data.
         mask: 1 where they are kept and 0 elsewhere.
+        callback: called after each row with (row, x, estimate of x_0), for the first batch, in the network's layout.
         progress: called after each batch with the number of samples done.
         compile: whether the network is compiled, with `torch.compile` or XLA.
-        differentiable: whether gradients flow from the samples to `start` and to the weights. All rows are kept in
-            memory, so it is for short plans.
+        differentiable: whether gradients flow from the samples to `start` and to the weights. Memory grows with the
+            number of rows, as each keeps what its backward pass needs; it is for short plans.
         call: how the network is called, see `duet.adapt`; for example ``classes=10``.
 
     Raises:
@@ -147,9 +153,19 @@ def sample(source: Any, *arguments: Any, **options: Any) -> Any:
         >>> sample(lambda x, t: np.zeros_like(x), plan, shape=(2, 8, 8, 3)).shape
         (2, 8, 8, 3)
     """
-    if isinstance(source, Checkpoint | str | Path):
+    is_path = isinstance(source, str | Path) and not own_files.is_network(source)
+    if is_path or isinstance(source, Checkpoint):
         return sample_checkpoint(source, *arguments, **options)
-    return sample_network(source, *arguments, **options)
+    plan = options.pop("plan", None) if not arguments else arguments[0]
+    if len(arguments) > 1 or not isinstance(plan, SamplerPlan):
+        what = "a process, which a plan is made of" if isinstance(plan, Process) else repr(plan)
+        raise DuetError(
+            f"plan: {what} was given; sample(network, plan, shape=(N, ...)) takes a plan, for example "
+            f"duet.samplers.ddim(duet.process('cosine', 'eps'), steps=50)"
+        )
+    if options.get("shape") is None:
+        raise DuetError("shape: it is missing; give the number of samples and the shape of one, as in (16, 3, 32, 32)")
+    return sample_network(source, plan, **options)
 
 
 @check_types

@@ -19,8 +19,18 @@ from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.variational import LEARNED
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import lower
-from diffusion_core.networks.own import LAYOUTS, Arguments, Handle, Manifest, OwnSpec, infer_inputs, to_image_shape
+from diffusion_core.networks.own import (
+    LAYOUTS,
+    TIMES,
+    Arguments,
+    Handle,
+    Manifest,
+    OwnSpec,
+    infer_inputs,
+    to_image_shape,
+)
 from experiments.runtime.options import CONFIGS
+from experiments.runtime.own_files import open_network
 
 __all__ = ["OwnNetwork", "adapt", "backend_of", "own_model", "pack_conditions"]
 
@@ -76,6 +86,11 @@ class OwnNetwork:
         """Whether the label that means "no class" is known."""
         return not (self.classes is None and self.null_label is None and self.manifest.class_rows is None)
 
+    @property
+    def known_labels(self) -> int | None:
+        """How many labels the network knows, "no class" among them; None if it does not say."""
+        return self.manifest.class_rows if self.classes is None else self.classes + 1
+
     def known_classes(self, labels: NDArray | None) -> int | None:
         """Return the number of classes: as given, as the network's table has them, or as many as the labels need."""
         if self.classes is not None or labels is None:
@@ -91,6 +106,7 @@ class OwnNetwork:
         with_label: bool | None = None,
         conditions: tuple[tuple[str, tuple[int, ...], str], ...] = (),
         out_channels: int | None = None,
+        learned: bool = False,
         logits: bool = False,
         owned: bool = False,
     ) -> OwnSpec:
@@ -102,6 +118,7 @@ class OwnNetwork:
             with_label: whether it is given a class; None if only where its signature demands it.
             conditions: (name, shape, type) of further inputs.
             out_channels: channels of the output; None for those of a sample.
+            learned: whether the output has as many channels again, for a learned variance.
             logits: whether it is a classifier.
             owned: whether Duet keeps its weights, to train it; otherwise it is called as it is.
 
@@ -125,7 +142,7 @@ class OwnNetwork:
         return OwnSpec(
             image_size=max(height, width),
             in_channels=channels,
-            out_channels=out_channels or channels,
+            out_channels=out_channels or channels * (1 + learned),
             num_classes=classes or 0,
             reference=self.name,
             shape=tuple(shape),
@@ -192,28 +209,47 @@ def adapt(
     inputs: str | None = None,
     layout: str | None = None,
     output: str | int | None = None,
-    time: str = "float",
+    time: str | None = None,
     classes: int | None = None,
     null_label: int | None = None,
     framework: str | None = None,
     name: str | None = None,
 ) -> OwnNetwork:
     """Say how an own network is called; see `duet.adapt`."""
-    if isinstance(network, OwnNetwork):
-        given = {"inputs": inputs, "layout": layout, "output": output, "classes": classes, "null_label": null_label}
-        changes = {key: value for key, value in given.items() if value is not None}
-        return replace(network, **changes, cache={}) if changes or time != "float" else network
-    framework, backend = backend_of(network, framework)
     if layout not in (None, *LAYOUTS):
         raise one_of("layout", layout, LAYOUTS)
-    if classes is not None and classes < 1:
-        raise DuetError(f"classes: {classes} was given; it must be at least 1, or left out")
+    if time not in (None, *TIMES):
+        raise one_of("time", time, TIMES)
+    for key, value, least in (("classes", classes, 1), ("null_label", null_label, 0)):
+        if value is not None and value < least:
+            raise DuetError(f"{key}: {value} was given; it must be at least {least}, or left out")
+    if classes is not None and null_label not in (None, 0, classes):
+        raise DuetError(
+            f"null_label: {null_label} was given with classes={classes}; it must be {classes}, the default, or "
+            f"0 for a network whose classes are 1 to {classes}"
+        )
+    if isinstance(network, OwnNetwork):
+        if framework not in (None, network.framework):
+            raise DuetError(f"framework: {framework!r} was given, but {network.name} is of {network.framework}")
+        given = {
+            "inputs": inputs, "layout": layout, "output": output, "time": time, "classes": classes,
+            "null_label": null_label, "name": name,
+        }  # fmt: skip
+        changes = {key: value for key, value in given.items() if value is not None}
+        return replace(network, **changes, cache={}) if changes else network
+    if isinstance(network, str | Path):
+        name = name or str(network)
+        return adapt(
+            open_network(network), inputs=inputs, layout=layout, output=output, time=time, classes=classes,
+            null_label=null_label, framework=framework, name=name,
+        )  # fmt: skip
+    framework, backend = backend_of(network, framework)
     manifest = backend.own.read_network(network)
     kind = network if hasattr(network, "__qualname__") else type(network)
     return OwnNetwork(
         network=network, framework=framework, backend=backend, manifest=manifest,
         name=name or f"{kind.__module__}:{kind.__qualname__}", inputs=inputs, layout=layout or manifest.layout,
-        output=output, time=time, classes=classes, null_label=null_label,
+        output=output, time=time or manifest.time, classes=classes, null_label=null_label,
     )  # fmt: skip
 
 
@@ -228,9 +264,16 @@ def own_model(own: OwnNetwork, process: Process, dataset: Dataset, **options: An
     """
     last = dataset.shape
     shape = (last[-1], *last[:-1]) if own.layout == "channels_first" else last
-    channels = 2 * last[-1] if options.get("variance") in LEARNED else last[-1]
     conditions = (("condition", (dataset.condition_size,), "float"),) if dataset.condition_size else ()
-    spec = own.spec(shape, classes=dataset.num_classes, conditions=conditions, out_channels=channels, owned=True)
+    rows = own.manifest.class_rows
+    if own.takes_label is not False and own.classes is None and rows is not None and rows < dataset.num_classes:
+        raise DuetError(
+            f"data {dataset.name}: it has {dataset.num_classes} classes, but network {own.name} knows {rows} labels"
+        )
+    spec = own.spec(
+        shape, classes=dataset.num_classes if own.classes is None else own.classes, conditions=conditions,
+        learned=options.get("variance") in LEARNED, owned=True,
+    )  # fmt: skip
     return DiffusionModel(
         spec, dict(process.schedule.options or {}), process.prediction, time_scale=process.time_scale,
         sigma_data=process.sigma_data, **options,
@@ -258,9 +301,3 @@ def pack_conditions(
         kinds.append((name, array.shape[1:], "float" if array.dtype.kind == "f" else "int"))
         parts.append(array.reshape(count, -1).astype(np.float64))
     return tuple(kinds), np.concatenate(parts, axis=1)
-
-
-def is_reference(text: str | Path) -> bool:
-    """Return whether a text names a network in code, as in ``"my_package.my_file:build"``, rather than a path."""
-    module, colon, attribute = str(text).partition(":")
-    return bool(colon) and all(word.isidentifier() for word in (*module.split("."), *attribute.split(".")))
