@@ -20,6 +20,7 @@ from diffusion_core.backend.interface import (
     Guidance,
     NoiseSource,
     StepCallback,
+    TrainBatch,
 )
 from diffusion_core.common.errors import DuetError
 from diffusion_core.networks.own import LAYOUTS, TIMES, Manifest, call_names
@@ -100,6 +101,10 @@ class NumpyBackend:
     def trainer(self, *arguments: Any) -> NoReturn:
         """Raise a `DuetError`."""
         raise DuetError(_NO_GRADIENTS.format("it cannot be trained"))
+
+    def loss(self, network: _Network, batch: TrainBatch, distance: str) -> float:
+        """Return the training loss of a batch."""
+        return float(reference.loss(network.program, network.weights(), batch, distance))
 
     def tensor(self, array: NDArray) -> NDArray:
         """Return the array."""

@@ -38,7 +38,7 @@ def loss(
 ) -> Any:
     """Return the training loss of an own network on a batch, as a number of its framework that can be differentiated.
 
-    Noise and timesteps are those of step `step` of `duet.train` with the same seed, in any framework. The network is
+    For a function of NumPy arrays it is a float. Noise and timesteps are those of step `step` of `duet.train` with the same seed, in any framework. The network is
     called in the mode that it is in.
 
     Args:
@@ -68,10 +68,6 @@ def loss(
     for name in options:
         if name not in OPTIONS:
             raise unknown_option(loss, name, [*OPTIONS, *CALL])
-    if not hasattr(own.backend, "trainers"):
-        raise DuetError(
-            "network: a function of NumPy arrays has no gradients; duet.loss needs a network of a framework"
-        )
     to_array = own.backend.own.to_array
     array = to_array(images)
     if array.ndim < 2 or array.dtype.kind not in "fu":
@@ -102,5 +98,7 @@ def loss(
         dtype,
         features=features,
     )
+    if not hasattr(opened, "trainers"):
+        return opened.loss(built, batch, distance)
     trainers = opened.trainers
     return trainers.loss_tensors(built, trainers.batch_tensors(batch, opened.context), distance)[0]
