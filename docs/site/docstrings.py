@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from griffe import Extension, Object
+from griffe import Extension, Function, Object
 
 
 class Docstrings(Extension):
@@ -14,6 +14,13 @@ class Docstrings(Extension):
     `Example:` holds examples; `::` ends a line of text before a block; the `Args:` of a named tuple are its attributes;
     a line of `References:` is one, or continues one that was not finished.
     """
+
+    def on_function(self, *, func: Function, **others: Any) -> None:
+        """Give a function with overloads the parameters of all of them, which its docstring describes."""
+        for overload in func.overloads or ():
+            for parameter in overload.parameters:
+                if parameter.name not in func.parameters:
+                    func.parameters.add(parameter)
 
     def on_object(self, *, obj: Object, **others: Any) -> None:
         """Rewrite the docstring of an object before it is parsed."""

@@ -19,12 +19,14 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatch
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from latex2mathml.converter import convert as latex_to_mathml  # noqa: E402
 from mkdocs.config.defaults import MkDocsConfig  # noqa: E402
 from mkdocs.structure.files import File, Files  # noqa: E402
 
@@ -70,7 +72,12 @@ def groups() -> dict[str, list[str]]:
             title = comment[1]
         elif (name := re.match(r'    "(\w+)": "', line)) and name[1] in duet.__all__:
             found.setdefault(title[0].upper() + title[1:], []).append(name[1])
-    return found
+    return {title: sorted(names, key=rank) for title, names in found.items()}
+
+
+def rank(name: str) -> int:
+    """Return the place of a name on its page: functions, then classes, then tables."""
+    return 2 if name.isupper() else int(inspect.isclass(getattr(duet, name)))
 
 
 def api_pages() -> dict[str, str]:
@@ -93,6 +100,7 @@ def entry(name: str) -> str:
         return "\n".join([f"## duet.{name} {{ #duet.{name} }}\n", *registry(value)])
     if inspect.ismodule(value):
         return directive(value.__name__, f"duet.{name}")
+    value = value if inspect.isclass(value) or inspect.isfunction(value) else type(value)
     return directive(f"{value.__module__}.{value.__qualname__}", f"duet.{name}")
 
 
@@ -160,6 +168,7 @@ def notebook_pages() -> dict[str, str | bytes]:
                         parts.append(f"![]({path.stem}-{i}-{j}.png)")
                     elif text.strip():
                         parts.append(fence("text", text))
+        parts.append(f"*This page is `notebooks/{path.name}` with the outputs that it keeps.*")
         pages[f"notebooks/{path.stem}.md"] = "\n\n".join(parts)
     return pages
 
@@ -205,7 +214,8 @@ def expand(nav: list[Any], pages: list[str]) -> list[Any]:
 
 
 def on_page_content(html: str, page: Any, config: MkDocsConfig, files: Files) -> str:
-    """Let every `duet.NAME` in a text lead to its section."""
+    """Make formulas of LaTeX into MathML, and let every `duet.NAME` in a text lead to its section."""
+    html = re.sub(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', formula, html, flags=re.DOTALL)
     places = {name: f"{up(page.file.src_uri)}{path[:-3]}.html#duet.{name}" for path, name in sections()}
 
     def link(found: re.Match[str]) -> str:
@@ -213,6 +223,12 @@ def on_page_content(html: str, page: Any, config: MkDocsConfig, files: Files) ->
         return f'<a href="{target}">{found[0]}</a>' if target else found[0]
 
     return re.sub(r"<code>duet\.(\w+)(?:\(\))?</code>(?!</a>)", link, html)
+
+
+def formula(found: re.Match[str]) -> str:
+    """Return a formula as MathML, which browsers show without a script."""
+    math = latex_to_mathml(unescape(found[2]), display="block" if found[1] == "div" else "inline")
+    return f'<div class="formula">{math}</div>' if found[1] == "div" else math
 
 
 def sections() -> Iterator[tuple[str, str]]:

@@ -125,6 +125,12 @@ def test_a_public_name_in_a_text_leads_to_its_section(pages):
         assert resolve(name, address) in pages, name
 
 
+def test_formulas_are_shown_without_a_script(pages):
+    assert any("<math " in page for name, page in pages.items() if name.startswith("notebooks/"))
+    for name, page in pages.items():
+        assert "arithmatex" not in page and "$$" not in page, name
+
+
 def test_the_search_finds_functions(site):
     index = json.loads((site / "search/search_index.json").read_text("utf-8"))
     assert any(entry["title"] == "duet.train" and "change_objective" in entry["text"] for entry in index["docs"])
