@@ -18,7 +18,7 @@ import numpy as np
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data.source import Source
-from diffusion_core.images.decode import ImageInput, Member, read_bytes
+from diffusion_core.images.decode import ImageInput, Packed, read_bytes
 
 __all__ = ["content_digest", "describe_difference", "differs_by_times", "fingerprint", "same_content", "total_digest"]
 
@@ -42,8 +42,8 @@ def fingerprint(source: Source) -> str:
         if isinstance(image, bytes):
             digest.update(hashlib.sha256(image).digest())
             continue
-        file = image.archive if isinstance(image, Member) else image
-        if not isinstance(image, Member) or file not in archives:
+        file = image.archive if isinstance(image, Packed) else image
+        if not isinstance(image, Packed) or file not in archives:
             state = file.stat()
             archives[file] = f"{state.st_size} {state.st_mtime_ns}"
         # Without the folder, because the same folder may be given by another path.

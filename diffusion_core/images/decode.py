@@ -31,7 +31,17 @@ from diffusion_core.common.text import first_line
 from diffusion_core.files.safe_read import read_member
 from diffusion_core.images.metadata import without_metadata
 
-__all__ = ["Decoded", "ImageInput", "Member", "UnreadableImage", "decode", "eight_bit", "open_image", "read_bytes"]
+__all__ = [
+    "Decoded",
+    "ImageInput",
+    "Member",
+    "Packed",
+    "UnreadableImage",
+    "decode",
+    "eight_bit",
+    "open_image",
+    "read_bytes",
+]
 
 _ORIENTATION = ExifTags.Base.Orientation
 _UPRIGHT = {
@@ -45,8 +55,19 @@ _UPRIGHT = {
 }
 
 
+class Packed:
+    """An image file inside another file, whose path is `archive`; `name` says where it is in it."""
+
+    archive: Path
+    name: str
+
+    def read(self) -> bytes:
+        """Return its bytes."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Member:
+class Member(Packed):
     """A file inside a zip archive."""
 
     archive: Path
@@ -55,9 +76,14 @@ class Member:
     def __str__(self) -> str:
         return f"{self.archive}/{self.name}"
 
+    def read(self) -> bytes:
+        """Return its bytes."""
+        state = self.archive.stat()
+        return read_member(_open_zip(self.archive, state.st_mtime_ns, state.st_size), self.name)
 
-# A file, a file in a zip archive, the content of a file, or uint8 pixels with shape (H, W, C).
-ImageInput = Path | Member | bytes | NDArray[np.uint8]
+
+# A file, a file inside another one, the content of a file, or uint8 pixels with shape (H, W, C).
+ImageInput = Path | Packed | bytes | NDArray[np.uint8]
 
 
 class UnreadableImage(DuetError):
@@ -97,7 +123,7 @@ def decode(image: ImageInput | str) -> Decoded:
         return Decoded(Image.fromarray(np.ascontiguousarray(image[..., 0] if image.shape[2] == 1 else image)))
     what = "image" if isinstance(image, bytes) else f"image {str(image)!r}"
     try:
-        file = io.BytesIO(read_bytes(image)) if isinstance(image, Member | bytes) else image
+        file = io.BytesIO(read_bytes(image)) if isinstance(image, Packed | bytes) else image
         try:
             return _decode(file)
         except DuetError:
@@ -118,11 +144,10 @@ def _open_zip(archive: Path, modified: int, size: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(archive)
 
 
-def read_bytes(image: Path | Member | bytes | str) -> bytes:
+def read_bytes(image: Path | Packed | bytes | str) -> bytes:
     """Return the content of an image file, which may be a member of an archive."""
-    if isinstance(image, Member):
-        state = image.archive.stat()
-        return read_member(_open_zip(image.archive, state.st_mtime_ns, state.st_size), image.name)
+    if isinstance(image, Packed):
+        return image.read()
     return image if isinstance(image, bytes) else Path(image).read_bytes()
 
 
@@ -146,7 +171,7 @@ def _decode(file: io.BytesIO | Path | str) -> Decoded:
             return Decoded(eight_bit(_upright(opened, orientation), is_wide), remark)
 
 
-def _decode_bare(image: Path | Member | bytes | str, reason: Exception) -> Decoded:
+def _decode_bare(image: Path | Packed | bytes | str, reason: Exception) -> Decoded:
     """Decode an image without its metadata, which may be why it could not be read; raise `reason` if they were not."""
     try:
         bare, exif = without_metadata(read_bytes(image))

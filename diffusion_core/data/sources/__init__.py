@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diffusion_core.data.archives import DatasetInfo
 from diffusion_core.data.source import Source
-from diffusion_core.data.sources import arrays, celeba, cifar, flowers, folder, mnist, stl10, svhn
+from diffusion_core.data.sources import arrays, celeba, cifar, flowers, folder, hf_folder, mnist, stl10, svhn
 
 __all__ = ["DATASET_INFO", "SOURCES", "reader_of_path"]
 
@@ -25,6 +25,7 @@ SOURCES: Mapping[str, Callable[..., dict[str, Source]]] = {
     "flowers102": flowers.flowers102,
     "image_folder": folder.image_folder,
     "zip": folder.zip_archive,
+    "hf_folder": hf_folder.hf_folder,
     "npz": arrays.npz,
     "array": arrays.array,
     "arrays": arrays.arrays,
@@ -41,17 +42,20 @@ DATASET_INFO: Mapping[str, DatasetInfo] = {
     "flowers102": flowers.FLOWERS,
     "image_folder": folder.FOLDER,
     "zip": folder.ZIP,
+    "hf_folder": hf_folder.HF_FOLDER,
     "npz": arrays.NPZ,
     "array": arrays.ARRAY,
     "arrays": arrays.ARRAYS,
 }
 
-_SUFFIXES = {".zip": "zip", ".npz": "arrays", ".npy": "arrays"}
+_SUFFIXES = {".zip": "zip", ".npz": "arrays", ".npy": "arrays", ".parquet": "hf_folder", ".arrow": "hf_folder"}
 
 
 def reader_of_path(path: Path) -> tuple[str, str]:
     """Return the name of the data set that reads a file or a folder, and the name of its option for the path."""
     if path.is_dir():
         is_store = (path / "data.json").is_file() or any(path.glob("*/data.json"))
-        return ("store", "directory") if is_store else ("image_folder", "path")
+        if is_store:
+            return "store", "directory"
+        return "hf_folder" if hf_folder.is_hf_folder(path) else "image_folder", "path"
     return _SUFFIXES.get(path.suffix.lower(), "image_folder"), "path"
