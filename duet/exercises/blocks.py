@@ -135,6 +135,10 @@ add(
             "The softmax is over the queries; the weights of one query over all keys must add up to 1.",
             _attend(axis=-2),
         ),
+        "softmax_over_heads": (
+            "The softmax is over the heads; it must be over the keys, the last axis of q k^T.",
+            _attend(axis=1),
+        ),
         "query_and_key_exchanged": (
             "Queries and keys are exchanged: the rows of q k^T belong to the queries.",
             _attend(query_by_key=False),

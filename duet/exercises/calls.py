@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ class Caller:
     dtype: str
     channels_first: bool
     changed: dict[str, str] = field(default_factory=dict)
+    _networks: dict[Network, Callable[..., Any]] = field(default_factory=dict)
 
     @cached_property
     def by_name(self) -> bool:
@@ -103,7 +104,8 @@ class Caller:
     def _given(self, name: str, value: Any) -> Any:
         value = self._in_layout(name, value)
         if isinstance(value, Network):
-            return lambda x, level, network=value: network(x, level, self.framework.like)
+            # One function for each network, so that a graph that was traced with it is used again.
+            return self._networks.setdefault(value, partial(value, like=self.framework.like))
         if isinstance(value, Mapping):
             return {key: self._given(key, part) for key, part in value.items()}
         if isinstance(value, np.ndarray):

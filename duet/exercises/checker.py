@@ -321,7 +321,7 @@ def _random(caller: Caller, case: str, outcomes: Mapping[str, Outcome], again: M
         lines = ["Of two calls with the same arguments only one succeeds.", *_exception_lines(caller, case, error)]
     lines += [
         f"In the case: {case}.",
-        "Does it draw random numbers or keep something between calls? All noise is given.",
+        "Does it draw random numbers or keep something between calls? All noise is an argument.",
     ]
     return _failure(caller, "random", lines, error=error)
 

@@ -278,6 +278,10 @@ add(
             "Noise is added at the last step too; at t = 0 the mean itself is the result.",
             _ddpm(std=lambda betas, t: np.sqrt(betas[t])),
         ),
+        "noise_stops_too_early": (
+            "At t = 1 no noise is added; here t counts from 0, so only the step from t = 0 is without noise.",
+            _ddpm(std=lambda betas, t: np.sqrt(betas[t]) if t > 1 else 0.0),
+        ),
         "noise_forgotten": (
             "No noise is added; DDPM's sampler draws fresh noise z at every step but the last.",
             _ddpm(std=lambda betas, t: 0.0),

@@ -245,6 +245,11 @@ add(
             "weight and bias are exchanged: y * weight + bias.",
             normalise(affine=lambda y, w, b: y * b + w),
         ),
+        "weights_over_another_axis": (
+            "weight and bias are spread along an axis of pixels; reshape them so that channel i gets weight i.",
+            normalise(affine=lambda y, w, b: y * w[:, None] + b[:, None]),
+            normalise(affine=lambda y, w, b: y * w[:, None, None] + b[:, None, None]),
+        ),
         "affine_forgotten": ("weight and bias are not applied.", normalise(affine=lambda y, w, b: y)),
         "weight_plus_one": (
             "The weight is applied as 1 + weight, as for modulation; here it is the factor itself.",

@@ -150,6 +150,11 @@ add(
             _loss(told=lambda t: t + 1),
             _loss(told=lambda t: t - 1),
         ),
+        "scaled_t_in_the_network": (
+            "The network gets t divided by the number of timesteps; it must get t itself.",
+            _loss(told=lambda t: t / 10),
+            _loss(told=lambda t: t / 9),
+        ),
         "off_by_one_earlier": (
             "The level of t - 1 is used in place of t; alpha_bar[0] is the level of t = 0.",
             _loss(level=lambda t: t - 1),

@@ -64,6 +64,7 @@ def table_mistakes(formula: Formula) -> dict:
             "alpha_bar[0] is the level of t = 0.",
             _table(formula, level=lambda t, bar: bar[t - 1]),
             _table(formula, level=lambda t, bar: np.append(1.0, bar)[t]),
+            _table(formula, level=lambda t, bar: bar[np.maximum(t - 1, 0)]),
         ),
         "off_by_one_later": (
             "The level of t + 1 is used in place of t; alpha_bar[0] is the level of t = 0.",
@@ -182,6 +183,10 @@ add(
         "not_divided": (
             "The noise is removed, but the result is not divided by sqrt(alpha_bar).",
             _table(lambda x, eps, a, s: x - s * eps),
+        ),
+        "clipped": (
+            "The result is clipped to [-1, 1]; the exercise asks for the plain estimate.",
+            _table(lambda x, eps, a, s: np.clip((x - s * eps) / a, -1, 1)),
         ),
         "multiplied": (
             "The result is multiplied by sqrt(alpha_bar); it must be divided by it.",

@@ -72,6 +72,11 @@ add(
             "beta_start.",
             lambda T, a, b: np.append(1.0, np.cumprod(1 - _betas(T, a, b))[:-1]),
         ),
+        "one_entry_too_many": (
+            "The table has T + 1 entries, with alpha_bar = 1 of clean data before the first; here entry 0 is the level "
+            "after one noise step.",
+            lambda T, a, b: np.append(1.0, np.cumprod(1 - _betas(T, a, b))),
+        ),
         "root_returned": (
             "The result is sqrt(alpha_bar), the factor of the image; the exercise asks for alpha_bar.",
             lambda T, a, b: np.sqrt(np.cumprod(1 - _betas(T, a, b))),
@@ -163,6 +168,12 @@ add(
         "limit_of_another_code": (
             "The betas are limited to 0.9999; here the limit is 0.999.",
             lambda T, s: _cosine(T, s, limit=0.9999),
+        ),
+        "one_entry_too_many": (
+            "The table has T + 1 entries, with alpha_bar = 1 of clean data before the first; here entry 0 is the level "
+            "after one noise step.",
+            lambda T, s: _cosine_levels(T, s) / _cosine_levels(T, s)[0],
+            lambda T, s: np.append(1.0, _cosine(T, s)),
         ),
         "square_forgotten": (
             "The cosine is not squared: f is cos^2, and alpha_bar the square of the factor of the image.",

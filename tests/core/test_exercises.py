@@ -210,7 +210,7 @@ PROBLEMS = [
     (lambda *a: right(*a) * np.nan, "nan", "12 of 12 numbers are NaN or infinite"),
     (changing, "changed", "changes its argument eps in place: eps[0, 0, 0] was"),
     (remembering, "random", "Two calls with the same arguments give different results"),
-    (lambda *a: right(*a) + np.random.default_rng().normal(), "random", "All noise is given"),
+    (lambda *a: right(*a) + np.random.default_rng().normal(), "random", "All noise is an argument"),
 ]
 
 
@@ -239,6 +239,8 @@ GENERAL = [
     (lambda *a: right(*a).swapaxes(1, 2), "axes_exchanged", "axes have the order (0, 2, 1)"),
     (lambda *a: right(*a)[:, ::-1], "reversed", "axis 1 runs backwards"),
     (lambda *a: right(*a).ravel(), "shape", "only the shape"),
+    (lambda *a: 0 * right(*a), "zeros", "Every number is 0"),
+    (lambda x, eps, t, s, alpha_bar: eps, "argument_returned", "The result is the argument eps itself"),
     (lambda a, b, t, s, alpha_bar: right(b, a, t, s, alpha_bar), "arguments_exchanged", "x and eps are exchanged"),
 ]
 
@@ -353,6 +355,11 @@ def test_the_lesson_of_the_page_prints_what_it_says(capsys):
         exec(code, names)
         # The rounding of a right solution depends on the processor.
         assert re.sub(r"error is \S+", "", capsys.readouterr().out) == re.sub(r"error is \S+", "", output)
+
+
+def test_the_page_has_a_row_for_every_exercise():
+    rows = re.findall(r"^\| `(\w+)` \|.*\| `(.*)` \| (\d+) \|$", PAGE, re.MULTILINE)
+    assert rows == [(n, ", ".join(e.parameters), str(len(e.mistakes))) for n, e in EXERCISES.items()]
 
 
 def test_the_code_for_teachers_runs():
