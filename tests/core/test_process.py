@@ -252,6 +252,7 @@ def test_targets_are_the_named_quantities():
         "vp": EPS,
         "ve": -EPS,
         "iddpm": EPS,
+        "denoiser": X0,
     }
     assert expected.keys() == PREDICTIONS.keys() - {"velocity"}
     for prediction, wanted in expected.items():
