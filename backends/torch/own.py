@@ -24,7 +24,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.networks.own import Manifest, call_names, class_rows, own_seed, to_image_shape
 from diffusion_core.networks.program import Node, Training
 
-__all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array", "with_weights"]
+__all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array", "with_weights", "building"]
 
 
 class Own(Module):
@@ -174,6 +174,12 @@ def with_weights(network: nn.Module, arrays: Mapping[str, NDArray]) -> nn.Module
         for name, array in arrays.items():
             tensors[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))
     return copied
+
+
+@contextmanager
+def building(precision: str) -> Iterator[None]:
+    """Return the context in which networks are built for a precision: a module can be cast later, so any will do."""
+    yield
 
 
 def _plain(network: Callable[..., Any]) -> Callable[..., Any]:

@@ -52,6 +52,7 @@ __all__ = [
     "TrainerState",
     "StepCallback",
     "average_names",
+    "backend_class",
     "load_backend",
     "translate_out_of_memory",
 ]
@@ -629,17 +630,22 @@ def load_backend(name: str, config: BackendConfig, group: ProcessGroup | None = 
             ...
         diffusion_core.common.errors.DuetError: backend: 'torhc' was given; it must be one of ...
     """
+    factory = backend_class(name)
+    return factory(config) if group is None else factory(config, group)
+
+
+def backend_class(name: str) -> Any:
+    """Return the class of a backend; arguments and errors as for `load_backend`."""
     backends = {entry.name: entry for entry in entry_points(group="duet.backends")}
     if not backends:
         raise DuetError("no backend is installed in this Python; run: python3 -m duet setup")
     if name not in backends:
         raise one_of("backend", name, sorted(backends))
     try:
-        factory = backends[name].load()
+        return backends[name].load()
     except ImportError as error:
         raise DuetError(
             f"backend {name}: it cannot be imported in this Python ({error}); "
             f"start it with: python3 -m duet COMMAND backend={name} ... or, for a script of yours: "
             f"python3 -m duet run {name} -- script.py"
         ) from error
-    return factory(config) if group is None else factory(config, group)

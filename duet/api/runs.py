@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
-from diffusion_core.networks import OwnSpec
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from duet.api.evaluation import Scores, evaluate
 from duet.api.options import check_types
@@ -110,12 +109,8 @@ def load(path: str | Path, network: Any = None, **call: Any) -> Run:
 def load_run(path: str | Path, own: OwnNetwork | None = None) -> Run:
     """Return the last checkpoint of a run, with its own network if it has one."""
     checkpoint = load_checkpoint(path)
-    spec = checkpoint.model.spec
     if own is not None:
-        if not isinstance(spec, OwnSpec):
-            raise DuetError(f"network: {path} is a run of a network of Duet, which needs no network=")
-        given = own.spec(spec.shape, classes=spec.num_classes or None, owned=True)
-        checkpoint = replace(checkpoint, model=replace(checkpoint.model, spec=spec.with_network(given)))
+        checkpoint = own_networks.with_network(checkpoint, own, path)
     run = Run(**{field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)})
     object.__setattr__(run, "own", own)
     return run

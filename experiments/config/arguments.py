@@ -10,6 +10,7 @@ A ``~`` at the start of a text is the home directory; the shell itself replaces 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import os
@@ -29,14 +30,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from diffusion_core.common.errors import DuetError, one_of
-from experiments.config.schema import SCHEMAS, SOURCES, TARGETS
+from experiments.config.schema import OWN_MODEL, SCHEMAS, SOURCES, TARGETS
 from experiments.config.suggest import check_renamed, group_functions, nearest_key
 from experiments.runtime.options import CONFIGS
 
-__all__ = ["config_folders", "quote", "read_arguments", "unquote"]
+__all__ = ["config_folders", "quote", "read_arguments", "unquote", "without_model"]
 
 # Keys of no fixed type that hold a text, or a list of texts, among others.
-_TEXTS = {"samples", "sample.labels", "labels"}
+_TEXTS = {"samples", "sample.labels", "labels", "network"}
 # What Hydra reads as the same text: no number, no reserved word, nothing with a meaning in its grammar.
 _PLAIN = re.compile(r"(?=.*[A-Za-z_/])[A-Za-z_./][\w./:%@+-]*", re.ASCII)
 _RESERVED = re.compile(r"(?i)true|false|null|inf|nan|[\d.]+e[\d.]*")
@@ -63,6 +64,23 @@ def read_arguments(arguments: Sequence[str], command: str) -> list[str]:
         if override.startswith("hydra.searchpath="):
             _check_search_path(override)
     return [*flags, *quoted]
+
+
+def without_model(arguments: Sequence[str], command: str) -> list[str]:
+    """Return the arguments with ``model=own`` if they name an own network, which takes the place of the model.
+
+    Raises:
+        DuetError: if a model is named too.
+    """
+    keys = {argument.partition("=")[0].lstrip("+") for argument in arguments if "=" in argument}
+    named = [argument for argument in arguments if argument.startswith("network=") and argument[8:] != "null"]
+    has_model = "model" in {field.name for field in dataclasses.fields(SCHEMAS[command])} if command in SCHEMAS else ()
+    if not named or not has_model:
+        return list(arguments)
+    for key in sorted(keys):
+        if key == "model" or key.startswith("model."):
+            raise DuetError(f"{key}: it was given with {named[0]}, which takes the place of the model; leave out one")
+    return [*arguments, f"model={OWN_MODEL}"]
 
 
 def config_folders(flags: Sequence[str]) -> list[Path]:

@@ -5,6 +5,7 @@ Each function reads one part of a configuration; nothing beyond this package and
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 from dataclasses import fields
@@ -14,7 +15,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.backend.interface import BackendConfig
-from diffusion_core.common.errors import DuetError
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import make_schedule
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import NetworkSpec, make_spec
 from diffusion_core.optim import make_ema
@@ -23,7 +26,7 @@ from diffusion_core.runs.checkpoint import list_checkpoints
 from diffusion_core.runtime.distributed import ProcessGroup, find_parallel_launch
 from diffusion_core.training.loop import TrainingConfig
 from experiments.config.convert import plain
-from experiments.config.schema import ProcessSchema
+from experiments.config.schema import OWN_MODEL, ProcessSchema
 from experiments.data.inspection import InspectionSetup
 from experiments.data.preparation import PreparationSetup
 from experiments.editing.setup import EditSetup
@@ -34,6 +37,8 @@ from experiments.export.importing import ImportSetup
 from experiments.features import MissingWeights
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import DataSource
+from experiments.runtime.own_networks import OwnNetwork, adapt, building, own_model
+from experiments.runtime.references import build_network
 from experiments.sampling.gallery import GallerySetup
 from experiments.sampling.guidance import GuidanceModels
 from experiments.sampling.options import SampleOptions
@@ -56,6 +61,7 @@ __all__ = [
     "make_model",
     "network_spec",
     "new_checkpoint_directory",
+    "own_network",
     "preparation_setup",
     "run_directory",
     "process_group",
@@ -107,11 +113,54 @@ def backend_setup(cfg: DictConfig, precision: str | None = None) -> BackendSetup
 def network_spec(cfg: DictConfig) -> NetworkSpec:
     """Return the network of a configuration with the group `model`."""
     model = plain(cfg.model)
+    if model.get("architecture") == OWN_MODEL:
+        raise DuetError(f"model: {OWN_MODEL} was given, which is a network of yours; name it: network=my_file:build")
     if "architecture" not in model:
         raise DuetError(
             "model.architecture: no name was given; start the file from one, as configs/model/digits.yaml does"
         )
     return make_spec(**model)
+
+
+def own_network(cfg: DictConfig) -> OwnNetwork | None:
+    """Return the own network that the key `network` names; None without one.
+
+    This runs the user's code, and so imports its framework.
+
+    Raises:
+        DuetError: if there is no such network, it is of another framework than the backend, or a model was given too.
+    """
+    named = plain(cfg.network) if OmegaConf.is_config(cfg.network) else cfg.network
+    if not named:
+        for key in ("network_options", "network_call"):
+            if cfg[key]:
+                raise DuetError(f"{key}: {plain(cfg[key])} was given without a network; add network=my_file:build")
+        return None
+    backend = cfg.backend.name
+    reference = named.get(backend) if isinstance(named, dict) else named
+    if reference is None:
+        raise DuetError(f"network: there is one for {', '.join(named)}, and none for backend={backend}; add it")
+    call = plain(cfg.network_call)
+    known = inspect.signature(adapt).parameters.keys() - {"network", "name"}
+    for key in call:
+        if key not in known:
+            raise one_of("network_call", key, sorted(known))
+    with building(backend, cfg.precision):
+        built = build_network(str(reference), plain(cfg.network_options))
+    own = adapt(built, **call, name=str(reference))
+    if own.framework != backend:
+        raise DuetError(f"network: {reference} is of {own.framework}, not of {backend}; add backend={own.framework}")
+    return own
+
+
+def _process_options(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments of a process and those of a `DiffusionModel` beside it, from the group `process`."""
+    process = plain(cfg.process)
+    if "name" not in process["schedule"]:
+        raise DuetError("process.schedule: no name was given; it is, for example, {name: linear, T: 1000}")
+    names = ("prediction", "time_scale", "sigma_data")
+    rest = {"value_range": tuple(process["value_range"])} | {k: process[k] for k in ("variance", "uncertainty")}
+    return {"schedule": process["schedule"], **{name: process[name] for name in names}}, rest
 
 
 def make_model(cfg: DictConfig) -> DiffusionModel:
@@ -156,7 +205,7 @@ def sampling_setup(cfg: DictConfig) -> SamplingSetup:
     """Return the checked request of a configuration of `experiments.sample`."""
     return SamplingSetup.create(
         cfg.checkpoint, plain(cfg.sampler), sample_options(cfg.sample), guidance_models(cfg), backend_setup(cfg),
-        cfg.save_images,
+        cfg.save_images, own_network(cfg),
     )  # fmt: skip
 
 
@@ -165,7 +214,9 @@ def gallery_setup(cfg: DictConfig) -> GallerySetup:
     options = _select(
         cfg, "checkpoint", "methods", "budgets", "spacing", "guidance_scale", "reference", "reference_steps", "shown"
     )
-    return GallerySetup(**options, sample=sample_options(cfg.sample), backend=backend_setup(cfg))
+    return GallerySetup(
+        **options, sample=sample_options(cfg.sample), backend=backend_setup(cfg), network=own_network(cfg)
+    )
 
 
 def edit_setup(cfg: DictConfig) -> EditSetup:
@@ -174,16 +225,24 @@ def edit_setup(cfg: DictConfig) -> EditSetup:
         cfg, "checkpoint", "path", "images", "labels", "variants", "batch", "seed", "weights", "sampler", "mode"
     )
     data = data_source(cfg.data) if "name" in cfg.data else None
-    return EditSetup(**options, data=data, guidance=guidance_models(cfg), backend=backend_setup(cfg))
+    return EditSetup(
+        **options, data=data, guidance=guidance_models(cfg), backend=backend_setup(cfg), network=own_network(cfg)
+    )
 
 
 def training_setup(cfg: DictConfig) -> TrainingSetup:
     """Return everything that a configuration of `experiments.train` describes, checked to fit together."""
-    model, process, data = make_model(cfg), plain(cfg.process), cfg.data
+    process, data, own = plain(cfg.process), cfg.data, own_network(cfg)
+    model = make_model(cfg) if own is None else None  # before the data are read, so that its mistakes come first
     source, validation = data_source(data), ValidationOptions(**plain(cfg.validation))
+    dataset = source.load(process_group(cfg).is_main_process)
+    if own is not None:
+        arguments, rest = _process_options(cfg)
+        made = Process(make_schedule(**arguments.pop("schedule")), **arguments)
+        model = own_model(own, made, dataset, **rest)
     return TrainingSetup.create(
         model,
-        source.load(process_group(cfg).is_main_process),
+        dataset,
         TrainingConfig(**plain(cfg.trainer)),
         objective={key: process[key] for key in _OBJECTIVE},
         adam=Adam(**plain(cfg.optimiser)),
@@ -230,6 +289,7 @@ def evaluation_setup(cfg: DictConfig) -> EvaluationSetup:
         data=data_source(cfg.data) if "name" in cfg.data else None,
         training=data_source(cfg.training) if "name" in cfg.training else None,
         backend=backend_setup(cfg),
+        network=own_network(cfg),
         **options,
     )
 

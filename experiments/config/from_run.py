@@ -11,6 +11,7 @@ experiments and keys on the command line come after it.
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from diffusion_core.common.paths import similar_path
 from diffusion_core.runs.checkpoint import list_checkpoints
 from experiments.config.arguments import unquote
 from experiments.config.safe_yaml import read_config
+from experiments.config.schema import OWN_MODEL, SCHEMAS
 from experiments.config.suggest import RENAMED_KEYS
 from experiments.runtime.options import CONFIGS
 from experiments.sampling.plans import GUIDANCE_OPTIONS, shared_options
@@ -169,8 +171,14 @@ def _register(run: Path, command: str, typed: Sequence[str]) -> None:
         groups.remove("data")
     for group in groups:
         store.store(group=group, name=_OPTION, node=_group_node(group, config[group]))
+    if own := config.get("network"):
+        _check_network(own, run, command, typed)
+        chosen_model = {"model": OWN_MODEL}
+    else:
+        chosen_model = {}
     # An import knows no data: they must be named, rather than be the data of the default configuration.
     chosen = {group: _OPTION if group in groups else "???" for group in taken.groups if group in (*groups, "data")}
+    chosen |= chosen_model if "model" in taken.groups else {}
     guidance = _guidance_to_keep(config, command, typed)
     if guidance:
         store.store(group=_GUIDANCE, name=_OPTION, node={"sampler": guidance}, package="_global_")
@@ -185,6 +193,16 @@ def _register(run: Path, command: str, typed: Sequence[str]) -> None:
     primary |= {key: config[key] for key in taken.values if config.get(key) is not None}
     primary |= _paths(run, command, {_key(argument) for argument in typed}, typed, primary)
     store.store(name=command + _SUFFIX, node=primary)
+
+
+def _check_network(own: Any, run: Path, command: str, typed: Sequence[str]) -> None:
+    """Refuse to run code that a run names and nobody typed."""
+    has_key = "network" in {field.name for field in dataclasses.fields(SCHEMAS[command])}
+    if has_key and not any(_key(argument) == "network" for argument in typed):
+        raise DuetError(
+            f"network: {run} trained an own network, {own}; a run may come from elsewhere, so its code is run only if "
+            f"you name it: add network={own if isinstance(own, str) else 'my_file:build'}"
+        )
 
 
 def _guidance_to_keep(config: Mapping[str, Any], command: str, typed: Sequence[str]) -> dict[str, Any]:

@@ -211,7 +211,21 @@ class FromRunSchema:
 
 
 @dataclass
-class TrainSchema(FromRunSchema):
+class OwnNetworkSchema:
+    """A network of your own, by the name of a function, class or object in your code; see docs/own_networks.md.
+
+    `network` is ``my_package.my_file:build`` or ``path/to/file.py:build``, in the framework of the backend; for several
+    backends it is a table by backend. `network_call` has the arguments of `duet.adapt`.
+    """
+
+    network: Any = None  # your own network, as in my_package.my_file:build, in place of a model
+    network_options: dict[str, Any] = field(default_factory=dict)  # keyword arguments of that function
+    # how it is called, where that is not (x, t, label): inputs, layout, output, time, classes, null_label
+    network_call: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class TrainSchema(OwnNetworkSchema, FromRunSchema):
     """The configuration of `experiments.train`.
 
     `resume` is a run or a checkpoint to continue from, `latest` for the run in this directory, or `auto` for that run
@@ -228,7 +242,7 @@ class TrainSchema(FromRunSchema):
     # several processes that compute one run; see docs/scaling.md
     parallel: ParallelSchema = field(default_factory=ParallelSchema)
     data: DataSchema = field(default_factory=DataSchema)  # what is trained on
-    model: Any = MISSING  # the network
+    model: Any = None  # the network; null with network=
     process: ProcessSchema = field(default_factory=ProcessSchema)  # noise schedule, prediction and training objective
     optimiser: _dataclass_schema(Adam) = field(default_factory=_dataclass_schema(Adam))  # the optimiser
     lr: _dataclass_schema(LearningRate) = field(default_factory=_dataclass_schema(LearningRate))  # the learning rate
@@ -259,7 +273,7 @@ class GuidanceModelsSchema:
 
 
 @dataclass
-class SampleRunSchema(GuidanceModelsSchema, FromRunSchema):
+class SampleRunSchema(GuidanceModelsSchema, OwnNetworkSchema, FromRunSchema):
     """The configuration of `experiments.sample`."""
 
     checkpoint: str = MISSING  # a run, or one of its checkpoints
@@ -273,7 +287,7 @@ class SampleRunSchema(GuidanceModelsSchema, FromRunSchema):
 
 
 @dataclass
-class EditSchema(GuidanceModelsSchema, FromRunSchema):
+class EditSchema(GuidanceModelsSchema, OwnNetworkSchema, FromRunSchema):
     """The configuration of `experiments.edit`; `mode` has a name and options, `weights` null is the run's own."""
 
     checkpoint: str = MISSING  # a run, or one of its checkpoints
@@ -293,7 +307,7 @@ class EditSchema(GuidanceModelsSchema, FromRunSchema):
 
 
 @dataclass
-class EvaluateSchema(FromRunSchema):
+class EvaluateSchema(OwnNetworkSchema, FromRunSchema):
     """The configuration of `experiments.evaluate`.
 
     `samples` is a path or a list of paths, `reference` a path instead of data, `training` the data that the network was
@@ -326,7 +340,7 @@ class EvaluateSchema(FromRunSchema):
 
 
 @dataclass
-class GallerySchema(FromRunSchema):
+class GallerySchema(OwnNetworkSchema, FromRunSchema):
     """The configuration of `experiments.gallery`; empty `methods` selects all that the process allows."""
 
     checkpoint: str = MISSING  # a run, or one of its checkpoints
@@ -513,6 +527,8 @@ SCHEMAS = {
 }
 
 
+# The option of the group `model` that stands for an own network; `network=` chooses it.
+OWN_MODEL = "own"
 MODELS = {
     name: dataclasses.make_dataclass(
         f"{spec.__name__}Schema", [("architecture", str, field(default=name))], bases=(_dataclass_schema(spec),)
@@ -537,6 +553,10 @@ def register() -> None:
         if schema in (SampleRunSchema, EditSchema):
             # Without a name, these are options of the checkpoint's sampler, which checks them when it is built.
             OmegaConf.set_struct(node.sampler, False)
+        if issubclass(schema, OwnNetworkSchema):
+            # Keyword arguments of the user's function, and of `adapt`, which check them.
+            OmegaConf.set_struct(node.network_options, False)
+            OmegaConf.set_struct(node.network_call, False)
         if schema is TrainSchema:
             # Options of the named function, which checks them when it is called.
             for group in ("schedule", "weighting", "timestep_sampling"):
@@ -544,6 +564,7 @@ def register() -> None:
         store.store(name=f"{name}_schema", node=node)
     for name, schema in MODELS.items():
         store.store(group="architecture", name=name, node=schema)
+    store.store(group="model", name=OWN_MODEL, node={"architecture": OWN_MODEL})
     for group, functions in (("source", SOURCES), ("target", TARGETS)):
         for name, function in functions.items():
             store.store(group=group, name=name, node=_function_schema(function)(name=name))

@@ -24,6 +24,7 @@ from diffusion_core.sampling import SamplerPlan
 from diffusion_core.training.objective import network_labels
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import DataSource, check_data
+from experiments.runtime.own_networks import OwnNetwork, with_network
 from experiments.sampling.classes import named_labels, names_of_checkpoint
 from experiments.sampling.conditions import check_class_names, check_labels_trained, describe_weights
 from experiments.sampling.guidance import GuidanceModels
@@ -52,6 +53,7 @@ class EditSetup:
         mode: name and options of the mode, see `experiments.editing.modes`.
         guidance: other networks that guide.
         backend: what computes.
+        network: the own network that the checkpoint is of.
     """
 
     checkpoint: str
@@ -67,6 +69,7 @@ class EditSetup:
     mode: Mapping[str, Any] = field(default_factory=lambda: {"name": "image_to_image"})
     guidance: GuidanceModels = field(default_factory=GuidanceModels)
     backend: BackendSetup = field(default_factory=BackendSetup)
+    network: OwnNetwork | None = None
 
     def __post_init__(self) -> None:
         for name in ("variants", "batch"):
@@ -92,7 +95,7 @@ class EditContext:
 
     def __init__(self, setup: EditSetup) -> None:
         self.setup = setup
-        self.checkpoint = load_checkpoint(setup.checkpoint)
+        self.checkpoint = with_network(load_checkpoint(setup.checkpoint), setup.network, setup.checkpoint)
         self.weights = choose_weights("weights", setup.weights, self.checkpoint)
         self.sampler, line = choose_sampler(setup.sampler, self.checkpoint)
         self.notes = [line, *describe_weights(self.checkpoint, self.weights)]  # printed once everything fits

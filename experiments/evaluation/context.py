@@ -26,6 +26,7 @@ from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, weights_hash
 from experiments.evaluation.setup import EvaluationSetup
+from experiments.runtime.own_networks import with_network
 from experiments.sampling.conditions import describe_weights
 from experiments.sampling.options import choose_weights
 
@@ -69,7 +70,7 @@ class EvaluationContext:
         """The checkpoint to evaluate."""
         if not self.setup.checkpoint:
             raise DuetError("checkpoint: none was given; add checkpoint=RUN, a run directory or one of its checkpoints")
-        checkpoint = load_checkpoint(self.setup.checkpoint)
+        checkpoint = with_network(load_checkpoint(self.setup.checkpoint), self.setup.network, self.setup.checkpoint)
         weights = choose_weights("weights", self.setup.weights, checkpoint)  # refuses unknown weights early
         self.note(describe_weights(checkpoint, weights))
         return checkpoint

@@ -9,6 +9,7 @@ from typing import Any
 from diffusion_core.metrics.evaluate import METRICS
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import DataSource
+from experiments.runtime.own_networks import OwnNetwork
 
 __all__ = ["EvaluationSetup"]
 
@@ -41,6 +42,7 @@ class EvaluationSetup:
         seed: the seed of all random streams.
         max_unreadable: the largest fraction of the images of a folder that may be unreadable; they are named.
         backend: the backend that evaluates the network of the checkpoint.
+        network: the own network that the checkpoint is of.
     """
 
     samples: tuple[str, ...] = ()
@@ -61,3 +63,4 @@ class EvaluationSetup:
     seed: int = 0
     max_unreadable: float = 0.01
     backend: BackendSetup = field(default_factory=BackendSetup)
+    network: OwnNetwork | None = None

@@ -12,6 +12,7 @@ from diffusion_core.common.registry import build
 from diffusion_core.runs.checkpoint import load_checkpoint
 from experiments.export.targets import TARGETS
 from experiments.runtime.backends import BackendSetup
+from experiments.runtime.own_networks import with_network
 from experiments.sampling.conditions import describe_weights
 from experiments.sampling.options import choose_weights
 
@@ -39,7 +40,7 @@ def export_checkpoint(
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DuetError(f"out: {str(out)!r} was given and exists already; give another path")
-    loaded, setup = load_checkpoint(checkpoint), backend or BackendSetup()
+    loaded, setup = with_network(load_checkpoint(checkpoint), None, checkpoint), backend or BackendSetup()
     weights = choose_weights("weights", weights, loaded)
     for note in describe_weights(loaded, weights):
         print(note, flush=True)

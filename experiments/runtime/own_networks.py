@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_core.backend.interface import backend_class
 from diffusion_core.backend.numpy_backend import NumpyBackend
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.data import Dataset
@@ -29,10 +30,11 @@ from diffusion_core.networks.own import (
     infer_inputs,
     to_image_shape,
 )
+from diffusion_core.runs.checkpoint import Checkpoint
 from experiments.runtime.options import CONFIGS
 from experiments.runtime.own_files import open_network
 
-__all__ = ["OwnNetwork", "adapt", "backend_of", "own_model", "pack_conditions"]
+__all__ = ["OwnNetwork", "adapt", "backend_of", "building", "own_model", "pack_conditions", "with_network"]
 
 NUMPY = "numpy"
 
@@ -194,13 +196,20 @@ def backend_of(network: Any, framework: str | None = None) -> tuple[str, Any]:
             if roots & set(options.get("packages", ())):
                 framework = name
     if framework not in (None, NUMPY):
-        return framework, installed[framework].load()
+        return framework, backend_class(framework)
     if not callable(network):
         raise DuetError(
             f"network: {network!r} was given; it must be a module or a function of a framework, for example an "
             f"nn.Module, a keras.Model, or a function of NumPy arrays"
         )
     return NUMPY, NumpyBackend
+
+
+@contextmanager
+def building(framework: str, precision: str) -> Iterator[None]:
+    """Let the framework build networks that compute in a precision, where it decides that when they are built."""
+    with backend_class(framework).own.building(precision):
+        yield
 
 
 def adapt(
@@ -301,3 +310,29 @@ def pack_conditions(
         kinds.append((name, array.shape[1:], "float" if array.dtype.kind == "f" else "int"))
         parts.append(array.reshape(count, -1).astype(np.float64))
     return tuple(kinds), np.concatenate(parts, axis=1)
+
+
+def with_network(checkpoint: Checkpoint, own: OwnNetwork | None, path: object) -> Checkpoint:
+    """Return a checkpoint with the own network that it is of, which it does not hold itself.
+
+    Args:
+        checkpoint: as it was read.
+        own: the network; None for a network of Duet.
+        path: of the checkpoint, for errors.
+
+    Raises:
+        DuetError: if the checkpoint needs a network and there is none, or the reverse, or if it is of another one.
+    """
+    spec = checkpoint.model.spec
+    if not isinstance(spec, OwnSpec):
+        if own is not None:
+            raise DuetError(f"network: {own.name} was given, but {path} is of a network of Duet; leave it out")
+        return checkpoint
+    if own is None:
+        raise DuetError(
+            f"network: {path} is of an own network, {spec.reference}, whose weights it keeps but not its code; add "
+            f"network={spec.reference}"
+        )
+    given = replace(own, inputs=spec.inputs, layout=spec.layout, output=spec.output, time=spec.time, cache={})
+    made = given.spec(spec.shape, classes=spec.num_classes or None, conditions=spec.conditions, owned=True)
+    return replace(checkpoint, model=replace(checkpoint.model, spec=spec.with_network(made)))

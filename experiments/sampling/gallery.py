@@ -28,6 +28,7 @@ from diffusion_core.runs.run_directory import describe_environment, write_json
 from diffusion_core.sampling import METHODS, Method, SamplerPlan
 from experiments.report.gallery import write
 from experiments.runtime.backends import BackendSetup, sampling_calls
+from experiments.runtime.own_networks import OwnNetwork, with_network
 from experiments.runtime.progress import Counter
 from experiments.sampling.classes import describe_classes, names_of_checkpoint
 from experiments.sampling.conditions import check_guided, check_labels_trained, describe_weights
@@ -63,6 +64,7 @@ class GallerySetup:
     shown: int = 3
     sample: SampleOptions = field(default_factory=lambda: SampleOptions(count=16))
     backend: BackendSetup = field(default_factory=BackendSetup)
+    network: OwnNetwork | None = None
 
     def __post_init__(self) -> None:
         if not self.budgets or min(self.budgets) < 1:
@@ -99,7 +101,7 @@ def draw_gallery(setup: GallerySetup, out: Path) -> tuple[Path, list[GalleryEntr
     Raises:
         DuetError: if an option does not fit the checkpoint, or a named method is not defined for its process.
     """
-    checkpoint = load_checkpoint(setup.checkpoint)
+    checkpoint = with_network(load_checkpoint(setup.checkpoint), setup.network, setup.checkpoint)
     model, sample = checkpoint.model, setup.sample.for_checkpoint(checkpoint)
     sample.check(model, len(checkpoint.state.averages))
     labels = sample_labels(sample.labels, sample.count, model)

@@ -18,6 +18,7 @@ from diffusion_core.runs.run_directory import describe_environment, write_json
 from diffusion_core.runtime import signals
 from diffusion_core.sampling import SamplerPlan
 from experiments.runtime.backends import BackendSetup, sampling_calls
+from experiments.runtime.own_networks import OwnNetwork, with_network
 from experiments.runtime.processes import stop_check
 from experiments.sampling.classes import describe_classes, names_of_checkpoint
 from experiments.sampling.conditions import check_labels_trained, describe_weights
@@ -63,6 +64,7 @@ class SamplingSetup:
         guidance: GuidanceModels | None = None,
         backend: BackendSetup | None = None,
         figures: bool = True,
+        network: OwnNetwork | None = None,
     ) -> SamplingSetup:
         """Read the checkpoint, choose what was left open as its run would, and check that everything fits.
 
@@ -73,11 +75,12 @@ class SamplingSetup:
             guidance: other networks that guide.
             backend: by default PyTorch.
             figures: see `SamplingSetup`.
+            network: the own network that the checkpoint is of.
 
         Raises:
             DuetError: if the checkpoint cannot be read, or an option does not fit it.
         """
-        checkpoint, guidance = load_checkpoint(path), guidance or GuidanceModels()
+        checkpoint, guidance = with_network(load_checkpoint(path), network, path), guidance or GuidanceModels()
         chosen, line = choose_sampler(sampler or {}, checkpoint)
         plan = guidance.plan(checkpoint.model, chosen)
         given = options or SampleOptions()
