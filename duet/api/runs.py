@@ -23,6 +23,13 @@ class Run(Checkpoint):
     """A checkpoint of a run, which `duet.train` and `duet.load` return.
 
     Its attributes are those of `Checkpoint`: `state`, `model`, `training`, `images_seen`, `seed` and `notes`.
+
+    Example:
+        Samples of a run, and what they score::
+
+            run = duet.load("outputs/digits")
+            images = run.sample(60, sampler="ddim", steps=25)
+            print(run.evaluate(duet.load_dataset("digits"), features="digits"))
     """
 
     own: OwnNetwork | None = None

@@ -37,7 +37,7 @@ __all__ = ["sample"]
 
 @overload
 def sample(
-    source: Checkpoint | str | Path,
+    checkpoint: Checkpoint | str | Path,
     count: int = 64,
     *,
     labels: int | str | Sequence[int | str] | None = None,
@@ -59,7 +59,7 @@ def sample(
 
 @overload
 def sample(
-    source: Any,
+    checkpoint: Any,
     plan: SamplerPlan,
     *,
     shape: Sequence[int],
@@ -83,7 +83,7 @@ def sample(
 ) -> Any: ...
 
 
-def sample(source: Any, *arguments: Any, **options: Any) -> Any:
+def sample(checkpoint: Any, *arguments: Any, **options: Any) -> Any:
     """Sample images from a checkpoint, or from an own network by a plan.
 
     Sample k starts from the same noise in any batch, on any machine and in either framework.
@@ -91,8 +91,8 @@ def sample(source: Any, *arguments: Any, **options: Any) -> Any:
     **From a checkpoint**, ``sample(checkpoint, count, ...)`` returns uint8 images with shape (count, H, W, C).
 
     Args:
-        source: what `duet.train` or `duet.load` returns, or the path of a run or a checkpoint; or an own network, its
-            file or its reference, see `duet.adapt`.
+        checkpoint: what `duet.train` or `duet.load` returns, or the path of a run or a checkpoint; or an own network,
+            its file or its reference, see `duet.adapt`.
         count: number of images.
         labels: one class for all, a list of classes that repeats, or None for every class in turn. A class is a number
             or its name in the data that the network was trained on, as in ``["Coast", "Forest"]``.
@@ -153,9 +153,9 @@ def sample(source: Any, *arguments: Any, **options: Any) -> Any:
         >>> sample(lambda x, t: np.zeros_like(x), plan, shape=(2, 8, 8, 3)).shape
         (2, 8, 8, 3)
     """
-    is_path = isinstance(source, str | Path) and not own_files.is_network(source)
-    if is_path or isinstance(source, Checkpoint):
-        return sample_checkpoint(source, *arguments, **options)
+    is_path = isinstance(checkpoint, str | Path) and not own_files.is_network(checkpoint)
+    if is_path or checkpoint is None or isinstance(checkpoint, Checkpoint):
+        return sample_checkpoint(checkpoint, *arguments, **options)
     plan = options.pop("plan", None) if not arguments else arguments[0]
     if len(arguments) > 1 or not isinstance(plan, SamplerPlan):
         what = "a process, which a plan is made of" if isinstance(plan, Process) else repr(plan)
@@ -165,7 +165,7 @@ def sample(source: Any, *arguments: Any, **options: Any) -> Any:
         )
     if options.get("shape") is None:
         raise DuetError("shape: it is missing; give the number of samples and the shape of one, as in (16, 3, 32, 32)")
-    return sample_network(source, plan, **options)
+    return sample_network(checkpoint, plan, **options)
 
 
 @check_types

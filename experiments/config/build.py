@@ -37,8 +37,8 @@ from experiments.export.importing import ImportSetup
 from experiments.features import MissingWeights
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import DataSource
+from experiments.runtime.own_files import open_network, user_code_error
 from experiments.runtime.own_networks import OwnNetwork, adapt, building, own_model
-from experiments.runtime.references import build_network
 from experiments.sampling.gallery import GallerySetup
 from experiments.sampling.guidance import GuidanceModels
 from experiments.sampling.options import SampleOptions
@@ -145,8 +145,13 @@ def own_network(cfg: DictConfig) -> OwnNetwork | None:
     for key in call:
         if key not in known:
             raise one_of("network_call", key, sorted(known))
-    with building(backend, cfg.precision):
-        built = build_network(str(reference), plain(cfg.network_options))
+    try:
+        with building(backend, cfg.precision):
+            built = open_network(str(reference), plain(cfg.network_options))
+    except DuetError:
+        raise
+    except Exception as error:
+        raise user_code_error(str(reference), error) from error
     own = adapt(built, **call, name=str(reference))
     if own.framework != backend:
         raise DuetError(f"network: {reference} is of {own.framework}, not of {backend}; add backend={own.framework}")

@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -27,7 +28,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.convert.onnx_network import open_onnx_network
 from experiments.runtime.options import CONFIGS
 
-__all__ = ["is_network", "is_reference", "open_network", "split_reference"]
+__all__ = ["is_network", "is_reference", "open_network", "split_reference", "user_code_error"]
 
 # Formats whose readers may run code that is in the file, with how their users read them.
 _RUNS_CODE = {
@@ -190,3 +191,14 @@ def _build(reference: str, found: Any, options: dict[str, Any]) -> Any:
     if network is None:
         raise DuetError(f"network: {reference} returned None; it must return the network")
     return network
+
+
+def user_code_error(reference: str, error: Exception) -> DuetError:
+    """Return the error for an exception that the user's code raised, with its place in that code."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__ and "importlib" not in frame.filename and "site-packages" not in frame.filename
+    ]
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return DuetError(f"network {reference}: {type(error).__name__}: {error}{place}")
