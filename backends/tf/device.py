@@ -64,7 +64,7 @@ from backends.tf.parallel import Communicator  # noqa: E402
 # Each network is a new tf.function, about which TensorFlow warns from the fifth on.
 tf.get_logger().setLevel("ERROR")
 
-__all__ = ["DeviceContext", "compile_obstacle", "describe", "peak_memory_mib", "prepare"]
+__all__ = ["DeviceContext", "compile_obstacle", "describe", "live", "peak_memory_mib", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,14 @@ def prepare(config: BackendConfig, group: ProcessGroup) -> DeviceContext:
     compute = tf.bfloat16 if config.precision == "bf16" else dtype
     device = "/GPU:0" if use_cuda else "/CPU:0"
     return DeviceContext(device, dtype, compute, config.compile, Communicator(group, device))
+
+
+def live(device: str, config: BackendConfig) -> DeviceContext:
+    """Return the context of an own network that is called where it is; no global option is set."""
+    kind, _, index = device.partition(":")
+    dtype = tf.float64 if config.precision == "float64" else tf.float32
+    placed = f"/GPU:{index or 0}" if kind == "cuda" else "/CPU:0"
+    return DeviceContext(placed, dtype, dtype, config.compile, Communicator(ProcessGroup(), placed))
 
 
 def compile_obstacle(context: DeviceContext) -> str | None:

@@ -7,7 +7,8 @@ default of the framework.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
 
 import numpy as np
@@ -23,7 +24,7 @@ from diffusion_core.networks.program import Node, Program, Training
 from diffusion_core.networks.registry import BlockRules
 from diffusion_core.networks.weights import Weights, check_weights
 
-__all__ = ["Network", "build", "convolve", "from_canonical", "read_parameters"]
+__all__ = ["Module", "Network", "build", "convolve", "from_canonical", "read_parameters"]
 
 # The axes that TensorFlow's kernels want, by the canonical axes of a parameter; other axes stay as they are.
 _NATIVE_AXES = {"o i kh kw": "kh kw i o", "i o kh kw": "kh kw o i", "o i": "i o", "o h w": "h w o"}
@@ -31,7 +32,7 @@ _NATIVE_AXES = {"o i kh kw": "kh kw i o", "i o kh kw": "kh kw o i", "o i": "i o"
 
 def from_canonical(array: NDArray, axes: str) -> NDArray:
     """Return an array in the axes of TensorFlow's kernels."""
-    return rearrange(array, f"{axes} -> {_NATIVE_AXES.get(axes, axes)}")
+    return rearrange(array, f"{axes} -> {_NATIVE_AXES[axes]}") if axes in _NATIVE_AXES else array
 
 
 # One module class per block kind, which takes (node, parameters by name, context).
@@ -53,6 +54,14 @@ class Module(tf.Module):
             tensor = context.tensor(from_canonical(parameters[parameter.name], parameter.axes))
             with tf.device(context.device):
                 setattr(self, parameter.name, tf.Variable(tensor, trainable=parameter.trained))
+
+    def tensors(self) -> dict[str, tf.Variable]:
+        """Return the tensors by the names of the block's parameters."""
+        return {parameter.name: getattr(self, parameter.name) for parameter in self.block.parameters()}
+
+    def mode(self, training: Training | None) -> AbstractContextManager[None]:
+        """Return the context of a training or an evaluation pass; blocks of Duet need none."""
+        return nullcontext()
 
 
 class Sinusoid(Module):
@@ -405,6 +414,14 @@ class Network(tf.Module):
             inputs["estimate"] = tf.zeros_like(x) if estimate is None else estimate
         return tf.cast(self.program.run(self.blocks, inputs, training), self.context.dtype)
 
+    @contextmanager
+    def mode(self, training: Training | None = None) -> Iterator[None]:
+        """Return the context of a training or an evaluation pass."""
+        with ExitStack() as stack:
+            for module in self.blocks.values():
+                stack.enter_context(module.mode(training))
+            yield
+
     @translate_out_of_memory
     def forward(
         self,
@@ -455,9 +472,7 @@ class Network(tf.Module):
     def tensors_by_name(self) -> dict[str, tf.Variable]:
         """Return all variables under the names of the manifest."""
         return {
-            f"{node.name}.{p.name}": getattr(self.blocks[node.name], p.name)
-            for node in self.program.nodes
-            for p in node.block.parameters()
+            f"{name}.{own}": tensor for name, module in self.blocks.items() for own, tensor in module.tensors().items()
         }
 
     def weights(self) -> Weights:
@@ -475,12 +490,14 @@ class Network(tf.Module):
 def read_parameters(program: Program, tensors: Mapping[str, tf.Tensor]) -> Weights:
     """Return copies of tensors as arrays in the canonical axes, for the parameters that are among them."""
     return {
-        p.name: np.array(
-            rearrange(tensors[p.name].numpy(), f"{_NATIVE_AXES.get(p.axes, p.axes)} -> {p.axes}"), order="C"
-        )
+        p.name: np.array(_to_canonical(tensors[p.name].numpy(), p.axes), order="C")
         for p in program.parameters
         if p.name in tensors
     }
+
+
+def _to_canonical(array: NDArray, axes: str) -> NDArray:
+    return rearrange(array, f"{_NATIVE_AXES[axes]} -> {axes}") if axes in _NATIVE_AXES else array
 
 
 def to_host(images: tf.Tensor) -> NDArray:

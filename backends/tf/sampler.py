@@ -11,7 +11,7 @@ from diffusion_core.backend.interface import MIN_STD, Guidance, NoiseSource, Ste
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.rows import Row, RowSignature
 
-__all__ = ["sample"]
+__all__ = ["sample", "sample_tensors"]
 
 # Limits of one loop, in rows and in bytes of noise, so that memory does not grow with the number of steps.
 _MAX_ROWS, _MAX_NOISE_BYTES = 64, 2**24
@@ -26,6 +26,8 @@ def _network_inputs(
     null_label: tf.Tensor,
     guide: Network | None,
     estimate: tf.Tensor,
+    features: tf.Tensor,
+    null_features: tf.Tensor,
 ) -> tuple[tf.Tensor, ...]:
     """Return the inputs of the network for one row.
 
@@ -34,8 +36,8 @@ def _network_inputs(
     """
     if signature.guided and guide is None:
         x, label, estimate = (tf.concat(pair, axis=0) for pair in ([x, x], [label, null_label], [estimate, estimate]))
-    batch = tf.shape(x)[0]
-    return row.c_in * x, tf.fill([batch], row.c_noise), label, network.zero_features(batch), estimate
+        features = tf.concat([features, null_features], axis=0)
+    return row.c_in * x, tf.fill([tf.shape(x)[0]], row.c_noise), label, features, estimate
 
 
 def _evaluate(
@@ -43,11 +45,13 @@ def _evaluate(
 ) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
     """Return (F of the network, F of the guide, the classifier's gradient of log p(class | x)); None without one.
 
-    A guide gets no estimate of the previous row.
+    A guide gets no estimate of the previous row, and the features if it takes as many.
     """
     guide, guide_output, grad_log_prob = guidance.guide, None, None
     if signature.guided and guide is not None:
-        guide_output = guide.call(*inputs[:3], guide.zero_features(tf.shape(label)[0]), None)
+        same = guide.program.features == network.program.features
+        features = inputs[3] if same else guide.zero_features(tf.shape(label)[0])
+        guide_output = guide.call(*inputs[:3], features, None)
     if signature.classified:
         x, c_noise = (value[: tf.shape(label)[0]] for value in inputs[:2])
         grad_log_prob = guidance.classifier.grad_log_prob(x, c_noise, label - network.program.labels.start)
@@ -151,8 +155,9 @@ def _make_loop(network: Network, signature: RowSignature, guide: Network | None,
         row = signature.row(tf.unstack(tf.cast(coefficients, context.dtype)))
         return row._replace(c_noise=coefficients[0])
 
-    def before(coefficients, x, label, null_label, estimate):
-        return _network_inputs(network, signature, make_row(coefficients), x, label, null_label, guide, estimate)
+    def before(coefficients, x, label, null_label, estimate, *features):
+        row = make_row(coefficients)
+        return _network_inputs(network, signature, row, x, label, null_label, guide, estimate, *features)
 
     def after(coefficients, *state):
         return _finish_row(signature, make_row(coefficients), *state)
@@ -160,10 +165,10 @@ def _make_loop(network: Network, signature: RowSignature, guide: Network | None,
     if not context.compile:
         before, after = context.function(before), context.function(after)
 
-    def loop(coefficients, count, registers, history, label, null_label, noise, mask, known):
+    def loop(coefficients, count, registers, history, label, null_label, noise, mask, known, *features):
         def body(i, registers, history):
             row, z, image = (None if array is None else tf.gather(array, i) for array in (coefficients, noise, known))
-            inputs = before(row, registers[0], label, null_label, history[0])
+            inputs = before(row, registers[0], label, null_label, history[0], *features)
             outputs = _evaluate(network, signature, inputs, label, guidance)
             return i + 1, *after(row, registers, history, outputs, z, mask, image)
 
@@ -187,8 +192,22 @@ def sample(
     guidance: Guidance,
 ) -> NDArray:
     """Run a plan; see `diffusion_core.backend.interface.Backend.sample`."""
+    start = network.context.images(start)
+    return to_host(sample_tensors(network, plan, start, label, noise, callback, guidance))
+
+
+def sample_tensors(
+    network: Network,
+    plan: SamplerPlan,
+    start: tf.Tensor,
+    label: NDArray,
+    noise: NoiseSource,
+    callback: StepCallback | None,
+    guidance: Guidance,
+) -> tf.Tensor:
+    """Run a plan from a tensor b h w c to a tensor, through which gradients can flow."""
     context = network.context
-    longest = max(1, min(_MAX_ROWS, plan.rows, _MAX_NOISE_BYTES // start.nbytes))
+    longest = max(1, min(_MAX_ROWS, plan.rows, _MAX_NOISE_BYTES // (start.dtype.size * start.shape.num_elements())))
     coefficients, noisy, every_row = plan.coefficients(), plan.is_noisy, np.ones(plan.rows, bool)
 
     def stack(source: NoiseSource, used: NDArray, rows: range, length: int) -> tf.Tensor:
@@ -203,9 +222,11 @@ def sample(
         label = context.tensor(label, tf.int32)
         null_label = tf.fill([len(label)], network.program.null_label or 0)
         mask = None if guidance.mask is None else context.images(guidance.mask)
-        x = context.images(start)
-        registers = [x] + [tf.zeros_like(x) for _ in range(plan.registers - 1)]
-        history = [tf.zeros_like(x) for _ in range(plan.history)]
+        zeros = network.zero_features(len(label))
+        features = zeros if guidance.features is None else context.tensor(guidance.features)
+        null_features = zeros if guidance.null_features is None else context.tensor(guidance.null_features)
+        registers = [start] + [tf.zeros_like(start) for _ in range(plan.registers - 1)]
+        history = [tf.zeros_like(start) for _ in range(plan.history)]
         for signature, rows in plan.segments(longest, () if callback is None else callback.selected_rows(plan.rows)):
             loop = network.make_once(_make_loop, signature, guidance.guide, guidance.classifier)
             # A compiled graph has one shape and runs any number of rows in it. A graph of another shape, as with a
@@ -216,7 +237,7 @@ def sample(
             z = stack(noise, noisy, rows, length) if noisy.any() else None
             known = None if mask is None else stack(guidance.known, every_row, rows, length)
             state = context.tensor(table, tf.float64), count, registers, history
-            registers, history = loop(*state, label, null_label, z, mask, known)
+            registers, history = loop(*state, label, null_label, z, mask, known, features, null_features)
             if callback is not None:
                 callback(rows[-1], to_host(registers[0]), to_host(history[0]))
-        return to_host(registers[0])
+        return registers[0]

@@ -27,7 +27,7 @@ from diffusion_core.networks.weights import Weights, check_weights
 from diffusion_core.optim import update_fractions
 from diffusion_core.optim.adam import Adam
 
-__all__ = ["Trainer", "noised", "batch_tensors"]
+__all__ = ["Trainer", "noised", "batch_tensors", "loss_tensors"]
 
 
 def _huber(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
@@ -118,6 +118,44 @@ def _variational_bound(b: _Batch, residual: tf.Tensor, variance: tf.Tensor) -> t
     return weight * tf.reduce_mean(tf.where(half_bin > 0, decoder, divergence), axis=[1, 2, 3])
 
 
+def _output(
+    network: Network, b: _Batch, x: tf.Tensor, estimate: tf.Tensor | None, values: dict[str, tf.Tensor] | None
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """Return F in training mode, and the new running statistics by name."""
+    training, scaled = Training(b.dropout_key, b.positions, values=values), _to_pixels(b.c_in) * x
+    output = network.apply_program(scaled, b.c_noise, b.label, b.features, estimate, training)
+    return output, training.statistics
+
+
+def _estimate(network: Network, b: _Batch, x: tf.Tensor, values: dict[str, tf.Tensor] | None) -> tf.Tensor | None:
+    """Return the estimate of a first pass for self-conditioning; None without it."""
+    if b.self_conditioning is None:
+        return None
+    c_skip, c_out, keep, lowest, highest = map(_to_pixels, tf.unstack(b.self_conditioning, axis=1))
+    output, _ = _output(network, b, x, None, values)
+    estimate = tf.clip_by_value(c_skip * x + c_out * output[..., : x.shape[-1]], lowest, highest)
+    return tf.stop_gradient(keep * estimate)
+
+
+def loss_tensors(
+    network: Network, b: _Batch, distance: str, values: dict[str, tf.Tensor] | None = None
+) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+    """Return the loss of a batch, the loss of each image, and the new running statistics by name.
+
+    Gradients can flow through the first two; `values` is filled with the value of each block if it is given.
+    """
+    x, target = _noised(b)
+    channels = x.shape[-1]
+    output, statistics = _output(network, b, x, _estimate(network, b, x, values), values)
+    losses = b.weight * _DISTANCES[distance](output, target, b.label)
+    if network.program.uncertainty:
+        uncertainty = tf.reduce_mean(output[..., -1], axis=[1, 2])
+        losses = tf.exp(-uncertainty) * losses + uncertainty
+    if b.variational is not None:
+        losses = losses + _variational_bound(b, output[..., :channels] - target, output[..., channels : 2 * channels])
+    return tf.reduce_mean(b.importance * losses), losses, statistics
+
+
 # The scalars of an update that changes nothing; the fractions of the averages, which follow them, are then 0.
 _NO_UPDATE = (1, 1, 1, 1, 0, 0, 0, 1, 1)
 
@@ -129,7 +167,7 @@ class Trainer:
         self, program: Program, state: TrainerState, adam: Adam, distance: str, context: DeviceContext
     ) -> None:
         self.program, self.adam, self.context = program, adam, context
-        self.distance = _DISTANCES[distance]
+        self.distance = distance
         self.network = Network(program, state.weights, context)
         self.tensors = self.network.tensors_by_name()
         self.parameters = {p.name: self.tensors[p.name] for p in program.trained}
@@ -156,35 +194,9 @@ class Trainer:
                 for p in self.program.parameters
             }
 
-    def _output(self, b: _Batch, x: tf.Tensor, estimate: tf.Tensor | None) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        """Return F in training mode, and the new running statistics by name."""
-        training, scaled = Training(b.dropout_key, b.positions, values=self.values), _to_pixels(b.c_in) * x
-        output = self.network.apply_program(scaled, b.c_noise, b.label, b.features, estimate, training)
-        return output, training.statistics
-
-    def _estimate(self, b: _Batch, x: tf.Tensor) -> tf.Tensor | None:
-        """Return the estimate of a first pass for self-conditioning; None without it."""
-        if b.self_conditioning is None:
-            return None
-        c_skip, c_out, keep, lowest, highest = map(_to_pixels, tf.unstack(b.self_conditioning, axis=1))
-        output, _ = self._output(b, x, None)
-        estimate = tf.clip_by_value(c_skip * x + c_out * output[..., : x.shape[-1]], lowest, highest)
-        return tf.stop_gradient(keep * estimate)
-
     def _loss(self, b: _Batch) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
         """Return the loss, the loss of each image, and the new running statistics by name."""
-        x, target = _noised(b)
-        channels = x.shape[-1]
-        output, statistics = self._output(b, x, self._estimate(b, x))
-        losses = b.weight * self.distance(output, target, b.label)
-        if self.program.uncertainty:
-            uncertainty = tf.reduce_mean(output[..., -1], axis=[1, 2])
-            losses = tf.exp(-uncertainty) * losses + uncertainty
-        if b.variational is not None:
-            losses = losses + _variational_bound(
-                b, output[..., :channels] - target, output[..., channels : 2 * channels]
-            )
-        return tf.reduce_mean(b.importance * losses), losses, statistics
+        return loss_tensors(self.network, b, self.distance, self.values)
 
     def _loss_and_gradients(self, b: _Batch) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor], dict[str, tf.Tensor]]:
         """Return the results of `_loss` and the gradients."""
@@ -192,7 +204,8 @@ class Trainer:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(parameters)
             loss, losses, statistics = self._loss(b)
-        gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, parameters)]
+        unused = tf.UnconnectedGradients.ZERO  # an own network need not use all of its parameters
+        gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, parameters, None, unused)]
         return loss, losses, gradients, statistics
 
     def _accumulate(

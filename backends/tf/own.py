@@ -1,0 +1,264 @@
+"""Own networks in TensorFlow: any Keras model, `tf.Module`, SavedModel or function of tensors, as a block.
+
+Duet keeps its own variables for the arrays of a network and calls the network with them. So a trainer, its moving
+averages and a sampler have weights of their own, and the network that was given stays as it is. Keras reads the
+variables of Duet during a call (`keras_reads`); of a `tf.Module` Duet calls a copy. A network without owned arrays is
+called as it is, so that gradients reach its own variables.
+
+What a network draws in training, as for dropout, follows the seeds of Keras's generators. Each pass sets them from the
+dropout stream and the position of its first image, so a resumed run draws the same numbers.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from backends.tf.device import GPUS, DeviceContext
+from backends.tf.network import Module
+from backends.tf.own_variables import (
+    arrays_of,
+    assigned_variables,
+    check_precision,
+    copy_module,
+    device_name,
+    has_batch_statistics,
+    input_names,
+    is_layer,
+    is_saved_model,
+    keras_reads,
+    leaves,
+    own_variable,
+    parameter_names,
+    signature_of,
+    to_array,
+    type_name,
+)
+from backends.tf.random import random_words
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import first_line
+from diffusion_core.networks.own import Handle, Manifest, to_image_shape
+from diffusion_core.networks.program import Node, Training
+
+__all__ = ["Own", "accepts", "read_network", "to_own", "from_own"]
+
+# Pairs of a variable and a value for it.
+_Values = list[tuple[Any, tf.Tensor]]
+
+
+class Own(Module):
+    """A block that calls the user's object; see `diffusion_core.networks.own.Own`."""
+
+    def __init__(self, node: Node, parameters: Mapping[str, NDArray], context: DeviceContext) -> None:
+        tf.Module.__init__(self)
+        self.node, self.block, self.context = node, node.block, context
+        self.called, self.arguments = Handle(node.block.called), node.block.arguments
+        self.arrays: dict[str, tf.Variable] = {}
+        owned = self.block.parameters()
+        with tf.device(context.device):
+            if is_layer(self.called.held) and not self.called.held.built:
+                self._call(*self._example(), None)  # Keras makes the variables in the first call
+            if owned and isinstance(self.called.held, tf.Module):
+                self.called = Handle(copy_module(self.called.held))
+            found = arrays_of(self.called.held)
+            if missing := [p.name for p in owned if p.name not in found]:
+                raise DuetError(f"network {self.block.reference}: it has no array {missing[0]}; give the same network")
+            found = {p.name: found[p.name] for p in owned}
+            if found:
+                check_precision(self.called.held, found, context)
+            # In handles, since TensorFlow would count their variables among those of this module.
+            self.found = Handle(found)
+            self.arrays = {name: own_variable(array, context.tensor(parameters[name])) for name, array in found.items()}
+
+    def tensors(self) -> dict[str, tf.Variable]:
+        """Return the tensors by the names of the block's parameters."""
+        return dict(self.arrays)
+
+    def mode(self, training: Training | None) -> AbstractContextManager[None]:
+        """Return a context that does nothing: a call has its mode as an argument."""
+        return nullcontext()
+
+    def __call__(
+        self, x: tf.Tensor, c_noise: tf.Tensor, label: tf.Tensor, features: tf.Tensor, training: Training | None
+    ) -> tf.Tensor:
+        """Call the network; return its output as images b h w c."""
+        output = tf.convert_to_tensor(self.block.result(self._call(x, c_noise, label, features, training)))
+        if self.block.logits:
+            return output
+        if output.shape.rank is None or None in output.shape[1:]:  # the graph of a function may not know its shape
+            output = tf.ensure_shape(output, [None, *self._output_shape()])
+        self.block.check_output(output.shape)
+        return from_own(output, self.block.shape, self.block.layout)
+
+    def _example(self) -> tuple[tf.Tensor, ...]:
+        """Return the inputs of a first call."""
+        x = tf.zeros([1, *to_image_shape(self.block.shape, self.block.layout)], self.context.dtype)
+        length = max((columns.stop for columns in self.block.feature_slices.values()), default=0)
+        return x, tf.zeros([1], tf.float64), tf.zeros([1], tf.int32), tf.zeros([1, length], self.context.dtype)
+
+    def _output_shape(self) -> tuple[int, ...]:
+        """Return the shape of the output for one sample, in the network's layout."""
+        shape, outputs = self.block.shape, self.block.outputs
+        return (outputs, *shape[1:]) if self.block.layout == "channels_first" else (*shape[:-1], outputs)
+
+    def _values(self, x: tf.Tensor, c_noise: tf.Tensor, label: tf.Tensor, features: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Return everything that the network can be given."""
+        block, dtype = self.block, self.context.dtype
+        t = tf.cast(c_noise, dtype) if block.time == "float" else tf.cast(tf.round(c_noise), tf.int32)
+        values = {"x": to_own(x, block.shape, block.layout), "t": t, "label": label}
+        if "one_hot" in self.arguments.values:
+            values["one_hot"] = tf.one_hot(label, block.classes, dtype=dtype)
+        for (name, shape, kind), columns in zip(block.conditions, block.feature_slices.values(), strict=True):
+            value = tf.reshape(features[:, columns], [-1, *shape])
+            values[name] = value if kind == "float" else tf.cast(tf.round(value), tf.int32)
+        return values
+
+    def _call(
+        self, x: tf.Tensor, c_noise: tf.Tensor, label: tf.Tensor, features: tf.Tensor, training: Training | None
+    ) -> Any:
+        """Return what the network returns."""
+        positional, keywords = self.arguments.bind(self._values(x, c_noise, label, features))
+        call = partial(_call, self.called.held, positional, keywords, self.arguments.packed, training is not None)
+        seeds = [] if training is None else _seeds(self.called.held, training)
+        with _explain_errors(self.block.reference):
+            return self._call_owned(call, seeds, training) if self.arrays else _call_seeded(call, seeds)
+
+    def _call_owned(self, call: Callable[[], Any], seeds: _Values, training: Training | None) -> Any:
+        """Call the network with the owned arrays, and note the new values of those that are not trained."""
+        # A network assigns its statistics at once. Undo it: the update of a step assigns them, if the loss is finite.
+        kept = [] if training is None else [*self._untrained().values(), *assigned_variables(self.called.held)]
+        before = [variable.read_value() for variable in kept]
+        with tf.GradientTape() as tape, keras_reads(self.found.held, self.arrays):
+            result = _call_seeded(call, seeds)
+        self._check_read(tape.watched_variables())
+        if training is not None:
+            for name, variable in self._untrained().items():
+                training.statistics[f"{self.node.name}.{name}"] = variable.read_value()
+        for variable, value in zip(kept, before, strict=True):
+            variable.assign(value)
+        return result
+
+    def _untrained(self) -> dict[str, tf.Variable]:
+        return {p.name: self.arrays[p.name] for p in self.block.parameters() if not p.trained}
+
+    def _check_read(self, variables: tuple[tf.Variable, ...]) -> None:
+        """Raise a `DuetError` if the network read a variable that is not owned, and so would not be trained."""
+        owned = {variable.ref() for variable in self.arrays.values()}
+        if other := [variable.name for variable in variables if variable.ref() not in owned]:
+            raise DuetError(
+                f"network {self.block.reference}: it reads the variable {other[0]}, which is not among its weights and "
+                f"would not be trained; make it with add_weight in a Keras layer or as an attribute of a tf.Module, "
+                f"and leave out tf.function inside a Keras layer"
+            )
+
+
+def to_own(x: tf.Tensor, shape: tuple[int, ...], layout: str) -> tf.Tensor:
+    """Return images b h w c as samples of this shape in this layout."""
+    last = (*shape[1:], shape[0]) if layout == "channels_first" else shape
+    x = x if len(shape) == 3 else tf.reshape(x, [-1, *last])
+    return tf.transpose(x, [0, len(shape), *range(1, len(shape))]) if layout == "channels_first" else x
+
+
+def from_own(y: tf.Tensor, shape: tuple[int, ...], layout: str) -> tf.Tensor:
+    """Return samples in this layout as images b h w c; the channels may be more than those of the shape."""
+    y = tf.transpose(y, [0, *range(2, len(shape) + 1), 1]) if layout == "channels_first" else y
+    height, width, _ = to_image_shape(shape, layout)
+    return y if len(shape) == 3 else tf.reshape(y, [-1, height, width, y.shape[-1]])
+
+
+def accepts(network: Any) -> bool:
+    """Return whether an object is a network of TensorFlow."""
+    kinds = (tf.Module, tf.types.experimental.PolymorphicFunction, tf.types.experimental.ConcreteFunction)
+    return isinstance(network, kinds) or is_layer(network) or is_saved_model(network)
+
+
+def read_network(network: Any) -> Manifest:
+    """Return what Duet must know of a network, see `Manifest`.
+
+    Raises:
+        DuetError: if its weights are on several devices, or Keras computes with another framework.
+    """
+    arrays = arrays_of(network)
+    devices = sorted({device_name(array.variable) for array in arrays.values()})
+    if len(devices) > 1:
+        raise DuetError(f"network: its weights are on several devices, {', '.join(devices)}; move it to one")
+    types = {type_name(array.variable) for array in arrays.values()}
+    return Manifest(
+        parameters=tuple((name, tuple(array.variable.shape), array.trained) for name, array in arrays.items()),
+        values={name: to_array(array.variable) for name, array in arrays.items()},
+        layout="channels_last",
+        inputs=input_names(network) or parameter_names(network),
+        batch_statistics=has_batch_statistics(network),
+        precision="float64" if types == {"float64"} else "float32",
+        device=devices[0] if devices else "cuda:0" if GPUS else "cpu",
+        casts=False,
+    )
+
+
+def _call(network: Any, positional: tuple[Any, ...], keywords: dict[str, Any], packed: bool, training: bool) -> Any:
+    """Call a network of any kind; `training` is an argument where it takes one."""
+    takes_mode = is_layer(network) or "training" in (parameter_names(network, modes=True) or ())
+    mode = {"training": training} if takes_mode else {}
+    names = input_names(network)
+    if names is None or packed:
+        return network(*positional, **keywords, **mode)
+    values = dict(zip(names, positional, strict=False)) | keywords
+    if values.keys() != set(names) or len(positional) > len(names):
+        raise DuetError(
+            f"network: it takes the inputs {', '.join(names)}, and is given {', '.join(values)}; name them, as in "
+            f"duet.adapt(network, inputs='{names[0]}=x, {names[-1]}=t')"
+        )
+    if (signature := signature_of(network)) is not None:
+        types = signature.structured_input_signature[1]
+        return signature(**{name: tf.cast(value, types[name].dtype) for name, value in values.items()})
+    if isinstance(network.input, dict):
+        return network(values, **mode)
+    return network([values[name] for name in names], **mode)
+
+
+def _call_seeded(call: Callable[[], Any], seeds: _Values) -> Any:
+    """Call a network with these seeds, and put its own back."""
+    before = [(state, tf.identity(state.value)) for state, _ in seeds]
+    for state, seed in seeds:
+        state.assign(seed)
+    result = call()
+    for state, seed in before:
+        state.assign(seed)
+    return result
+
+
+def _seeds(network: Any, training: Training) -> _Values:
+    """Return the state of each generator of Keras that a network can draw from, with its seed for a training pass."""
+    if not (keras := sys.modules.get("keras")):
+        return []
+    layers = [network] if is_layer(network) else [leaf for _, leaf in leaves(network) if is_layer(leaf)]
+    states = [v for layer in layers for v in layer.variables if v.name == "seed_generator_state"]
+    states += [leaf.state for _, leaf in leaves(network) if isinstance(leaf, keras.random.SeedGenerator)]
+    states.append(keras.src.random.seed_generator.global_seed_generator().state)  # of draws without a generator
+    words = tf.reshape(random_words(training.key, training.positions[:1], 2 * len(states), row=0), [len(states), 2])
+    return [(state, tf.cast(pair // 2, state.dtype)) for state, pair in zip(states, tf.unstack(words), strict=True)]
+
+
+@contextmanager
+def _explain_errors(reference: str) -> Iterator[None]:
+    """Say what to change in a network that cannot be made into a graph, or whose random numbers do not repeat."""
+    try:
+        yield
+    except tf.errors.OperatorNotAllowedInGraphError as error:
+        raise DuetError(
+            f"network {reference}: Duet makes a graph of its call, in which Python cannot read the value of a tensor "
+            f"({first_line(error)}); use tf.cond or tf.where, or decorate the function with tf.function"
+        ) from error
+    except RuntimeError as error:
+        if "require a seed" not in str(error):
+            raise
+        raise DuetError(
+            f"network {reference}: it draws random numbers without a seed, so a run could not be repeated; use "
+            f"keras.layers.Dropout or keras.random, whose seeds Duet sets"
+        ) from error

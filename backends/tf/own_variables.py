@@ -1,0 +1,295 @@
+"""What an own network of TensorFlow is made of: its kind, the names of its inputs and its variables.
+
+A Keras layer or model lists its variables, under paths that Keras numbers through a whole process; here they are
+numbered within the network. A `tf.Module` finds its variables by walking through its attributes, where Keras layers may
+be too. A SavedModel or a function of tensors keeps its variables to itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from backends.tf.device import DeviceContext
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import first_line
+from diffusion_core.networks.own import call_names
+
+__all__ = [
+    "Array",
+    "arrays_of",
+    "assigned_variables",
+    "check_precision",
+    "copy_module",
+    "device_name",
+    "has_batch_statistics",
+    "input_names",
+    "is_functional",
+    "is_layer",
+    "is_saved_model",
+    "keras_reads",
+    "leaves",
+    "named_variables",
+    "own_variable",
+    "parameter_names",
+    "signature_of",
+    "to_array",
+    "type_name",
+]
+
+# Parameters of a call that say how to compute, and are not inputs.
+_MODES = ("training", "mask")
+
+
+class Array(NamedTuple):
+    """A variable of a network, whether it is trained, and whether Keras made it."""
+
+    variable: Any
+    trained: bool
+    of_keras: bool
+
+
+def own_variable(array: Array, value: tf.Tensor) -> tf.Variable:
+    """Return the variable that stands for an array: a new one, or that of a copied `tf.Module`."""
+    if array.of_keras:
+        return tf.Variable(value, trainable=array.trained)
+    array.variable.assign(value)
+    return array.variable
+
+
+@contextmanager
+def keras_reads(found: Mapping[str, Array], arrays: Mapping[str, tf.Variable]) -> Iterator[None]:
+    """Let the variables of Keras read and write those of Duet.
+
+    `keras.StatelessScope` is the public way. But it hands tensors of one graph to the layers, which a `tf.function`
+    within the network keeps and reuses in the next graph.
+    """
+    own = [(array.variable, arrays[name]) for name, array in found.items() if array.of_keras]
+    before = [variable._value for variable, _ in own]
+    try:
+        for variable, value in own:
+            variable._value = value
+        yield
+    finally:
+        for (variable, _), value in zip(own, before, strict=True):
+            variable._value = value
+
+
+def arrays_of(network: Any) -> dict[str, Array]:
+    """Return the floating-point variables of a network by name, in order; a shared one has its first name."""
+    found: dict[str, Array] = {}
+    seen = set()
+    for name, array in named_variables(network):
+        if id(array.variable) not in seen and tf.as_dtype(type_name(array.variable)).is_floating:
+            seen.add(id(array.variable))
+            while name in found:
+                name += "_"
+            found[name] = array
+    return found
+
+
+def named_variables(network: Any) -> Iterator[tuple[str, Array]]:
+    """Return all variables of a Keras layer or a `tf.Module` by name; other networks have none that are known."""
+    if is_layer(network):
+        trained = {id(variable) for variable in network.trainable_variables}
+        for name, variable in _layer_variables(network):
+            yield name, Array(variable, id(variable) in trained, True)
+    for path, leaf in leaves(network):
+        if isinstance(leaf, tf.Variable):
+            yield path, Array(leaf, leaf.trainable, False)
+        elif is_layer(leaf):
+            yield from ((f"{path}/{name}", array) for name, array in named_variables(leaf))
+
+
+def leaves(network: Any) -> Iterator[tuple[str, Any]]:
+    """Return the variables, layers and generators in a `tf.Module`, with their paths of attributes."""
+    if isinstance(network, tf.Module):
+        keras = sys.modules.get("keras")
+        kinds = (tf.Variable, *((keras.layers.Layer, keras.random.SeedGenerator) if keras else ()))
+        for path, leaf in network._flatten(predicate=lambda leaf: isinstance(leaf, kinds), with_path=True):
+            yield ".".join(map(str, path)), leaf
+
+
+def assigned_variables(network: Any) -> list[tf.Variable]:
+    """Return the variables that a `tf.Module` may assign to in a call: those that are not trained."""
+    found = [array.variable for _, array in named_variables(network) if not (array.trained or array.of_keras)]
+    return list({id(variable): variable for variable in found}.values())
+
+
+def _layer_variables(layer: Any) -> Iterator[tuple[str, Any]]:
+    """Return the variables of a Keras layer by path.
+
+    Keras numbers the layers of a process, as in dense_7. Number those of one network instead: the names in a checkpoint
+    must not depend on what was made before.
+    """
+    kinds = {each.name: _kind(each) for each in layer._flatten_layers()}
+    counts: dict[str, int] = {}
+    names: dict[str, str] = {}
+
+    def renamed(name: str) -> str:
+        kind = kinds.get(name)
+        if name not in names and kind is not None and re.fullmatch(rf"{kind}(_\d+)?", name):
+            counts[kind] = counts.get(kind, -1) + 1
+            names[name] = f"{kind}_{counts[kind]}" if counts[kind] else kind
+        return names.get(name, name)
+
+    for variable in layer.variables:
+        path = variable.path.removeprefix(f"{layer.name}/")
+        yield "/".join(map(renamed, path.split("/"))), variable
+
+
+def _kind(layer: Any) -> str:
+    """Return the name that Keras numbers for a class, as in batch_normalization."""
+    words = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", type(layer).__name__)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", words).lower()
+
+
+def copy_module(module: tf.Module) -> tf.Module:
+    """Return a copy of a module with variables of its own; Keras layers are shared, since they read other values."""
+    memo: dict[int, Any] = {id(leaf): leaf for _, leaf in leaves(module) if not isinstance(leaf, tf.Variable)}
+    functions = {
+        id(value): value
+        for each in (module, *module.submodules)
+        for value in vars(each).values()
+        if isinstance(value, tf.types.experimental.PolymorphicFunction)
+    }
+    # The graph of a tf.function in an attribute reads the variables of the original, so make it anew.
+    called: dict[int, Any] = {}
+    for key in functions:
+        memo[key] = tf.function(partial(lambda key, *args, **kwargs: called[key](*args, **kwargs), key))
+    try:
+        copied = copy.deepcopy(module, memo)
+        called |= {key: copy.deepcopy(function.python_function, memo) for key, function in functions.items()}
+    except Exception as error:  # whatever an attribute raises that cannot be copied
+        raise DuetError(
+            f"network: Duet calls a copy of a tf.Module, and this {type(module).__name__} cannot be copied "
+            f"({first_line(error)}); keep what is no part of the network out of its attributes"
+        ) from error
+    return copied
+
+
+def is_layer(network: Any) -> bool:
+    """Return whether an object is a layer or a model of Keras.
+
+    Raises:
+        DuetError: if Keras computes with another framework.
+    """
+    keras = sys.modules.get("keras")  # loading it takes a second, and a network of Keras has loaded it
+    if keras is None or not isinstance(network, keras.layers.Layer):
+        return False
+    if keras.config.backend() != "tensorflow":
+        raise DuetError(f"network: Keras computes with {keras.config.backend()} here; set KERAS_BACKEND=tensorflow")
+    return True
+
+
+def is_functional(network: Any) -> bool:
+    """Return whether an object is a functional model, which takes its inputs in one list or dict."""
+    keras = sys.modules.get("keras")
+    is_model = is_layer(network) and isinstance(network, keras.Model) and not isinstance(network, keras.Sequential)
+    return is_model and bool(getattr(network, "inputs", None))
+
+
+def is_saved_model(network: Any) -> bool:
+    """Return whether an object is what `tf.saved_model.load` returns."""
+    is_tracked = isinstance(network, tf.__internal__.tracking.AutoTrackable)
+    return is_tracked and not isinstance(network, tf.Module) and hasattr(network, "signatures")
+
+
+def signature_of(network: Any) -> Any:
+    """Return a signature, or that of a SavedModel without a call; None for other networks."""
+    if isinstance(network, tf.types.experimental.ConcreteFunction):
+        return network
+    if not is_saved_model(network) or callable(network):
+        return None
+    signatures = dict(network.signatures)
+    if "serving_default" not in signatures:
+        names = ", ".join(signatures) or "none"
+        raise DuetError(f"network: this SavedModel has the signatures {names}; give one, as model.signatures[NAME]")
+    return signatures["serving_default"]
+
+
+def input_names(network: Any) -> tuple[str, ...] | None:
+    """Return the names of the inputs of a signature or a functional model; None for other networks."""
+    if (signature := signature_of(network)) is not None:
+        names = list(signature.structured_input_signature[1])
+    elif not is_functional(network):
+        return None
+    else:
+        names = list(network.input) if isinstance(network.input, dict) else [each.name for each in network.inputs]
+        if not isinstance(network.input, dict):
+            return tuple(names)
+    return tuple(sorted(names, key=lambda name: {"x": 0, "t": 1}.get(name, 2)))  # names without an order
+
+
+def parameter_names(network: Any, modes: bool = False) -> tuple[str, ...] | None:
+    """Return the names of the parameters of a call, without those that say how to compute; None if unknown."""
+    names = call_names(network.call if is_layer(network) else network)
+    return names if names is None or modes else tuple(name for name in names if name not in _MODES)
+
+
+def has_batch_statistics(network: Any) -> bool:
+    """Return whether a training pass can change arrays, as the statistics of batch normalisation."""
+    if not is_layer(network):
+        layers = (leaf for _, leaf in leaves(network) if is_layer(leaf))
+        changing = any(variable.dtype.is_floating for variable in assigned_variables(network))
+        return changing or any(map(has_batch_statistics, layers))
+    constant = sys.modules["keras"].layers.Normalization
+    return any(
+        layer.trainable and not isinstance(layer, constant) and tf.as_dtype(variable.dtype).is_floating
+        for layer in network._flatten_layers()
+        for variable in layer._non_trainable_variables
+    )
+
+
+def check_precision(network: Any, found: Mapping[str, Array], context: DeviceContext) -> None:
+    """Raise a `DuetError` if a network does not compute in the type of the context; TensorFlow converts none."""
+    layers = [network] if is_layer(network) else [leaf for _, leaf in leaves(network) if is_layer(leaf)]
+    computing = [each for layer in layers for each in layer._flatten_layers() if not _only_passes_on(each)]
+    types = {type_name(array.variable) for array in found.values()}
+    types |= {layer.compute_dtype for layer in computing if tf.as_dtype(layer.compute_dtype).is_floating}
+    types |= {each.dtype for each in (network.inputs if is_functional(network) else ()) if "float" in each.dtype}
+    wanted = context.dtype.name
+    allowed = {wanted} if wanted == "float64" else {"float32", "float16", "bfloat16"}
+    if other := sorted(types - allowed):
+        raise DuetError(
+            f"precision: {wanted} was given, but the network computes in {other[0]}, and TensorFlow converts no "
+            f"network; build it after keras.config.set_floatx('{wanted}') and "
+            f"keras.config.set_dtype_policy('{wanted}'), or give precision={other[0]}"
+        )
+    if context.compute != context.dtype and context.compute.name not in types:
+        raise DuetError(
+            "precision: bf16 was given, but the network computes in float32; build it after "
+            "keras.config.set_dtype_policy('mixed_bfloat16'), or give precision=float32"
+        )
+
+
+def _only_passes_on(layer: Any) -> bool:
+    """Return whether a layer hands values on as they are, so that its own number type does not count."""
+    keras = sys.modules["keras"]
+    return isinstance(layer, (keras.layers.InputLayer, keras.Sequential)) or is_functional(layer) or not layer.autocast
+
+
+def type_name(variable: Any) -> str:
+    """Return the number type of a variable of TensorFlow or Keras."""
+    return tf.as_dtype(variable.dtype).name
+
+
+def device_name(variable: Any) -> str:
+    """Return ``"cpu"`` or ``"cuda:0"`` for the device of a variable."""
+    device = tf.DeviceSpec.from_string((variable if isinstance(variable, tf.Variable) else variable.value).device)
+    return f"cuda:{device.device_index}" if device.device_type == "GPU" else "cpu"
+
+
+def to_array(variable: Any) -> NDArray:
+    """Return a copy of a variable, in float64 or float32."""
+    array = np.array(variable.numpy())
+    return array if array.dtype == np.float64 else array.astype(np.float32)
