@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
@@ -25,28 +26,33 @@ from backends.tf.network import Module
 from backends.tf.own_variables import (
     arrays_of,
     assigned_variables,
+    call_inputs,
     check_precision,
     copy_module,
+    copy_network,
     device_name,
     has_batch_statistics,
-    input_names,
     is_layer,
+    is_lazy,
     is_saved_model,
     keras_reads,
+    layers_of,
     leaves,
+    named_inputs,
+    number_types,
     own_variable,
-    parameter_names,
     signature_of,
-    to_array,
-    type_name,
+    takes_mode,
+    time_type,
+    variable_to_array,
 )
 from backends.tf.random import random_words
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import first_line
-from diffusion_core.networks.own import Handle, Manifest, to_image_shape
+from diffusion_core.networks.own import Handle, Manifest, class_rows, to_image_shape
 from diffusion_core.networks.program import Node, Training
 
-__all__ = ["Own", "accepts", "read_network", "to_own", "from_own"]
+__all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array", "with_weights"]
 
 # Pairs of a variable and a value for it.
 _Values = list[tuple[Any, tf.Tensor]]
@@ -62,8 +68,8 @@ class Own(Module):
         self.arrays: dict[str, tf.Variable] = {}
         owned = self.block.parameters()
         with tf.device(context.device):
-            if is_layer(self.called.held) and not self.called.held.built:
-                self._call(*self._example(), None)  # Keras makes the variables in the first call
+            if is_lazy(self.called.held):
+                self._call(*self._example(), None)
             if owned and isinstance(self.called.held, tf.Module):
                 self.called = Handle(copy_module(self.called.held))
             found = arrays_of(self.called.held)
@@ -71,7 +77,7 @@ class Own(Module):
                 raise DuetError(f"network {self.block.reference}: it has no array {missing[0]}; give the same network")
             found = {p.name: found[p.name] for p in owned}
             if found:
-                check_precision(self.called.held, found, context)
+                check_precision(self.called.held, context)
             # In handles, since TensorFlow would count their variables among those of this module.
             self.found = Handle(found)
             self.arrays = {name: own_variable(array, context.tensor(parameters[name])) for name, array in found.items()}
@@ -110,7 +116,8 @@ class Own(Module):
     def _values(self, x: tf.Tensor, c_noise: tf.Tensor, label: tf.Tensor, features: tf.Tensor) -> dict[str, tf.Tensor]:
         """Return everything that the network can be given."""
         block, dtype = self.block, self.context.dtype
-        t = tf.cast(c_noise, dtype) if block.time == "float" else tf.cast(tf.round(c_noise), tf.int32)
+        t = tf.cast(tf.round(c_noise), tf.int32) if block.time == "int" else tf.cast(c_noise, dtype)
+        t = t[:, None] if block.time == "column" else t
         values = {"x": to_own(x, block.shape, block.layout), "t": t, "label": label}
         if "one_hot" in self.arguments.values:
             values["one_hot"] = tf.one_hot(label, block.classes, dtype=dtype)
@@ -184,28 +191,48 @@ def read_network(network: Any) -> Manifest:
     Raises:
         DuetError: if its weights are on several devices, or Keras computes with another framework.
     """
-    arrays = arrays_of(network)
+    arrays, layers = arrays_of(network), layers_of(network)
     devices = sorted({device_name(array.variable) for array in arrays.values()})
     if len(devices) > 1:
         raise DuetError(f"network: its weights are on several devices, {', '.join(devices)}; move it to one")
-    types = {type_name(array.variable) for array in arrays.values()}
+    embeddings = [layer.input_dim for layer in layers if type(layer).__name__ == "Embedding"]
     return Manifest(
         parameters=tuple((name, tuple(array.variable.shape), array.trained) for name, array in arrays.items()),
-        values={name: to_array(array.variable) for name, array in arrays.items()},
+        values={name: variable_to_array(array.variable) for name, array in arrays.items()},
         layout="channels_last",
-        inputs=input_names(network) or parameter_names(network),
+        inputs=call_inputs(network),
         batch_statistics=has_batch_statistics(network),
-        precision="float64" if types == {"float64"} else "float32",
+        precision="float64" if number_types(network) == {"float64"} else "float32",
         device=devices[0] if devices else "cuda:0" if GPUS else "cpu",
         casts=False,
+        class_rows=class_rows(network, embeddings),
+        time=time_type(network),
+        lazy=is_lazy(network),
     )
+
+
+def to_array(value: Any) -> NDArray:
+    """Return a tensor, or anything like an array, as an array."""
+    return value.numpy() if hasattr(value, "numpy") else np.asarray(value)
+
+
+def with_weights(network: Any, arrays: Mapping[str, NDArray]) -> Any:
+    """Return a copy of a network with other weights.
+
+    Raises:
+        DuetError: if Keras cannot make a copy.
+    """
+    copied = copy_network(network)
+    found = arrays_of(copied)
+    for name, array in arrays.items():
+        found[name].variable.assign(array)
+    return copied
 
 
 def _call(network: Any, positional: tuple[Any, ...], keywords: dict[str, Any], packed: bool, training: bool) -> Any:
     """Call a network of any kind; `training` is an argument where it takes one."""
-    takes_mode = is_layer(network) or "training" in (parameter_names(network, modes=True) or ())
-    mode = {"training": training} if takes_mode else {}
-    names = input_names(network)
+    mode = {"training": training} if takes_mode(network) else {}
+    names = named_inputs(network)
     if names is None or packed:
         return network(*positional, **keywords, **mode)
     values = dict(zip(names, positional, strict=False)) | keywords
@@ -237,8 +264,8 @@ def _seeds(network: Any, training: Training) -> _Values:
     """Return the state of each generator of Keras that a network can draw from, with its seed for a training pass."""
     if not (keras := sys.modules.get("keras")):
         return []
-    layers = [network] if is_layer(network) else [leaf for _, leaf in leaves(network) if is_layer(leaf)]
-    states = [v for layer in layers for v in layer.variables if v.name == "seed_generator_state"]
+    states = [v for layer in layers_of(network) for v in layer.variables if v.name == "seed_generator_state"]
+    states = list({id(state): state for state in states}.values())
     states += [leaf.state for _, leaf in leaves(network) if isinstance(leaf, keras.random.SeedGenerator)]
     states.append(keras.src.random.seed_generator.global_seed_generator().state)  # of draws without a generator
     words = tf.reshape(random_words(training.key, training.positions[:1], 2 * len(states), row=0), [len(states), 2])

@@ -28,22 +28,28 @@ __all__ = [
     "Array",
     "arrays_of",
     "assigned_variables",
+    "call_inputs",
     "check_precision",
     "copy_module",
+    "copy_network",
     "device_name",
     "has_batch_statistics",
-    "input_names",
     "is_functional",
     "is_layer",
+    "is_lazy",
     "is_saved_model",
     "keras_reads",
+    "layers_of",
     "leaves",
+    "named_inputs",
     "named_variables",
+    "number_types",
     "own_variable",
-    "parameter_names",
     "signature_of",
-    "to_array",
+    "takes_mode",
+    "time_type",
     "type_name",
+    "variable_to_array",
 ]
 
 # Parameters of a call that say how to compute, and are not inputs.
@@ -117,6 +123,18 @@ def leaves(network: Any) -> Iterator[tuple[str, Any]]:
         kinds = (tf.Variable, *((keras.layers.Layer, keras.random.SeedGenerator) if keras else ()))
         for path, leaf in network._flatten(predicate=lambda leaf: isinstance(leaf, kinds), with_path=True):
             yield ".".join(map(str, path)), leaf
+
+
+def is_lazy(network: Any) -> bool:
+    """Return whether a network makes variables in its first call, which has not been yet."""
+    unbuilt = any(not layer.built for layer in layers_of(network))
+    return unbuilt or (isinstance(network, tf.Module) and not arrays_of(network))
+
+
+def layers_of(network: Any) -> list[Any]:
+    """Return all Keras layers of a network, with those within others."""
+    outer = [network] if is_layer(network) else [leaf for _, leaf in leaves(network) if is_layer(leaf)]
+    return list({id(each): each for layer in outer for each in layer._flatten_layers()}.values())
 
 
 def assigned_variables(network: Any) -> list[tf.Variable]:
@@ -217,47 +235,69 @@ def signature_of(network: Any) -> Any:
     return signatures["serving_default"]
 
 
-def input_names(network: Any) -> tuple[str, ...] | None:
+def named_inputs(network: Any) -> tuple[str, ...] | None:
     """Return the names of the inputs of a signature or a functional model; None for other networks."""
     if (signature := signature_of(network)) is not None:
         names = list(signature.structured_input_signature[1])
     elif not is_functional(network):
         return None
+    elif not isinstance(network.input, dict):
+        return tuple(each.name for each in network.inputs)
     else:
-        names = list(network.input) if isinstance(network.input, dict) else [each.name for each in network.inputs]
-        if not isinstance(network.input, dict):
-            return tuple(names)
-    return tuple(sorted(names, key=lambda name: {"x": 0, "t": 1}.get(name, 2)))  # names without an order
+        names = list(network.input)
+    return tuple(sorted(names, key=lambda name: {"x": 0, "t": 1}.get(name, 2)))  # these names have no order
 
 
-def parameter_names(network: Any, modes: bool = False) -> tuple[str, ...] | None:
-    """Return the names of the parameters of a call, without those that say how to compute; None if unknown."""
-    names = call_names(network.call if is_layer(network) else network)
-    return names if names is None or modes else tuple(name for name in names if name not in _MODES)
+def call_inputs(network: Any) -> tuple[tuple[str, bool], ...] | None:
+    """Return (name, whether it must be given) of each input of a call, see `Manifest.inputs`."""
+    if (names := named_inputs(network)) is not None:
+        return tuple((name, True) for name in names)
+    known = call_names(network.call if is_layer(network) else network)
+    return known and tuple((name, needed) for name, needed in known if name not in _MODES)
+
+
+def time_type(network: Any) -> str:
+    """Return the type in which a signature or a functional model takes t, one of `TIMES`."""
+    names = named_inputs(network)
+    if names is None or len(names) < 2:
+        return "float"
+    if (signature := signature_of(network)) is not None:
+        t = signature.structured_input_signature[1][names[1]]
+    else:
+        t = network.input[names[1]] if isinstance(network.input, dict) else network.inputs[1]
+    if tf.as_dtype(t.dtype).is_integer:
+        return "int"
+    return "column" if len(t.shape) == 2 else "float"
+
+
+def takes_mode(network: Any) -> bool:
+    """Return whether a call has an argument `training`; Keras hands it to the layers within, too."""
+    return is_layer(network) or "training" in dict(call_names(network) or ())
 
 
 def has_batch_statistics(network: Any) -> bool:
     """Return whether a training pass can change arrays, as the statistics of batch normalisation."""
-    if not is_layer(network):
-        layers = (leaf for _, leaf in leaves(network) if is_layer(leaf))
-        changing = any(variable.dtype.is_floating for variable in assigned_variables(network))
-        return changing or any(map(has_batch_statistics, layers))
-    constant = sys.modules["keras"].layers.Normalization
+    if any(variable.dtype.is_floating for variable in assigned_variables(network)):
+        return True
+    constant = ("Normalization",)  # its statistics are those of the data
     return any(
-        layer.trainable and not isinstance(layer, constant) and tf.as_dtype(variable.dtype).is_floating
-        for layer in network._flatten_layers()
+        layer.trainable and type(layer).__name__ not in constant and tf.as_dtype(variable.dtype).is_floating
+        for layer in layers_of(network)
         for variable in layer._non_trainable_variables
     )
 
 
-def check_precision(network: Any, found: Mapping[str, Array], context: DeviceContext) -> None:
+def number_types(network: Any) -> set[str]:
+    """Return the floating-point types that a network computes with and has its variables and inputs in."""
+    types = {str(type_name(array.variable)) for array in arrays_of(network).values()}
+    types |= {layer.compute_dtype for layer in layers_of(network) if not _only_passes_on(layer)}
+    types |= {each.dtype for each in (network.inputs if is_functional(network) else ())}
+    return {name for name in types if tf.as_dtype(name).is_floating}
+
+
+def check_precision(network: Any, context: DeviceContext) -> None:
     """Raise a `DuetError` if a network does not compute in the type of the context; TensorFlow converts none."""
-    layers = [network] if is_layer(network) else [leaf for _, leaf in leaves(network) if is_layer(leaf)]
-    computing = [each for layer in layers for each in layer._flatten_layers() if not _only_passes_on(each)]
-    types = {type_name(array.variable) for array in found.values()}
-    types |= {layer.compute_dtype for layer in computing if tf.as_dtype(layer.compute_dtype).is_floating}
-    types |= {each.dtype for each in (network.inputs if is_functional(network) else ()) if "float" in each.dtype}
-    wanted = context.dtype.name
+    types, wanted = number_types(network), context.dtype.name
     allowed = {wanted} if wanted == "float64" else {"float32", "float16", "bfloat16"}
     if other := sorted(types - allowed):
         raise DuetError(
@@ -278,6 +318,33 @@ def _only_passes_on(layer: Any) -> bool:
     return isinstance(layer, (keras.layers.InputLayer, keras.Sequential)) or is_functional(layer) or not layer.autocast
 
 
+def copy_network(network: Any) -> Any:
+    """Return a copy of a network with its own variables.
+
+    Raises:
+        DuetError: if Keras cannot make a copy, as of classes without `get_config`.
+    """
+    if not layers_of(network):
+        return copy_module(network)
+    keras, reason = sys.modules["keras"], "it is a tf.Module with layers of Keras"
+    if is_layer(network):
+        try:
+            copied = keras.models.clone_model(network) if isinstance(network, keras.Model) else None
+            copied = type(network).from_config(network.get_config()) if copied is None else copied
+        except Exception as error:  # Keras raises many types for what it cannot write down
+            copied, reason = None, first_line(error)
+        if copied is not None:
+            if not copied.built and getattr(network, "_build_shapes_dict", None):
+                copied.build_from_config(network.get_build_config())
+            if arrays_of(copied).keys() == arrays_of(network).keys():
+                return copied
+            reason = "its copy has no variables before its first call"
+    raise DuetError(
+        f"network: Keras cannot copy it ({reason}), so its weights cannot be given as a network; they are in "
+        f"run.state.ema by name"
+    )
+
+
 def type_name(variable: Any) -> str:
     """Return the number type of a variable of TensorFlow or Keras."""
     return tf.as_dtype(variable.dtype).name
@@ -289,7 +356,7 @@ def device_name(variable: Any) -> str:
     return f"cuda:{device.device_index}" if device.device_type == "GPU" else "cpu"
 
 
-def to_array(variable: Any) -> NDArray:
+def variable_to_array(variable: Any) -> NDArray:
     """Return a copy of a variable, in float64 or float32."""
     array = np.array(variable.numpy())
     return array if array.dtype == np.float64 else array.astype(np.float32)

@@ -92,6 +92,7 @@ class Manifest:
         casts: whether the backend can compute with it in another precision than `precision`.
         class_rows: rows of its table of classes, if it has exactly one embedding or says its number of classes.
         time: whether it takes t as a ``"float"`` or an ``"int"``, where the object says so.
+        lazy: whether it makes its arrays in its first call, which has not been yet.
     """
 
     parameters: tuple[tuple[str, Shape, bool], ...]
@@ -104,6 +105,7 @@ class Manifest:
     casts: bool = True
     class_rows: int | None = None
     time: str = "float"
+    lazy: bool = False
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,10 @@ class OwnNetwork:
         has_label = {"label", "one_hot"} & set(arguments.values)
         classes = (self.classes if classes is None else classes) if has_label else 0
         manifest = self.manifest
+        if owned and manifest.lazy:
+            called = dict(classes=classes, with_label=with_label, conditions=conditions, out_channels=out_channels)
+            self.build(self.spec(shape, logits=logits, **called))
+            manifest = self.backend.own.read_network(self.network)
         if owned and not any(trained for _, _, trained in manifest.parameters):
             raise DuetError(f"network {self.name}: it has no weights that Duet can train; give a module of a framework")
         return OwnSpec(
