@@ -23,21 +23,26 @@ from diffusion_core.images.resize import resize
 __all__ = ["THUMBNAIL", "Pairs", "Survey", "find_near_pairs", "survey"]
 
 THUMBNAIL = 8
+_CHANNELS = 8
 _BLOCK_BYTES = 1 << 24
 _BLOCK_ROWS = 2048
 
 
 @dataclass(frozen=True, eq=False)
 class Survey:
-    """Statistics of a data set of N images with shape (S, S, C) in K classes.
+    """Statistics of a data set of N images with shape (H, W, C) in K classes.
+
+    Data that are no pictures have no mean images and no thumbnails. Their values are counted in 256 bins of one width
+    over `ends`, and their mean and standard deviation are those of the values. More than 8 channels are counted as one.
 
     Args:
         counts: the number of images of each class, with shape (K,).
         histograms: the count of each value in each channel, with shape (C, 256).
         mean: the mean of each channel, in 0..255, with shape (C,).
         std: the standard deviation of each channel, in 0..255, with shape (C,).
-        class_means: the mean image of each of the first K' classes, float64 with shape (K', S, S, C); NaN if empty.
+        class_means: the mean image of each of the first K' classes, float64 with shape (K', H, W, C); NaN if empty.
         thumbnails: uint8 with shape (N, 64 C).
+        ends: the least and the largest value; 0 and 255 of pictures.
     """
 
     counts: NDArray[np.int64]
@@ -46,6 +51,7 @@ class Survey:
     std: NDArray[np.float64]
     class_means: NDArray[np.float64]
     thumbnails: NDArray[np.uint8]
+    ends: tuple[float, float] = (0.0, 255.0)
 
     def __repr__(self) -> str:
         return f"Survey({self.counts.sum():,} images in {len(self.counts)} classes)"
@@ -77,12 +83,14 @@ def survey(dataset: Dataset, max_classes: int = 64, progress: Callable[[int], No
         max_classes: for how many classes to compute a mean image.
         progress: called with the number of images that are done.
     """
-    size, channels, classes = dataset.image_size, dataset.channels, min(max_classes, dataset.num_classes)
+    if not dataset.is_pictures:
+        return _survey_values(dataset, progress)
+    shape, channels, classes = dataset.shape, dataset.channels, min(max_classes, dataset.num_classes)
     histograms = np.zeros((channels, 256), np.int64)
-    sums = np.zeros((classes, size, size, channels), np.int64)
+    sums = np.zeros((classes, *shape), np.int64)
     thumbnails = np.empty((len(dataset), THUMBNAIL * THUMBNAIL * channels), np.uint8)
-    for here in _blocks(len(dataset), size * size * channels):
-        images, labels = np.asarray(dataset.images[here]), dataset.labels[here]
+    for here in _blocks(len(dataset), dataset.images[0].nbytes):
+        images, labels = dataset.pictures(here), dataset.labels[here]
         for c in range(channels):
             histograms[c] += np.bincount(images[..., c].reshape(-1), minlength=256)
         for k in np.unique(labels[labels < classes]):
@@ -96,6 +104,27 @@ def survey(dataset: Dataset, max_classes: int = 64, progress: Callable[[int], No
     with np.errstate(invalid="ignore"):
         class_means = sums / np.where(counts[:classes], counts[:classes], np.nan)[:, None, None, None]
     return Survey(counts, histograms, mean, std, class_means, thumbnails)
+
+
+def _survey_values(dataset: Dataset, progress: Callable[[int], None]) -> Survey:
+    """Return the statistics of data that are no pictures."""
+    channels = dataset.channels if dataset.channels <= _CHANNELS else 1
+    here = list(_blocks(len(dataset), dataset.images[0].nbytes))
+    ends = [(float(block.min()), float(block.max())) for block in (np.asarray(dataset.images[h]) for h in here)]
+    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+    histograms = np.zeros((channels, 256), np.int64)
+    total, sums, squares = 0, np.zeros(channels), np.zeros(channels)
+    for block in here:
+        values = np.asarray(dataset.images[block], np.float64).reshape(-1, channels) - low
+        for c in range(channels):
+            histograms[c] += np.histogram(values[:, c], 256, (0.0, max(high - low, 1e-300)))[0]
+        total, sums, squares = total + len(values), sums + values.sum(axis=0), squares + (values**2).sum(axis=0)
+        progress(block.stop)
+    mean = sums / total
+    counts = np.bincount(dataset.labels, minlength=dataset.num_classes)
+    std = np.sqrt(np.maximum(squares / total - mean**2, 0.0))
+    nothing = np.empty((0, *dataset.shape)), np.empty((len(dataset), 0), np.uint8)
+    return Survey(counts, histograms, low + mean, std, *nothing, (low, high))
 
 
 def find_near_pairs(

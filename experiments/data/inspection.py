@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
-from diffusion_core.data import Dataset
+from diffusion_core.data import Dataset, to_uint8
 from diffusion_core.data.card import card_reading
 from diffusion_core.data.reading import merge_readings
 from diffusion_core.data.store import read_names
@@ -21,6 +21,7 @@ from diffusion_core.data.survey import Pairs, Survey, find_near_pairs, survey
 from diffusion_core.data.toys import are_points
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.images import render
+from diffusion_core.images.channels import as_pictures
 from diffusion_core.images.points import point_coordinates, scatter
 from diffusion_core.runs.run_directory import describe_environment
 from experiments.report.data import MEAN_CLASSES, write
@@ -87,7 +88,7 @@ class _Part:
     @property
     def scale(self) -> int:
         """The magnification at which its images are shown."""
-        return max(1, 48 // self.dataset.image_size)
+        return max(1, 48 // max(self.dataset.shape[:2]))
 
 
 def inspect_dataset(setup: InspectionSetup, out: str | Path) -> Path:
@@ -104,7 +105,8 @@ def inspect_dataset(setup: InspectionSetup, out: str | Path) -> Path:
     card = _card(setup.data)
     # Points of the plane are stored as pixels; pictures of them, and near-duplicates, would show nothing.
     are_all_points = all(are_points(part.dataset) for part in parts.values())
-    near = {} if are_all_points else _find_pairs(setup, parts)
+    are_pictures = next(iter(parts.values())).dataset.is_pictures
+    near = _find_pairs(setup, parts) if are_pictures and not are_all_points else {}
     plains = [part.dataset.reading.plain for part in parts.values()]
     report = {
         "title": f"The data set {next(iter(parts.values())).dataset.name}",
@@ -112,10 +114,11 @@ def inspect_dataset(setup: InspectionSetup, out: str | Path) -> Path:
         "parts": {name: _facts(part) for name, part in parts.items()},
         "card": card,
         "points": are_all_points,
+        "are_pictures": are_pictures,
         "reading": card_reading(card) if card else merge_readings(plains),
         "near": {
             "within": setup.max_distance,
-            "compared": {name: 0 if are_all_points else len(part.compared) for name, part in parts.items()},
+            "compared": {name: len(part.compared) if near else 0 for name, part in parts.items()},
             "pairs": [_describe_pairs(names, pairs, parts) for names, pairs in near.items()],
         },
         "seed": setup.seed,
@@ -136,8 +139,8 @@ def _load_parts(setup: InspectionSetup) -> dict[str, Dataset]:
         dataset = data.load()
         return {dataset.reading.part or data.options.get("part") or "all": dataset}
     loaded = {part: replace(data, options={**data.options, "part": part}).load() for part in wanted}
-    if len({d.images.shape[1:] for d in loaded.values()}) > 1:
-        shapes = ", ".join(f"{part}: {d.images.shape[1:]}" for part, d in loaded.items())
+    if len({(d.shape, d.is_pictures) for d in loaded.values()}) > 1:
+        shapes = ", ".join(f"{part}: {d.shape} {d.images.dtype}" for part, d in loaded.items())
         raise DuetError(f"parts: {shapes}; they must have one shape, so inspect them one by one")
     return loaded
 
@@ -164,16 +167,28 @@ def _find_pairs(setup: InspectionSetup, parts: Mapping[str, _Part]) -> dict[tupl
 
 def _facts(part: _Part) -> dict[str, Any]:
     dataset, statistics = part.dataset, part.survey
-    return {
+    scale = 255 if dataset.is_pictures else 1
+    size = dataset.image_size
+    facts = {
         "pictures": len(dataset),
-        "size": dataset.image_size,
+        "size": size if isinstance(size, int) else list(size),
         "channels": dataset.channels,
         "sha256": dataset.sha256,
         "classes": dict(zip(dataset.class_names, statistics.counts.tolist(), strict=True)),
-        "mean": (statistics.mean / 255).tolist(),
-        "std": (statistics.std / 255).tolist(),
+        "mean": (statistics.mean / scale).tolist(),
+        "std": (statistics.std / scale).tolist(),
         "histograms": statistics.histograms.tolist(),
+        "type": dataset.images.dtype.name,
+        "ends": list(statistics.ends),
     }
+    if dataset.conditions is not None:
+        means, stds = (
+            dataset.conditions.mean(axis=0, dtype=np.float64),
+            dataset.conditions.std(axis=0, dtype=np.float64),
+        )
+        numbers = zip(dataset.condition_names, means.tolist(), stds.tolist(), strict=True)
+        facts["conditions"] = {name: {"mean": mean, "std": std} for name, mean, std in numbers}
+    return facts
 
 
 def _store(data: DataSource) -> Path | None:
@@ -215,16 +230,29 @@ def _scatter(dataset: Dataset) -> bytes:
 def _sheets(setup: InspectionSetup, name: str, part: _Part) -> dict[str, bytes]:
     """Draw the mean image of each class, and sampled images with a row for each class."""
     dataset, present = part.dataset, np.flatnonzero(part.survey.counts[:MEAN_CLASSES])
-    means = np.floor(part.survey.class_means[present] + 0.5).astype(np.uint8)
-    sheets = {f"means, {name}": render.png_bytes(render.grid(means, min(10, len(present)), part.scale))}
+    if len(dataset.shape) != 3:
+        return {}
+    sheets = {}
+    if dataset.is_pictures:
+        means = np.floor(part.survey.class_means[present] + 0.5).astype(np.uint8)
+        sheets[f"means, {name}"] = render.png_bytes(render.grid(means, min(10, len(present)), part.scale))
     order = Stream(setup.seed, "inspect/samples").permutation(len(dataset))
     rows = []
     for k in present[:_SAMPLED_CLASSES] if setup.samples else ():
         indices = order[dataset.labels[order] == k][: setup.samples]
-        rows.append((dataset.class_names[k], np.asarray(dataset.images[indices])))
+        rows.append((dataset.class_names[k], _shown(part, indices)))
     if rows:
         sheets[f"samples, {name}"] = render.png_bytes(render.labelled_rows(rows, part.scale))
     return sheets
+
+
+def _shown(part: _Part, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return some images as bytes; of data that are no pictures, the first channel between its ends."""
+    dataset, (low, high) = part.dataset, part.survey.ends
+    if dataset.is_pictures:
+        return dataset.pictures(indices)
+    values = as_pictures(np.asarray(dataset.images[indices], np.float64))
+    return to_uint8(values, (low, high if high > low else low + 1))
 
 
 def _pair_sheets(near: Mapping[tuple[str, str], Pairs], parts: Mapping[str, _Part]) -> dict[str, bytes]:
@@ -234,7 +262,7 @@ def _pair_sheets(near: Mapping[tuple[str, str], Pairs], parts: Mapping[str, _Par
         indices = pairs.indices[:_SHOWN_PAIRS]
         if len(indices):
             rows = [
-                (name, np.asarray(parts[name].dataset.images[parts[name].compared[indices[:, side]]]))
+                (name, parts[name].dataset.pictures(parts[name].compared[indices[:, side]]))
                 for side, name in enumerate(names)
             ]
             sheets[f"pairs, {names[0]}, {names[1]}"] = render.png_bytes(

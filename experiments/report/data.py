@@ -23,9 +23,12 @@ __all__ = ["MEAN_CLASSES", "histogram_figure", "write"]
 MEAN_CLASSES = 64  # the page shows the mean image of this many classes
 
 _CHANNELS = {1: (("grey", INK),), 3: (("red", "#d1495b"), ("green", "#2e933c"), ("blue", "#3a6fd8"))}
+_COLOURS = ("#d1495b", "#2e933c", "#3a6fd8", "#e09f3e", "#7d4fa8", "#2a9d8f", "#8c564b", INK)
 _ROWS = 100  # classes in the table
 _PAIRS = 12  # pairs in a table
 _PIXELS = "How often each of the 256 pixel values occurs. Mean and standard deviation: over all pixels, from 0 to 1."
+_VALUES = "How often values occur, in 256 bins from the least to the largest. Mean and standard deviation: as stored."
+_FIRST = "The first channel of each array, from its least value (black) to its largest (white), seed {seed}."
 _NEAR = "Pairs of images whose thumbnails of 8 x 8 pixels differ by at most {within:g} of 255 (root mean square)."
 _READING = "How the folders were understood, and every file that is no part of the data set, by kind."
 _POINTS = "Every point, with a colour for each class. A point is stored as one pixel: red is x, green is y."
@@ -43,7 +46,8 @@ def write(
         sheets: PNG files: "means, PART", "samples, PART" and "pairs, PART, PART".
         out: the directory.
     """
-    drawn = {kind: histogram_figure(histograms, kind) for kind in ("png", "svg")}
+    ends = None if report.get("are_pictures", True) else {name: part["ends"] for name, part in report["parts"].items()}
+    drawn = {kind: histogram_figure(histograms, kind, ends) for kind in ("png", "svg")}
     page = _page(report, sheets, drawn["svg"])
     for kind, data in drawn.items():
         write_atomically(out / f"levels.{kind}", data)
@@ -54,29 +58,43 @@ def write(
     return out / "report.html"
 
 
-def histogram_figure(histograms: Mapping[str, NDArray[np.int64]], kind: str) -> bytes:
+def _channels(count: int, are_pictures: bool) -> tuple[tuple[str, str], ...]:
+    """Return name and colour of each channel; more than eight are one."""
+    if are_pictures:
+        return _CHANNELS[count]
+    if count == 1:
+        return (("values", INK),)
+    return tuple((f"channel {k}", colour) for k, colour in zip(range(count), _COLOURS, strict=False))
+
+
+def histogram_figure(
+    histograms: Mapping[str, NDArray[np.int64]], kind: str, ends: Mapping[str, tuple[float, float]] | None = None
+) -> bytes:
     """Draw the fraction of each of the 256 pixel values by channel, with a panel for each part.
 
     Args:
         histograms: those of each part, with shape (C, 256).
         kind: ``"png"`` or ``"svg"``.
+        ends: the least and the largest value of each part, for data that are no pictures.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11.0, 2.6 * len(histograms)), layout="constrained")
-        axes = figure.subplots(len(histograms), 1, sharex=True, sharey=True, squeeze=False).ravel()
+        axes = figure.subplots(len(histograms), 1, sharex=ends is None, sharey=True, squeeze=False).ravel()
         for axis, (part, channels) in zip(axes, histograms.items(), strict=True):
-            for (name, colour), counts in zip(_CHANNELS[len(channels)], channels, strict=True):
-                axis.stairs(counts / counts.sum(), np.arange(257) - 0.5, color=colour, label=name, linewidth=1.3)
-            axis.set(yscale="log", xlim=(-2, 257))
+            edges = np.arange(257) - 0.5 if ends is None else np.linspace(*ends[part], 257)
+            margin = 0.01 * (edges[-1] - edges[0]) or 1.0
+            for (name, colour), counts in zip(_channels(len(channels), ends is None), channels, strict=True):
+                axis.stairs(counts / counts.sum(), edges, color=colour, label=name, linewidth=1.3)
+            axis.set(yscale="log", xlim=(-2, 257) if ends is None else (edges[0] - margin, edges[-1] + margin))
             axis.set_title(part, loc="left", fontweight="bold")
             axis.grid(alpha=0.12, linewidth=0.6)
             axis.spines[["top", "right"]].set_visible(False)
         if len(channels) > 1:
             axes[0].legend(frameon=False, ncols=3, loc="upper right")
-        figure.supxlabel("pixel value", fontsize=10)
+        figure.supxlabel("pixel value" if ends is None else "value", fontsize=10)
         figure.supylabel("fraction", fontsize=10)
         return encode(figure, kind)
 
@@ -85,17 +103,26 @@ def _page(report: Mapping[str, Any], sheets: Mapping[str, bytes], svg: bytes) ->
     parts, near = report["parts"], report["near"]
     first = next(iter(parts.values()))
     total, classes = sum(part["pictures"] for part in parts.values()), len(first["classes"])
-    kind = f"{first['size']} x {first['size']} pixels, {'colour' if first['channels'] == 3 else 'grey'}"
-    points = report.get("points")
+    are_pictures, points = report.get("are_pictures", True), report.get("points")
+    sides = first["size"] if isinstance(first["size"], list) else [first["size"]] * 2
+    if are_pictures:
+        colour = "colour" if first["channels"] == 3 else "grey"
+        shown = f"{pluralize(total, 'image')} of {sides[0]} x {sides[1]} pixels, {colour}"
+    else:
+        shown = f"{pluralize(total, 'array')} of {' x '.join(map(str, [*sides, first['channels']]))} {first['type']}"
     facts = [
-        f"{pluralize(total, 'point')} of the plane" if points else f"{pluralize(total, 'image')} of {kind}",
+        f"{pluralize(total, 'point')} of the plane" if points else shown,
         f"{classes:,} {'class' if classes == 1 else 'classes'}",
     ]
-    if not points:
+    if first.get("conditions"):
+        facts.append(pluralize(len(first["conditions"]), "condition"))
+    if are_pictures and not points:
         facts.append(pluralize(sum(pair["count"] for pair in near["pairs"]), "near-duplicate pair"))
     sampled = _POINTS if points else f"Random images, seed {report['seed']}."
+    if not are_pictures:
+        sampled = _FIRST.format(seed=report["seed"])
     first_classes = f"The first {MEAN_CLASSES} classes." if classes > MEAN_CLASSES else ""
-    pixels = {"rows": _pixels(parts), "svg": inline(svg)}
+    pixels = {"rows": _pixels(parts, are_pictures), "svg": inline(svg), "are_pictures": are_pictures}
     near_lead = _NEAR.format(within=near["within"]) + (_BETWEEN if len(parts) > 1 else "")
     sections = [
         Section("parts", "Parts", _parts(parts, report.get("card")), _origin(report.get("card"))),
@@ -103,7 +130,8 @@ def _page(report: Mapping[str, Any], sheets: Mapping[str, bytes], svg: bytes) ->
             "reading", "What was read", _reading(report.get("reading") or {"remarks": (), "left_out": {}}), _READING
         ),
         Section("classes", f"{'Points' if points else 'Images'} of each class", _classes(parts), "", "Classes"),
-        Section("pixels", "Pixel values", pixels, _PIXELS),
+        Section("conditions", "Conditions", _conditions(parts), "Mean and standard deviation of each condition."),
+        Section("pixels", "Pixel values" if are_pictures else "Values", pixels, _PIXELS if are_pictures else _VALUES),
         Section("means", "Mean image of each class", _sheets("means", sheets), first_classes),
         Section("samples", "Points" if points else "Images", _sheets("samples", sheets), sampled, "Samples"),
         Section("pairs", "Near-duplicates", _pairs(near, parts, sheets), near_lead),
@@ -157,16 +185,26 @@ def _classes(parts: Mapping[str, Any]) -> dict[str, Any]:
     return {"parts": list(parts), "rows": rows, "more": max(0, len(names) - _ROWS)}
 
 
-def _pixels(parts: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
+def _pixels(parts: Mapping[str, Any], are_pictures: bool) -> list[tuple[str, str, list[str]]]:
     """Return mean, standard deviation and the fractions of black and white for each channel of each part."""
     rows = []
     for name, part in parts.items():
         for (channel, _), mean, std, histogram in zip(
-            _CHANNELS[part["channels"]], part["mean"], part["std"], part["histograms"], strict=True
+            _channels(len(part["histograms"]), are_pictures), part["mean"], part["std"], part["histograms"], strict=True
         ):
             ends = [percent(histogram[end] / sum(histogram)) for end in (0, 255)]
-            rows.append((name, channel, [f"{mean:.4f}", f"{std:.4f}", f"{2 * std:.4f}", *ends]))
+            scaled = f"{2 * std:.4f}" if are_pictures else ""
+            rows.append((name, channel, [f"{mean:.4f}", f"{std:.4f}", scaled, *ends]))
     return rows
+
+
+def _conditions(parts: Mapping[str, Any]) -> list[tuple[str, str, list[str]]]:
+    """Return mean and standard deviation of the first conditions of each part."""
+    return [
+        (part, name, [number(facts["mean"]), number(facts["std"])])
+        for part, found in parts.items()
+        for name, facts in list(found.get("conditions", {}).items())[:_ROWS]
+    ]
 
 
 def _sheets(kind: str, sheets: Mapping[str, bytes]) -> dict[str, bytes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from commands import call, composed
@@ -13,7 +15,9 @@ from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import PlainSpec, UNetSpec
 from diffusion_core.training.loop import TrainingConfig
 from experiments.config.build import data_source
-from experiments.runtime.data import check_data, describe_data
+from experiments.data.inspection import InspectionSetup, inspect_dataset
+from experiments.evaluation.context import dataset_reference
+from experiments.runtime.data import DataSource, check_data, describe_data
 from experiments.training.setup import TrainingSetup
 
 FLOATS = np.random.default_rng(1).normal(size=(12, 8, 8, 1))
@@ -103,3 +107,45 @@ def test_arrays_are_prepared_and_read_by_their_names(tmp_path, monkeypatch):
     assert prepared.sha256 == direct.sha256 in out
     np.testing.assert_array_equal(prepared.images, FLOATS)
     assert prepared.class_names == ("cat", "dog") and prepared.condition_names == ("age",)
+
+
+# Pages and references
+
+PIXELS = np.random.default_rng(3).integers(0, 256, (9, 12, 20, 3), np.uint8)
+KINDS = {
+    "wide images": (PIXELS, {}, ["12 x 20 pixels, colour", "near-duplicate"], {"means", "samples"}),
+    "wide images as floats": (
+        PIXELS / 255, {"value_range": [0, 1]}, ["12 x 20 pixels, colour", "near-duplicate"], {"means", "samples"},
+    ),
+    "latents": (
+        np.random.default_rng(0).normal(size=(9, 8, 8, 4)), {}, ["9 arrays of 8 x 8 x 4 float64", "channel 3"],
+        {"samples"},
+    ),
+    "vectors": (np.random.default_rng(0).normal(size=(9, 20)), {}, ["9 arrays of 20 float64", "values"], set()),
+    "one value": (np.full((9, 2, 2, 2), 7.0), {"layout": "channels_last"}, ["2 x 2 x 2 float64"], {"samples"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_page_of_inspect_shows_data_of_every_kind(tmp_path, kind):
+    values, options, said, sheets = KINDS[kind]
+    np.savez(tmp_path / "x.npz", x=values, y=np.arange(9) % 2, conditions=np.arange(18.0).reshape(9, 2))
+    source = DataSource("arrays", {"path": str(tmp_path / "x.npz"), **options})
+    page = inspect_dataset(InspectionSetup(source), tmp_path / "out").read_text()
+    for text in [*said, "2 conditions", "condition 1"]:
+        assert text in page
+    assert {file.stem.partition("-")[0] for file in (tmp_path / "out").glob("*.png")} == {"levels", *sheets}
+    facts = json.loads((tmp_path / "out" / "report.json").read_text())["parts"]["all"]
+    assert facts["conditions"]["condition 0"] == {"mean": 8.0, "std": pytest.approx(np.arange(0, 18, 2).std())}
+    scale = 255 if values.dtype == np.uint8 else 1
+    channels = values.reshape(-1, values.shape[-1] if values.ndim > 2 else 1) / scale
+    np.testing.assert_allclose(facts["mean"], channels.mean(axis=0), atol=0.003 if "floats" in kind else 1e-12)
+    np.testing.assert_allclose(facts["std"], channels.std(axis=0), atol=0.003 if "floats" in kind else 1e-7)
+
+
+def test_pixels_as_floats_are_compared_as_the_bytes_that_they_are():
+    floats, ours = load_dataset(PIXELS / 255, value_range=(0, 1)), load_dataset(PIXELS)
+    for data in (floats, ours):
+        reference = dataset_reference(data, {}, data)
+        np.testing.assert_array_equal(reference.arrays["images"], PIXELS)
+        np.testing.assert_array_equal(reference.arrays["training"], PIXELS)
