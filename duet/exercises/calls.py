@@ -105,7 +105,7 @@ class Caller:
         value = self._in_layout(name, value)
         if isinstance(value, Network):
             # One function for each network, so that a graph that was traced with it is used again.
-            return self._networks.setdefault(value, partial(value, like=self.framework.like))
+            return self._networks.setdefault(value, partial(value, like=self.framework.caster()))
         if isinstance(value, Mapping):
             return {key: self._given(key, part) for key, part in value.items()}
         if isinstance(value, np.ndarray):

@@ -119,8 +119,10 @@ add(
 def karras_sigmas(n, sigma_min, sigma_max, rho):
     """Return the noise levels of n steps and their end, falling, with shape (n + 1,).
 
-    sigma_i = (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho,      i = 0 .. n-1
-    sigma_n = 0
+        sigma_i = (sigma_max^(1/rho) + i/(n-1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho,      i = 0 .. n-1
+        sigma_n = 0
+
+    n is a whole number, at least 2; rho and sigma_max > sigma_min > 0 are numbers.
     """
     return np.append(karras(n, sigma_min, sigma_max, rho), 0.0)
 

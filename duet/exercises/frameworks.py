@@ -44,10 +44,12 @@ class Framework:
         """Return a copy of a NumPy array as an array of the framework."""
         return self.make(importlib.import_module(self.module), np.array(value))
 
-    def like(self, value: Any, other: Any) -> Any:
-        """Return a number or an array with the type of another array."""
-        has_types = hasattr(value, "dtype") and hasattr(other, "dtype")
-        return self.cast(importlib.import_module(self.module), value, other) if has_types else value
+    def caster(self) -> Callable[[Any, Any], Any]:
+        """Return the function that casts a number or an array to the type of another array."""
+        module, cast = importlib.import_module(self.module), self.cast
+        return lambda value, other: (
+            cast(module, value, other) if hasattr(value, "dtype") and hasattr(other, "dtype") else value
+        )
 
 
 FRAMEWORKS: Mapping[str, Framework] = {
