@@ -192,9 +192,17 @@ def check(
     ]
     if why := callers[0].signature_problem():
         return _failure(callers[0], "signature", [why[0].upper() + why[1:] + "."])
-    first = next(iter(chosen.cases.values()))
-    # The first call that does not fail decides; if all fail, the first of them is shown.
-    return _judge(next((caller for caller in callers if not _try(caller, first).error), callers[0]))
+    return _judge(_fewest_failures(callers))
+
+
+def _fewest_failures(callers: list[Caller]) -> Caller:
+    """Return the first way to call a function that fails in no case, or else in the fewest."""
+    failures = []
+    for caller in callers:
+        failures.append(sum(_try(caller, arguments).error is not None for arguments in caller.exercise.cases.values()))
+        if not failures[-1]:
+            break
+    return callers[int(np.argmin(failures))]
 
 
 def _try(caller: Caller, arguments: Mapping[str, Any]) -> Outcome:

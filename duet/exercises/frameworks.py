@@ -8,6 +8,7 @@ for or the function has imported it.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import one_of
+from diffusion_core.common.errors import DuetError, one_of
 
 __all__ = ["FRAMEWORKS", "Framework", "find_frameworks", "named_framework", "to_numpy"]
 
@@ -75,11 +76,13 @@ def named_framework(name: str) -> Framework:
     """Return the framework with this name.
 
     Raises:
-        DuetError: for an unknown one.
+        DuetError: for an unknown one, or one that is not installed.
     """
     own = _OTHER_NAMES.get(str(name).lower(), str(name).lower())
     if own not in FRAMEWORKS:
         raise one_of("framework", name, FRAMEWORKS, _OTHER_NAMES)
+    if importlib.util.find_spec(FRAMEWORKS[own].module) is None:
+        raise DuetError(f"framework: {name!r} was given, but {FRAMEWORKS[own].module} is not installed in this Python")
     return FRAMEWORKS[own]
 
 

@@ -168,6 +168,20 @@ def test_right_solutions_in_tensorflow_are_right(open_backend):
         assert result and f"called with TensorFlow tensors in {precision}" in repr(result), result
 
 
+@tf_only
+def test_float32_is_tried_if_a_later_case_fails_in_float64(open_backend):
+    open_backend("float64")
+    from keras import ops
+
+    def ddim_step(x, eps, t, s, alpha_bar):
+        after = alpha_bar[s] if s >= 0 else 1.0  # ops.sqrt makes float32 of it
+        x0 = (x - ops.sqrt(1 - alpha_bar[t]) * eps) / ops.sqrt(alpha_bar[t])
+        return ops.sqrt(after) * x0 + ops.sqrt(1 - after) * eps
+
+    result = check("ddim_step", ddim_step)
+    assert result and "TensorFlow tensors in float32" in repr(result), result
+
+
 @torch_only
 def test_the_framework_is_that_of_the_code_of_its_helpers_and_of_its_class():
     import torch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from exercise_solutions import SOLUTIONS
 import duet
 from diffusion_core.common.errors import DuetError
 from duet.exercises import EXERCISES, Exercise, add, check, distance, exercise
-from duet.exercises.frameworks import find_frameworks
+from duet.exercises.frameworks import FRAMEWORKS, find_frameworks
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -313,6 +314,13 @@ def test_a_wrong_call_of_check_says_what_to_write(arguments, message):
 def test_an_unknown_option_is_an_error(option, message):
     with pytest.raises(DuetError, match=message):
         check("ddim_step", right, **option)
+
+
+def test_a_framework_that_is_not_installed_is_an_error_and_no_mistake_of_the_student():
+    missing = [name for name, framework in FRAMEWORKS.items() if find_spec(framework.module) is None]
+    for name in missing:
+        with pytest.raises(DuetError, match=f"framework: '{name}' was given, but .* is not installed"):
+            check("ddim_step", right, framework=name)
 
 
 def test_a_function_without_a_framework_is_called_with_numpy_first():
