@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from textwrap import dedent
+from textwrap import indent as indent_lines
 from typing import Any
 
 from griffe import Extension, Function, Object
@@ -11,7 +13,7 @@ from griffe import Extension, Function, Object
 class Docstrings(Extension):
     """Turns four conventions of plain docstrings into those of the parser.
 
-    `Example:` holds examples; `::` ends a line of text before a block; the `Args:` of a named tuple are its attributes;
+    `Example:` holds examples, of Python; `::` ends a line of text before a block; the `Args:` of a named tuple are its attributes;
     a line of `References:` is one, or continues one that was not finished.
     """
 
@@ -28,6 +30,12 @@ class Docstrings(Extension):
             text = heading(obj.docstring.value, "Example", "Examples")
             if obj.is_class and any(str(base).endswith("NamedTuple") for base in obj.bases):
                 text = heading(text, "Args", "Attributes")
+            before, title, examples = text.partition("Examples:\n")
+            text = (
+                before
+                + title
+                + re.sub(r"^( *)(.*)::\n\n((?:\1 {4}.*\n?|\s*\n)+)", fenced, examples, flags=re.MULTILINE)
+            )
             text = re.sub(r"^( *)References:\n((?:\1 +.*\n?)+)", itemised, text, flags=re.MULTILINE)
             obj.docstring.value = re.sub(r"::$", ":", text, flags=re.MULTILINE)
 
@@ -35,6 +43,12 @@ class Docstrings(Extension):
 def heading(text: str, former: str, new: str) -> str:
     """Rename a section of a docstring."""
     return re.sub(rf"^(\s*){former}:$", rf"\1{new}:", text, flags=re.MULTILINE)
+
+
+def fenced(example: re.Match[str]) -> str:
+    """Return a line and its block of code with the language of the block."""
+    indent, line, code = example[1], example[2], indent_lines(dedent(example[3]).strip(), example[1])
+    return f"{indent}{line}:\n\n{indent}```python\n{code}\n{indent}```\n\n"
 
 
 def itemised(section: re.Match[str]) -> str:
