@@ -9,12 +9,14 @@ from typing import Any
 
 from griffe import Extension, Function, Object
 
+BLOCK = r"^( *)(.*)::\n\n((?:\1 {4}.*\n?|\s*\n)+)"  # a line that ends with ::, and what is indented below it
+
 
 class Docstrings(Extension):
-    """Turns four conventions of plain docstrings into those of the parser.
+    """Turns conventions of plain docstrings into those of the parser.
 
-    `Example:` holds examples, of Python; `::` ends a line of text before a block; the `Args:` of a named tuple are its attributes;
-    a line of `References:` is one, or continues one that was not finished.
+    `Example:` holds examples, of Python; `::` ends a line of text before a block; the `Args:` of a named tuple are its
+    attributes; a line of `References:` is one reference, or continues one.
     """
 
     def on_function(self, *, func: Function, **others: Any) -> None:
@@ -31,11 +33,7 @@ class Docstrings(Extension):
             if obj.is_class and any(str(base).endswith("NamedTuple") for base in obj.bases):
                 text = heading(text, "Args", "Attributes")
             before, title, examples = text.partition("Examples:\n")
-            text = (
-                before
-                + title
-                + re.sub(r"^( *)(.*)::\n\n((?:\1 {4}.*\n?|\s*\n)+)", fenced, examples, flags=re.MULTILINE)
-            )
+            text = before + title + re.sub(BLOCK, fenced, examples, flags=re.MULTILINE)
             text = re.sub(r"^( *)References:\n((?:\1 +.*\n?)+)", itemised, text, flags=re.MULTILINE)
             obj.docstring.value = re.sub(r"::$", ":", text, flags=re.MULTILINE)
 
