@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -220,12 +221,18 @@ def test_a_duration_is_written_as_hours_minutes_and_seconds():
 
 
 def test_the_parts_of_the_tests_are_all_of_them(tmp_path):
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    for i in range(7):
+        (tmp_path / f"test_{i}.py").write_text(f"def test_one(): ...\n{'#' * 100 * i}\ndef test_two(): ...\n")
+
     def collected(*args: str) -> list[str]:
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/setup", *args]
-        out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *args]
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        out = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
         return [line for line in out.splitlines() if "::" in line]
 
     parts = [collected("--part", f"{i}/3") for i in (1, 2, 3)]
-    assert all(parts) and sorted(line for part in parts for line in part) == sorted(collected())
-    files = [{line.split("::")[0] for line in part} for part in parts]
-    assert not files[0] & files[1] | files[0] & files[2] | files[1] & files[2]
+    files = [[line.split("::")[0] for line in part] for part in parts]
+    everything = [f"test_{i}.py::test_{name}" for i in range(7) for name in ("one", "two")]
+    assert sorted(line for part in parts for line in part) == everything and [len(part) for part in parts] == [6, 4, 4]
+    assert [len(set(part)) for part in files] == [3, 2, 2]  # no file is divided
