@@ -70,6 +70,7 @@ __all__ = list(_PUBLIC)
 def __getattr__(name):
     if name not in _PUBLIC:
         raise AttributeError("module 'duet' has no attribute %r" % name)  # noqa: UP031
+    importlib.import_module("duet.layout").check_packages()
     importlib.import_module("diffusion_core.common.errors").name_arguments()
     module, _, attribute = _PUBLIC[name].partition(":")
     value = getattr(importlib.import_module(module), attribute or name)

@@ -9,6 +9,7 @@ import yaml
 
 from diffusion_core.backend.interface import BackendConfig
 from diffusion_core.common.errors import DuetError
+from duet.layout import INSTALLED
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.options import CONFIGS
 
@@ -35,7 +36,8 @@ def default_backend() -> str:
         except ImportError:
             continue
         return entry.name
-    raise DuetError("backend: this Python can import no backend; build an environment with: python3 -m duet setup")
+    advice = "install PyTorch or TensorFlow" if INSTALLED else "build an environment with: python3 -m duet setup"
+    raise DuetError(f"backend: this Python can import no backend; {advice}")
 
 
 def backend_setup(

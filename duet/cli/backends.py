@@ -6,6 +6,7 @@ level; a test compares the two. The keys that the command `duet` uses:
     title         the name for people
     environment   folder of the virtual environment, relative to the repository
     python        an interpreter to use instead of that environment
+    packages      the first is that which the backend needs; where Duet was installed by pip, a Python may not have it
     extras        the extras of pyproject.toml that the environment installs, separated by commas
     download      the size of these packages, for people
     parallel      the option of group `parallel` that joins several processes
@@ -21,20 +22,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from duet.cli.terminal import Stop, one_of
+from duet.layout import CONFIGS, ROOT
 
 __all__ = ["CONFIGS", "ROOT", "Backend", "backends", "get_backend", "read_keys"]
 
-ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
-
 
 class Backend(NamedTuple):
-    """A backend, as its file in configs/backend describes it; the attributes are described in the module docstring."""
+    """A backend, as its file in configs/backend describes it; the attributes are described in the module docstring.
+
+    `package` is the first of `packages`.
+    """
 
     name: str
     title: str
     environment: str
     python: str
+    package: str
     extras: tuple[str, ...]
     download: str
     parallel: str
@@ -79,6 +82,7 @@ def read_backend(path: Path) -> Backend:
         title=keys.get("title") or name,
         environment=keys.get("environment") or f".venvs/{name}",
         python=keys.get("python", ""),
+        package=next(iter(re.findall(r"[\w.]+", keys.get("packages", ""))), ""),
         extras=tuple(filter(None, re.split(r"[,\s]+", keys.get("extras") or name))),
         download=keys.get("download", ""),
         parallel=keys.get("parallel", ""),

@@ -15,6 +15,7 @@ from pathlib import Path
 from duet.cli.backends import CONFIGS, ROOT, backends
 from duet.cli.experiments import Command, experiments
 from duet.cli.terminal import Stop, one_of
+from duet.layout import INSTALLED
 
 __all__ = ["complete", "completion_command"]
 
@@ -22,8 +23,9 @@ TOOLS = ("demo", "test", "setup", "run", "launch", "completion")
 
 # Where the script `duet` is not installed, the first line defines it as a function.
 DEFINE = """type duet >/dev/null 2>&1 ||
-    duet() {{ PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}} {python} -m duet "$@"; }}
+    duet() {{ {variables}{python} -m duet "$@"; }}
 """
+CHECKOUT = "PYTHONPATH={root}${{PYTHONPATH:+:$PYTHONPATH}} "
 
 # bash cuts words at "=" and ":" before it calls the function. So the words are read from the line itself, and what
 # comes before the last "=" is removed from each answer, which then replaces the part after it.
@@ -69,7 +71,8 @@ def completion_command(args: list[str]) -> int:
     if len(args) != 1:
         raise Stop("completion: give the name of a shell; for example: duet completion bash")
     script = SHELLS[one_of("shell", args[0], SHELLS)]
-    print(DEFINE.format(root=shlex.quote(str(ROOT)), python=shlex.quote(sys.executable)) + script, end="")
+    variables = "" if INSTALLED else CHECKOUT.format(root=shlex.quote(str(ROOT)))
+    print(DEFINE.format(variables=variables, python=shlex.quote(sys.executable)) + script, end="")
     return 0
 
 

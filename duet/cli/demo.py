@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from duet.cli.backends import ROOT, backends
+from duet.cli.backends import backends
 from duet.cli.environments import setup_all
 from duet.cli.stages import Stage, ladder, make_jobs, run_jobs
 from duet.cli.terminal import Stop, duration, say
+from duet.layout import working_folder
 
 __all__ = ["demo_command", "stages"]
 
@@ -61,8 +62,8 @@ def demo_command(args: list[str]) -> int:
     """
     if args and not (len(args) == 2 and args[0] == "--out"):
         raise Stop(f"demo: {' '.join(args)!r} was given; it takes nothing or --out DIR")
-    default = (ROOT if (ROOT / "pyproject.toml").is_file() else Path.cwd()) / "outputs" / "demo"
-    folder = Path(args[1]).expanduser().resolve() if args else default
+    root = working_folder()
+    folder = Path(args[1]).expanduser().resolve() if args else root / "outputs" / "demo"
     marker, reports = folder / MARKER, [folder / name for name in REPORTS]
     if folder.exists() and not marker.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise Stop(f"--out: {folder} was given, which holds other files; name a new or an empty folder")
@@ -74,7 +75,7 @@ def demo_command(args: list[str]) -> int:
         say(f"the earlier demo was renamed to {renamed}")
     folder.mkdir(parents=True, exist_ok=True)
     marker.write_text("Made by `duet demo`.\n")
-    out, started = str(folder.relative_to(ROOT) if ROOT in folder.parents else folder), time.monotonic()
+    out, started = str(folder.relative_to(root) if root in folder.parents else folder), time.monotonic()
     for stage in stages({name: backend.title for name, backend in known.items()}):
         code = run_jobs(make_jobs(pythons, [stage], out))[stage.title].code
         if code:

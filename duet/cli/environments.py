@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from typing import TextIO
@@ -30,6 +31,7 @@ from duet.cli.builds import (
     write_options,
 )
 from duet.cli.terminal import Stop, duration, one_of, say
+from duet.layout import INSTALLED, working_folder
 
 try:
     import fcntl
@@ -69,6 +71,8 @@ def setup_command(args: list[str]) -> int:
 
     These options are kept: later updates of an environment follow them.
     """
+    if INSTALLED:
+        return show_installed(args)
     names, flags, extras = [], set(), []
     rest = list(args)
     while rest:
@@ -108,8 +112,8 @@ def setup(backend: Backend) -> str:
     chosen = user_python(backend)
     if chosen or is_ready(backend):
         return chosen or venv_python(backend)
-    if not (ROOT / "pyproject.toml").is_file():
-        return sys.executable  # Duet was installed as a package, into the environment that runs it
+    if INSTALLED:
+        return installed_python(backend)
     venv = ROOT / backend.environment
     venv.parent.mkdir(parents=True, exist_ok=True)
     with open(str(venv) + ".lock", "w") as lock:
@@ -120,15 +124,46 @@ def setup(backend: Backend) -> str:
     return venv_python(backend)
 
 
+def show_installed(args: list[str]) -> int:
+    """Say which backends an installed Duet can use; it sets nothing up."""
+    if args:
+        raise Stop(
+            f"setup: {' '.join(args)!r} was given, but Duet was installed as a package into {sys.prefix}, whose "
+            "packages you choose with pip; only a checkout of the repository has environments of its own"
+        )
+    for backend in backends().values():
+        own = user_python(backend) or (sys.executable if has_package(backend) else "")
+        say(f"{backend.name}: {own or f'{sys.executable} has no {backend.package}'}")
+    return 0
+
+
+def installed_python(backend: Backend) -> str:
+    """Return the Python into which Duet was installed as a package, or stop if the backend's package is not in it."""
+    if has_package(backend):
+        return sys.executable
+    others = "".join(f", but what backend={other.name} needs" for other in backends().values() if has_package(other))
+    raise Stop(
+        f"backend {backend.name}: {sys.executable}, into which Duet was installed, has no {backend.package}{others}; "
+        f"install it there, or name a Python that has it and Duet with {python_variable(backend)}=PATH"
+    )
+
+
+def has_package(backend: Backend) -> bool:
+    """Return whether the running Python has the package that a backend imports."""
+    return not backend.package or find_spec(backend.package) is not None
+
+
 def any_environment() -> str:
     """Return the Python of an environment that exists; build that of the first backend where none does."""
+    if INSTALLED:
+        return sys.executable
     known = list(backends().values())
     return setup(next(filter(environment_exists, known), known[0]))
 
 
 def environment_exists(backend: Backend) -> bool:
     """Return whether `setup` has nothing to do for a backend."""
-    return bool(user_python(backend)) or is_ready(backend)
+    return bool(user_python(backend)) or (has_package(backend) if INSTALLED else is_ready(backend))
 
 
 def is_ready(backend: Backend) -> bool:
@@ -142,10 +177,15 @@ def user_python(backend: Backend) -> str | None:
 
     DUET_<NAME>_PYTHON chooses it, or the key `python` of its configuration file.
     """
-    variable = f"DUET_{re.sub('[^A-Z0-9]', '_', backend.name.upper())}_PYTHON"
+    variable = python_variable(backend)
     if os.environ.get(variable):
         return checked_python(variable, os.environ[variable], Path.cwd())
-    return checked_python("backend.python", backend.python, ROOT) if backend.python else None
+    return checked_python("backend.python", backend.python, working_folder()) if backend.python else None
+
+
+def python_variable(backend: Backend) -> str:
+    """Return the name of the environment variable with the user's own interpreter for a backend."""
+    return f"DUET_{re.sub('[^A-Z0-9]', '_', backend.name.upper())}_PYTHON"
 
 
 def checked_python(source: str, path: str, folder: Path) -> str:

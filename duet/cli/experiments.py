@@ -9,6 +9,9 @@ environment of one backend:
    evaluated by the third rule if that environment exists, since features may need it, as Inception needs PyTorch's;
 3. else that of the backend in the defaults list of the command's configuration;
 4. else, since the command needs no backend, any environment that exists.
+
+Where Duet was installed as a package there is one environment, that of the running Python. The third rule then takes
+another backend if this Python has no package of the first.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from typing import NamedTuple
 
 from duet.cli.backends import CONFIGS, ROOT, Backend, backends, default_option, get_backend
 from duet.cli.environments import any_environment, checked_python, environment_exists, setup
-from duet.cli.terminal import Stop, one_of
+from duet.cli.terminal import Stop, one_of, say
+from duet.layout import INSTALLED, working_folder
 
 __all__ = ["Command", "experiments", "launch_command", "run_command", "run_experiment"]
 
@@ -59,20 +63,34 @@ def experiments() -> OrderedDict[str, Command]:
 def run_experiment(name: str, args: list[str], before: tuple[str, ...] = ()) -> int:
     """Run a command in its environment, with Hydra's arguments; `before` are arguments of Python before its module."""
     command = experiments()[name]
+    args = with_usable_backend(command, args)
     if {"-h", "--help"} & set(args):
         existing = list(filter(environment_exists, backends().values()))
         if not existing:
+            first = "Install PyTorch or TensorFlow" if INSTALLED else "Run `duet setup`"
             print(f"{command.doc}\n")
-            print(f"Run `duet setup` first; `duet {name} --help` then also describes every group and key.")
+            print(f"{first} first; `duet {name} --help` then also describes every group and key.")
             return 0
-        return replace_process([setup(existing[0]), "-m", command.module, *args])
+        return replace_process([setup(existing[0]), "-m", command.module, *args], command_variables())
     own = [arg.partition("=")[2] for arg in args if re.match(r"\+*backend\.python=.", arg)]
     if own and own[-1] != "null":
-        python = checked_python("backend.python", own[-1], ROOT)
+        python = checked_python("backend.python", own[-1], working_folder())
     else:
         pythons = [setup(backend) for backend in chosen_backends(command, args)]
         python = pythons[0] if pythons else any_environment()
-    return replace_process([python, *before, "-m", command.module, *args])
+    return replace_process([python, *before, "-m", command.module, *args], command_variables())
+
+
+def with_usable_backend(command: Command, args: list[str]) -> list[str]:
+    """Return arguments, with backend=NAME where an installed Duet has another backend than the default of a command."""
+    default = default_option(command.config, "backend")
+    if not INSTALLED or not default or run_backend(args) or any(arg.startswith("backend=") for arg in args):
+        return args
+    usable = [backend for backend in backends().values() if environment_exists(backend)]
+    if not usable or default in [backend.name for backend in usable]:
+        return args
+    say(f"backend={usable[0].name}, since {sys.executable} has no {get_backend(default).package}")
+    return [*args, f"backend={usable[0].name}"]
 
 
 def chosen_backends(command: Command, args: list[str]) -> list[Backend]:
@@ -128,7 +146,7 @@ def run_command(args: list[str]) -> int:
     if not args:
         raise Stop(f"run: no backend was given; for example: duet run {next(iter(backends()))} -- -m pip list")
     rest = args[2:] if args[1:2] == ["--"] else args[1:]
-    return replace_process([setup(get_backend(args[0])), *rest])
+    return replace_process([setup(get_backend(args[0])), *rest], checkout_variables())
 
 
 def launch_command(args: list[str]) -> int:
@@ -144,19 +162,35 @@ def launch_command(args: list[str]) -> int:
     if len(args) < 2 or not args[0].isdigit() or int(args[0]) < 1:
         raise Stop("launch: give a number of processes and a command; for example: duet launch 2 train backend=torch")
     name = one_of("launch", args[1], able)
-    rest, command = args[2:], experiments()[name]
+    command = experiments()[name]
+    rest = with_usable_backend(command, args[2:])
     if not any(arg.startswith("parallel=") for arg in rest):
         rest = rest + [f"parallel={backend.parallel}" for backend in chosen_backends(command, rest)[:1]]
     return run_experiment(name, rest, ("-m", LAUNCHER, args[0]))
 
 
-def replace_process(command: list[str]) -> int:
-    """Run a command in place of this process, so that signals and the exit code are the command's own.
+def checkout_variables() -> dict[str, str]:
+    """Return environment variables with which a Python finds the modules of this checkout from any folder.
 
-    The command finds the modules of this checkout from any folder.
+    An installed package needs none; its folder has the packages of its environment, which another Python must not see.
     """
     env = dict(os.environ)
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    if not INSTALLED:
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    return env
+
+
+def command_variables() -> dict[str, str]:
+    """Return environment variables with which a Python finds the command first, and then the working directory.
+
+    Python itself would begin with the working directory, where a user may have a folder called experiments. The command
+    appends it to the end of the path.
+    """
+    return {**checkout_variables(), "PYTHONSAFEPATH": "1"}
+
+
+def replace_process(command: list[str], env: dict[str, str]) -> int:
+    """Run a command in place of this process, so that signals and the exit code are the command's own."""
     sys.stdout.flush()
     sys.stderr.flush()
     if os.name == "nt":  # there, exec would return to the shell at once

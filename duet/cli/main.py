@@ -14,6 +14,7 @@ from duet.cli.environments import setup_command
 from duet.cli.experiments import experiments, launch_command, run_command, run_experiment
 from duet.cli.terminal import Stop, one_of, say
 from duet.cli.testing import test_command
+from duet.layout import INSTALLED
 
 __all__ = ["COMMANDS", "main"]
 
@@ -37,15 +38,22 @@ Experiments, each with options KEY=VALUE:
 
 `duet COMMAND --help` describes a command and its options.
 
-Every backend ({backends}) has a virtual environment of its own. It is set up when a command first needs it,
-with pip and your pip settings, and updated when pyproject.toml or its constraints file changes. Each command runs in
-the environment that it needs. backend=NAME chooses the backend of an experiment.
+{environments} backend=NAME chooses the backend of an experiment.
 
 Environment variables:
-    DUET_<BACKEND>_PYTHON   an interpreter to use instead of that environment, for example one of conda
+    DUET_<BACKEND>_PYTHON   another interpreter for a backend, for example one of conda
     DUET_BROWSER            the Chromium in which `test` operates the reports, or none
 
 Exit code: 0 for success, 2 for arguments that do not fit, else that of the command that failed."""
+
+IN_CHECKOUT = """\
+Every backend ({backends}) has a virtual environment of its own. It is set up when a command first needs it,
+with pip and your pip settings, and updated when pyproject.toml or its constraints file changes. Each command runs in
+the environment that it needs."""
+
+AS_PACKAGE = """\
+Duet was installed as a package: commands run in {python}.
+A backend ({backends}) needs its framework there. Tests need a checkout of the repository."""
 
 
 def main(args: list[str] | None = None) -> int:
@@ -86,4 +94,7 @@ def help_text() -> str:
     def table(summaries: dict[str, str]) -> str:
         return "\n".join(f"    {name:<{width}}  {summary}" for name, summary in summaries.items())
 
-    return HELP.format(tools=table(tools), experiments=table(commands), backends=", ".join(backends()))
+    environments = (AS_PACKAGE if INSTALLED else IN_CHECKOUT).format(
+        backends=", ".join(backends()), python=sys.executable
+    )
+    return HELP.format(tools=table(tools), experiments=table(commands), environments=environments)

@@ -19,9 +19,9 @@ from collections.abc import Iterable, Mapping
 from subprocess import DEVNULL, PIPE, STDOUT
 from typing import NamedTuple
 
-from duet.cli.backends import ROOT
-from duet.cli.experiments import experiments
+from duet.cli.experiments import command_variables, experiments
 from duet.cli.terminal import say
+from duet.layout import working_folder
 
 __all__ = ["Job", "Result", "Stage", "ladder", "make_jobs", "run_jobs", "split_template"]
 
@@ -82,7 +82,7 @@ def make_jobs(
             is_experiment = name in experiments()
             typed = ["python3", "-m", "duet", *([name] if is_experiment else ["run", backend, "--", "-m", name]), *args]
             command = [pythons[backend], "-m", experiments()[name].module if is_experiment else name, *args]
-            env = dict(os.environ, DUET_BACKEND=backend, **variables)
+            env = dict(command_variables() if is_experiment else os.environ, DUET_BACKEND=backend, **variables)
             jobs.append(Job(stage, backend, " ".join(map(shlex.quote, typed)), command, env))
     return jobs
 
@@ -110,7 +110,7 @@ def run_jobs(jobs: list[Job]) -> dict[str, Result]:
     if len(jobs) == 1:
         (job,), started = jobs, time.monotonic()
         say(f"{job.stage.title}: {job.typed}")
-        code = shell_code(subprocess.run(job.command, check=False, cwd=ROOT, env=job.env).returncode)
+        code = shell_code(subprocess.run(job.command, check=False, cwd=working_folder(), env=job.env).returncode)
         return {job.stage.title: Result(code, time.monotonic() - started)}
     queue = _Queue(jobs)
     workers = [threading.Thread(target=queue.work, daemon=True) for _ in range(2)]
@@ -171,7 +171,7 @@ class _Queue:
         env = dict(os.environ if job.env is None else job.env)
         env.setdefault("OMP_NUM_THREADS", str(threads_per_job()))  # for NumPy too, which takes all cores otherwise
         options = {"stdin": DEVNULL, "stdout": PIPE, "stderr": STDOUT, "text": True, "errors": "replace"}
-        with subprocess.Popen(job.command, cwd=ROOT, env=env, **options) as process:
+        with subprocess.Popen(job.command, cwd=working_folder(), env=env, **options) as process:
             self.processes.append(process)
             for line in process.stdout:
                 print(f"{job.backend:>{self.width}} | {line}", end="", flush=True)

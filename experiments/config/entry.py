@@ -77,6 +77,8 @@ def command(
 
         @functools.wraps(task)
         def main() -> None:
+            if os.getcwd() not in sys.path:  # last, where a user's folder `experiments` does not hide this package
+                sys.path.append(os.getcwd())
             register()
             register_output_directories()
             # Makes Hydra raise its errors instead of printing a traceback, so that `one_line_errors` prints them.

@@ -92,7 +92,8 @@ class BackendSchema(_dataclass_schema(BackendConfig, "precision")):
     extras: str | None = None  # extras of pyproject.toml that `duet setup` installs
     download: str | None = None  # the size of these packages, for people
     parallel: str | None = None  # the option of the group parallel that joins its processes
-    packages: list[str] = field(default_factory=list)  # whose objects are own networks of this backend
+    # whose objects are own networks of this backend; it needs the first
+    packages: list[str] = field(default_factory=list)
     network_files: list[str] = field(default_factory=list)  # endings of files, and names of files in directories
     compile: Any = AUTO  # true, false or auto, which compiles long work; see docs/speed.md
     # network calls beyond which auto compiles, by device

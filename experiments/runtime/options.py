@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from diffusion_core.common.errors import one_of
+from duet.layout import CONFIGS
 
 __all__ = ["CONFIGS", "read_option"]
-
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def read_option(group: str, name: str, what: str | None = None) -> dict[str, Any]:

@@ -28,7 +28,8 @@ _EXTRAS = (
 def _missing(group: str, name: str, package: str) -> LaunchError:
     pip = package.replace("_", "-")
     return LaunchError(
-        f"{group}: {name} was given, but {pip} is not installed; install it with `pip install -e .[sweeps]`"
+        f"{group}: {name} was given, but {pip} is not installed; install it with "
+        '`pip install "duet-diffusion[sweeps]"`, or in a checkout with `pip install -e .[sweeps]`'
     )
 
 

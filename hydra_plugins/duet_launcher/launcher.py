@@ -12,9 +12,10 @@ Jobs run one after another, and their output is passed through. The Python is th
     DUET_<backend.name>_PYTHON      an environment variable, as DUET_TORCH_PYTHON
     backend.environment             a virtual environment, as .venvs/torch
 
-Relative paths start at the root of the repository. A job may return a number to the sweeper as ``objective`` in the
-``result.json`` of its run directory. A job that fails does not stop the others of its batch; the sweeper raises its
-error when the batch is done.
+Relative paths start at the root of the repository. Where Duet was installed as a package, there are no environments of
+its own: jobs run in the Python that reads the sweep, and relative paths start in the working directory. A job may
+return a number to the sweeper as ``objective`` in the ``result.json`` of its run directory. A job that fails does not
+stop the others of its batch; the sweeper raises its error when the batch is done.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -38,6 +40,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.runtime import signals
+from duet.layout import INSTALLED, working_folder
 
 __all__ = [
     "DuetLauncher",
@@ -53,8 +56,6 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-ROOT = Path(__file__).resolve().parents[2]
-
 # Overrides of the sweep itself: they would turn a job into a sweep, or move its output.
 _SWEEP_ONLY = re.compile(r"[+~]*hydra(\.(mode|run|sweep|sweeper|launcher)\b|/(sweeper|launcher)\b)")
 
@@ -63,13 +64,16 @@ class LaunchError(DuetError, CompactHydraException):
     """A job that cannot start or that failed; Hydra prints it as one line."""
 
 
-def backend_python(backend: Mapping[str, Any], environ: Mapping[str, str], root: Path = ROOT) -> Path:
+def backend_python(
+    backend: Mapping[str, Any], environ: Mapping[str, str], root: Path | None = None, installed: bool = INSTALLED
+) -> Path:
     """Return the Python of the environment that contains a backend.
 
     Args:
         backend: the group `backend` of the job's configuration; `name`, `python` and `environment` are read.
         environ: environment variables.
-        root: where relative paths start.
+        root: where relative paths start; None is the checkout, or the working directory where there is none.
+        installed: whether Duet was installed as a package.
 
     Raises:
         LaunchError: the interpreter does not exist, or the configuration does not name one.
@@ -83,6 +87,14 @@ def backend_python(backend: Mapping[str, Any], environ: Mapping[str, str], root:
         source, path = "backend.python", str(backend["python"])
     elif environ.get(variable):
         source, path = variable, environ[variable]
+    elif installed:
+        package = next(iter(backend.get("packages") or ()), None)
+        if package and find_spec(package) is None:
+            raise LaunchError(
+                f"backend {name}: {package} is not installed in {sys.executable}; install it there, or name a Python "
+                f"that has it and Duet with {variable}=PATH"
+            )
+        return Path(sys.executable)
     elif environment:
         source, path = (
             "backend.environment",
@@ -91,7 +103,7 @@ def backend_python(backend: Mapping[str, Any], environ: Mapping[str, str], root:
     else:
         raise LaunchError(f"backend {name}: no Python is named; set backend.environment, backend.python or {variable}")
     # The link is not resolved: a virtual environment is recognised by the path of its Python.
-    python = root / Path(path).expanduser()
+    python = (working_folder() if root is None else root) / Path(path).expanduser()
     if not (python.is_file() and os.access(python, os.X_OK)):
         raise LaunchError(
             f"{source}: there is no Python at {python}; run `python3 -m duet setup {name}` or name another"

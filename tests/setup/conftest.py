@@ -52,6 +52,21 @@ class Checkout:
         self.python.chmod(0o755)
         self.env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(root), "FAKE_LOG": str(self.log)}
 
+    def as_package(self, **packages: str) -> None:
+        """Become an installed package, as the wheel lays it out, with the package that each backend needs."""
+        (self.root / "pyproject.toml").unlink()
+        for name in ("configs", "experiments", "tests"):
+            (self.root / name).unlink()
+        (self.root / "experiments").mkdir()
+        for path in (ROOT / "experiments").glob("*.py"):
+            (self.root / "experiments" / path.name).symlink_to(path)
+        configs = self.root / "experiments" / "configs"
+        shutil.copytree(ROOT / "configs", configs)
+        for name, package in packages.items():
+            file = configs / "backend" / f"{name}.yaml"
+            text = re.sub(r"^packages:.*$", f"packages: [{package}]", file.read_text(), flags=re.MULTILINE)
+            file.write_text(text)
+
     def popen(self, *args: str, cwd: Path | None = None, **env: str) -> subprocess.Popen:
         command = [sys.executable, "-c", DRIVER, str(self.python), *args]
         pipe = subprocess.PIPE

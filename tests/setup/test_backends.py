@@ -26,6 +26,11 @@ def test_a_line_is_read_as_yaml_reads_it(line, tmp_path):
     assert read_keys(file) == (yaml.safe_load(line) or {})
 
 
+def test_a_backend_needs_the_first_of_its_packages():
+    for file in FILES:
+        assert backends()[file.stem].package == yaml.safe_load(file.read_text())["packages"][0]
+
+
 def test_null_and_nested_values_count_as_absent(tmp_path):
     file = tmp_path / "backend.yaml"
     file.write_text("a: null\nb: ~\nc:\n  d: 1\ne: # nothing\n")

@@ -184,24 +184,66 @@ def test_launch_starts_several_processes_with_the_backends_own_way_to_join_them(
 def test_a_command_runs_in_the_folder_where_it_was_called_and_finds_this_checkout(checkout):
     checkout.duet("setup", "torch")
     python = checkout.venv("torch") / "bin/python"
-    python.write_text(python.read_text().replace('echo "$owner|$*"', 'echo "$PWD|$PYTHONPATH"'))
+    python.write_text(python.read_text().replace('echo "$owner|$*"', 'echo "$PWD|$PYTHONPATH|$PYTHONSAFEPATH"'))
     checkout.calls()
     folder = checkout.root / "elsewhere"
     folder.mkdir()
     process = checkout.popen("train", cwd=folder)
     process.communicate(timeout=60)
-    assert checkout.calls() == [f"{folder}|{checkout.root}:{checkout.root}"]
+    assert checkout.calls() == [f"{folder}|{checkout.root}:{checkout.root}|1"]
 
 
 def test_an_installed_package_runs_commands_in_its_own_environment(checkout):
-    (checkout.root / "pyproject.toml").unlink()
+    checkout.as_package(torch="json", tf="json")
     assert checkout.duet("train", "backend=tf").returncode == 0
-    assert checkout.calls() == ["own|-m experiments.train backend=tf"]
+    assert checkout.duet("compare").returncode == checkout.duet("train").returncode == 0
+    assert checkout.calls() == [
+        "own|-m experiments.train backend=tf", "own|-m experiments.compare", "own|-m experiments.train",
+    ]  # fmt: skip
+
+
+def test_an_installed_package_shows_its_packages_to_no_other_python(checkout):
+    """PYTHONPATH with site-packages would mix two environments."""
+    checkout.as_package(torch="json", tf="nowhere")
+    own = checkout.root / "own" / "python"
+    own.parent.mkdir()
+    own.write_text(checkout.python.read_text().replace('echo "$owner|$*"', 'echo "$PYTHONPATH|$PYTHONSAFEPATH"'))
+    own.chmod(0o755)
+    variables = {"DUET_TF_PYTHON": str(own), "PYTHONPATH": f"{checkout.root}:/a/b"}
+    assert checkout.duet("train", "backend=tf", **variables).returncode == 0
+    assert checkout.calls() == [f"{checkout.root}:/a/b|1"]  # as the user gave it
+
+
+def test_an_installed_package_takes_the_backend_whose_framework_it_has(checkout, one_line):
+    checkout.as_package(torch="nowhere", tf="json")
+    result = checkout.duet("train", "seed=1")
+    assert result.returncode == 0 and "backend=tf, since" in result.stdout and "no nowhere" in result.stdout
+    launched = checkout.duet("launch", "2", "train")
+    assert launched.returncode == 0
+    assert checkout.calls() == [
+        "own|-m experiments.train seed=1 backend=tf",
+        "own|-m experiments.workers 2 -m experiments.train backend=tf parallel=multiworker",
+    ]
+    for words in (("train", "backend=torch"), ("run", "torch", "--", "x.py"), ("demo",)):
+        result = checkout.duet(*words)
+        assert result.returncode == 2 and checkout.calls() == []
+        assert "no nowhere, but what backend=tf needs" in one_line(result) and "DUET_TORCH_PYTHON=PATH" in result.stderr
+
+
+def test_an_installed_package_has_nothing_to_set_up(checkout, one_line):
+    checkout.as_package(torch="nowhere", tf="json")
+    result = checkout.duet("setup")
+    assert result.returncode == 0 and "torch: " in result.stdout and "has no nowhere" in result.stdout
+    assert f"tf: {checkout.python}" in result.stdout
+    assert checkout.duet("setup", "tf").returncode == 2
+    assert "installed as a package" in one_line(checkout.duet("setup", "--cpu"))
+    assert "installed as a package" in checkout.duet("--help").stdout and checkout.calls() == []
+    script = checkout.duet("completion", "bash").stdout
+    assert "PYTHONPATH" not in script and f"{checkout.python} -m duet" in script
 
 
 def test_an_installed_package_has_no_tests_and_writes_the_demo_where_it_is_called(checkout, one_line):
-    (checkout.root / "pyproject.toml").unlink()
-    (checkout.root / "tests").unlink()
+    checkout.as_package(torch="json", tf="json")
     result = checkout.duet("test")
     assert result.returncode == 2 and "run it in the repository" in one_line(result) and checkout.calls() == []
     folder = checkout.root / "elsewhere"

@@ -39,9 +39,9 @@ def extended(tmp_path):
         apply = ["git", "apply", "-C1", "-"]
         subprocess.run(apply, cwd=tmp_path, input=fenced(title, "diff"), text=True, check=True)
         entries = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]["entry-points"]["duet.backends"]
-        info = tmp_path / "duet_diffusion-0.1.0.dist-info"
+        info = tmp_path / "duet_diffusion-0.2.0.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: duet-diffusion\nVersion: 0.1.0\n")
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: duet-diffusion\nVersion: 0.2.0\n")
         lines = [f"{name} = {value}" for name, value in entries.items()]
         (info / "entry_points.txt").write_text("\n".join(["[duet.backends]", *lines, ""]))
         return tmp_path

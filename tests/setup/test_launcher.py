@@ -66,6 +66,15 @@ def test_a_missing_python_names_the_setup_command(tmp_path):
         backend_python({"environment": ".venvs/tf"}, {}, tmp_path)
 
 
+def test_an_installed_package_runs_jobs_in_its_own_python_unless_the_framework_is_missing(tmp_path):
+    backend = {"name": "tf", "environment": ".venvs/tf", "packages": ["json", "keras"]}
+    assert backend_python(backend, {}, installed=True) == Path(sys.executable)
+    chosen = executable(tmp_path / "python")
+    assert backend_python(backend, {"DUET_TF_PYTHON": str(chosen)}, installed=True) == chosen
+    with pytest.raises(DuetError, match=r"backend tf: nowhere is not installed in .*; install it there, .*DUET_TF_P"):
+        backend_python({**backend, "packages": ["nowhere"]}, {}, installed=True)
+
+
 # --- which command ------------------------------------------------------------------------------------------------
 
 
