@@ -23,6 +23,7 @@ from diffusion_core.common.text import pluralize
 from duet.exercises.calls import Caller, bracketed, first_index
 from duet.exercises.definition import EXERCISES, Exercise, errors
 from duet.exercises.diagnose import Diagnosis, Outcome, diagnose, solve
+from duet.exercises.fit import factors_line
 from duet.exercises.frameworks import find_frameworks, named_framework
 
 __all__ = ["FLOAT32_TOLERANCE", "TOLERANCE", "Exercises", "Result", "WrongNumber", "check", "exercise"]
@@ -231,6 +232,10 @@ def _judge(caller: Caller) -> Result:
     error = next((outcome.error for outcome in outcomes.values() if outcome.error), None)
     if problem is None:
         return _lawful(caller, largest)
+    if problem == "numbers" and first and first.index:
+        arguments, output = chosen.cases[first.case], first.output
+        pair = (outcomes[first.case].arrays[output], right[first.case].arrays[output])
+        lines += filter(None, [factors_line(arguments, *pair, first.index[0])])
     diagnosis = diagnose(caller, outcomes, right, FLOAT32_TOLERANCE)
     if problem != "exception" and error:
         case = next(case for case, outcome in outcomes.items() if outcome.error)

@@ -156,6 +156,29 @@ def test_a_wrong_answer_shows_the_first_wrong_number_its_case_and_the_broken_law
     assert result.broken_laws.popitem()[1] > 0.1 and "off by" in repr(result)
 
 
+def test_the_factors_of_the_arguments_show_which_one_is_wrong():
+    def step(x, eps, t, s, alpha_bar):
+        return right(x, eps, t, s, alpha_bar) + 0.125 * eps
+
+    case = EXERCISES["ddim_step"].cases["a step from t = 7 to s = 4"]
+    bar, after = case["alpha_bar"][7], case["alpha_bar"][4]
+    of_x = np.sqrt(after / bar)
+    of_eps = np.sqrt(1 - after) - of_x * np.sqrt(1 - bar)
+    shown = f"it is {of_x:.4g} x - {-of_eps - 0.125:.4g} eps; it must be {of_x:.4g} x - {-of_eps:.4g} eps"
+    assert shown in " ".join(repr(check("ddim_step", step)).split())
+
+
+def test_the_factors_are_those_of_the_image_where_they_differ():
+    shown = " ".join(repr(check("add_noise", noise_without_roots)).split())
+    alpha_bar = EXERCISES["add_noise"].cases["images with shape (4, 3, 2, 4) at t = 1, 3, 5, 8"]["alpha_bar"][1]
+    assert f"for image 0 {alpha_bar:.4g} x0 + {1 - alpha_bar:.4g} eps; it must be {alpha_bar**0.5:.4g} x0" in shown
+
+
+def test_no_factors_are_shown_for_what_is_no_sum_of_the_arguments():
+    assert "As a sum" not in repr(check("kl_bits", lambda *a: 2 * SOLUTIONS["kl_bits"](*a)))
+    assert "As a sum" not in repr(check("ddim_step", lambda *a: np.tanh(right(*a))))
+
+
 def test_no_mistake_is_claimed_for_numbers_that_match_none():
     result = check("ddim_step", lambda x, eps, t, s, alpha_bar: SOLUTIONS["ddim_step"](x, eps, t, s, alpha_bar**1.1))
     assert not result and result.mistakes == () and "No usual mistake" in repr(result)
