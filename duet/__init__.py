@@ -54,6 +54,7 @@ _PUBLIC = {
     "evaluate": "duet.api.evaluation",
     "frechet_distance": "diffusion_core.metrics.frechet",
     "kernel_distance": "diffusion_core.metrics.kernel",
+    "log_likelihood": "duet.api.likelihood",
     "sample": "duet.api.sampling",
     # exercises
     "check": "duet.exercises",

@@ -7,9 +7,11 @@ network without owned arrays is called as it is, so that gradients reach its own
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from torch.func import functional_call
 from backends.torch.device import DeviceContext
 from backends.torch.network import Module
 from diffusion_core.common.errors import DuetError
-from diffusion_core.networks.own import Manifest, call_names, class_rows, own_seed, to_image_shape
+from diffusion_core.networks.own import CallNames, Manifest, call_names, class_rows, own_seed, to_image_shape
 from diffusion_core.networks.program import Node, Training
 
 __all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array", "with_weights", "building"]
@@ -51,12 +53,15 @@ class Own(Module):
 
     @contextmanager
     def mode(self, training: Training | None) -> Iterator[None]:
-        """Put the module into training or evaluation mode, with a seed for what it draws in training."""
-        if not isinstance(self.called, nn.Module):
+        """Put the modules into training or evaluation mode, with a seed for what they draw in training."""
+        modules = [child for module in _modules(self.called) for child in module.modules()]
+        if not modules:
             yield
             return
-        before = {module: module.training for module in self.called.modules()}
-        self.called.train(training is not None)
+        before = [(module, module.training) for module in modules]
+        for module in _modules(self.called):
+            with suppress(NotImplementedError):  # an exported program has one mode
+                module.train(training is not None)
         try:
             if training is None:
                 yield
@@ -66,33 +71,39 @@ class Own(Module):
                     torch.manual_seed(own_seed(training.key.tolist(), int(training.positions[0])))
                     yield
         finally:
-            for module, was_training in before.items():
+            for module, was_training in before:
                 module.training = was_training
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor, features: Tensor, training: Training | None) -> Tensor:
         """Call the network; return its output as images b c h w."""
         values = self._values(x, c_noise, label, features)
-        positional, keywords = self.arguments.bind(values)
         if not self.names:
-            result = self.called(*positional, **keywords)
+            output = self.block.call(self.called, values)
         else:
             tensors = self.tensors()
             buffers = {name for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
             if training is not None:  # a module updates its buffers in place
                 tensors |= {name: tensors[name].clone() for name in buffers}
-            result = functional_call(self.called, {**self.constants, **tensors}, positional, keywords)
+            held = {**self.constants, **tensors}
+            output = self.block.call(lambda *inputs, **named: functional_call(self.called, held, inputs, named), values)
             if training is not None:
                 training.statistics |= {f"{self.node.name}.{name}": tensors[name].detach() for name in buffers}
-        output = self.block.result(result)
+        if not isinstance(output, Tensor):
+            raise DuetError(
+                f"network {self.block.reference}: it returned an object of type {type(output).__name__}; it must "
+                f"return a tensor"
+            )
         if self.block.logits:
             return output
         self.block.check_output(output.shape)
-        return from_own(output, self.block.shape, self.block.layout)
+        return from_own(output, self.block.shape, self.block.layout)[:, : self.block.outputs]
 
     def _values(self, x: Tensor, c_noise: Tensor, label: Tensor, features: Tensor) -> dict[str, Tensor]:
         """Return everything that the network can be given."""
         block, taken = self.block, self.arguments.values
-        t = c_noise.round().to(torch.int64) if block.time == "int" else c_noise.to(self.dtype)
+        # In half precision, timesteps would be rounded.
+        floats = torch.promote_types(self.dtype, torch.float32)
+        t = c_noise.round().to(torch.int64) if block.time == "int" else c_noise.to(floats)
         t = t[:, None] if block.time == "column" else t
         values = {"x": to_own(x, block.shape, block.layout).to(self.dtype), "t": t, "label": label}
         if "one_hot" in taken:
@@ -132,9 +143,11 @@ def read_network(network: Any) -> Manifest:
     Raises:
         DuetError: if its weights do not exist yet, or change in training in a way that cannot be kept.
     """
-    if not isinstance(network, nn.Module):
-        return Manifest((), {}, "channels_first", call_names(network))
-    module = _plain(network)
+    network = _plain(network)
+    modules = _modules(network)
+    if network not in modules:
+        return _read_function(network, modules)
+    module = network
     for name, child in module.named_modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.momentum is None:
             raise DuetError(
@@ -147,17 +160,37 @@ def read_network(network: Any) -> Manifest:
     kept = {name: tensor for name, tensor in named.items() if _is_kept(module, name, tensor)}
     types = {tensor.dtype for tensor in kept.values()}
     devices = {str(tensor.device) for tensor in named.values()}
+    if "meta" in devices:
+        raise DuetError("network: its weights are on the meta device, which holds no numbers; load them first")
     if len(devices) > 1:
         raise DuetError(f"network: its weights are on several devices, {', '.join(sorted(devices))}; move it to one")
     return Manifest(
         parameters=tuple((name, tuple(tensor.shape), tensor.requires_grad) for name, tensor in kept.items()),
         values={name: _to_array(tensor) for name, tensor in kept.items()},
         layout="channels_first",
-        inputs=call_names(module.forward),
+        inputs=_call_names(module),
         batch_statistics=any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()),
         precision="float64" if types == {torch.float64} else "float32",
         device=next(iter(devices), "cpu"),
-        class_rows=class_rows(module, [m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)]),
+        class_rows=_class_rows(module),
+        one_hot=_takes_one_hot(module),
+    )
+
+
+def _read_function(function: Callable[..., Any], modules: list[nn.Module]) -> Manifest:
+    """Return what is known of a function: it computes where the modules are that it calls."""
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    types = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    devices = {str(tensor.device) for tensor in tensors}
+    return Manifest(
+        parameters=(),
+        values={},
+        layout="channels_first",
+        inputs=call_names(function),
+        precision="float64" if types == {torch.float64} else "float32",
+        device=devices.pop() if len(devices) == 1 else "cpu",
+        class_rows=_class_rows(modules[0]) if len(modules) == 1 else None,
+        one_hot=len(modules) == 1 and _takes_one_hot(modules[0]),
     )
 
 
@@ -182,9 +215,48 @@ def building(precision: str) -> Iterator[None]:
     yield
 
 
-def _plain(network: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the module that `torch.compile` wraps; Duet compiles by itself."""
+def _plain(network: Any) -> Any:
+    """Return the module that `torch.compile` or `DataParallel` wraps, or of an exported program."""
+    if isinstance(network, torch.export.ExportedProgram):
+        return network.module()
+    if isinstance(network, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return _plain(network.module)
     return getattr(network, "_orig_mod", network)
+
+
+def _modules(network: Any) -> list[nn.Module]:
+    """Return the modules that a network is or calls, as far as can be seen: of a method, a partial, a closure."""
+    if isinstance(network, nn.Module):
+        return [network]
+    if isinstance(network, partial):
+        return [found for part in (network.func, *network.args, *network.keywords.values()) for found in _modules(part)]
+    if isinstance(getattr(network, "__self__", None), nn.Module):
+        return [network.__self__]
+    if not inspect.isfunction(network):
+        return []
+    seen = inspect.getclosurevars(network)
+    held = {**seen.globals, **seen.nonlocals}.values()
+    return list(dict.fromkeys(value for value in held if isinstance(value, nn.Module)))
+
+
+def _call_names(module: nn.Module) -> CallNames | None:
+    """Return the parameters of a call of a module."""
+    if isinstance(module, torch.jit.ScriptModule):
+        names = [argument.name for argument in module.forward.schema.arguments[1:]]
+        required = [not argument.has_default_value() for argument in module.forward.schema.arguments[1:]]
+        return tuple(zip(names, required, strict=True))
+    return call_names(module.forward)
+
+
+def _class_rows(module: nn.Module) -> int | None:
+    embeddings = [child for child in module.modules() if isinstance(child, nn.Embedding)]
+    return class_rows(module, [embedding.num_embeddings for embedding in embeddings])
+
+
+def _takes_one_hot(module: nn.Module) -> bool:
+    """Return whether it takes the class as a vector, as the networks of EDM do, which say its length."""
+    length = getattr(module, "label_dim", None)
+    return isinstance(length, int) and length > 0
 
 
 def _to_array(tensor: Tensor) -> NDArray:
@@ -194,9 +266,9 @@ def _to_array(tensor: Tensor) -> NDArray:
 
 def _is_kept(module: nn.Module, name: str, tensor: Tensor) -> bool:
     """Return whether an array belongs to the weights: a floating-point one that a state dict holds."""
-    *path, leaf = name.split(".")
-    owner = module.get_submodule(".".join(path))
-    return tensor.is_floating_point() and leaf not in owner._non_persistent_buffers_set
+    path, _, leaf = name.rpartition(".")
+    owner = dict(module.named_modules())[path]
+    return tensor.is_floating_point() and leaf not in getattr(owner, "_non_persistent_buffers_set", ())
 
 
 def _constants(module: nn.Module, kept: Mapping[str, str], context: DeviceContext) -> dict[str, Tensor]:
@@ -213,5 +285,5 @@ def _constants(module: nn.Module, kept: Mapping[str, str], context: DeviceContex
 
 def _dtype(network: Any, default: torch.dtype) -> torch.dtype:
     """Return the number type of a network's parameters."""
-    tensors = network.parameters() if isinstance(network, nn.Module) else ()
+    tensors = (tensor for module in _modules(network) for tensor in module.parameters())
     return next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), default)

@@ -308,13 +308,15 @@ def _own(
     for (key, shape, kind), columns in zip(b.conditions, b.feature_slices.values(), strict=True):
         value = features[:, columns].reshape(len(x), *shape)
         values[key] = value if kind == "float" else np.rint(value).astype(np.int64)
-    positional, keywords = b.arguments.bind(values)
-    output = np.asarray(b.result(b.called(*positional, **keywords)), np.float64)
+    output = np.asarray(b.call(b.called, values))
+    if output.dtype.kind not in "fiub":
+        raise DuetError(f"network {b.reference}: it returned {output.dtype}; it must return an array of numbers")
+    output = output.astype(np.float64)
     if b.logits:
         return output
     b.check_output(output.shape)
     output = np.moveaxis(output, 1, -1) if first else output
-    return output.reshape(*x.shape[:-1], -1)
+    return output.reshape(*x.shape[:-1], -1)[..., : b.outputs]
 
 
 def block_function(name: str, block: Block, weights: Mapping[str, NDArray]) -> Callable[..., Array]:

@@ -151,7 +151,8 @@ def generate(
     """
     guidance, collective = guidance or Guidance(), collective or Collective()
     classifier = None if guidance.classifier is None else guidance.classifier.program
-    labels = check_labels(labels, network.program, plan, guidance.guide is not None, classifier)
+    has_guide = guidance.guide is not None or guidance.null_features is not None
+    labels = check_labels(labels, network.program, plan, has_guide, classifier)
     dtype = backend.config.host_dtype
     if edit is not None and len(edit.index) != len(labels):
         raise DuetError(f"edit: it has {len(edit.index)} samples, but {len(labels)} labels were given")

@@ -41,6 +41,7 @@ __all__ = [
     "LAYOUTS",
     "TIMES",
     "Arguments",
+    "CallNames",
     "Handle",
     "Manifest",
     "Own",
@@ -62,6 +63,10 @@ VALUES = ("x", "t", "label", "one_hot")
 # Names of parameters of other people's networks that take the class.
 LABEL_NAMES = ("label", "labels", "class_labels", "class_label", "y", "classes", "cls", "c")
 NODE = "network"
+
+
+# (name, whether it must be given) of each parameter of a call; True after these for one that is given by keyword only.
+CallNames = tuple[tuple[str, bool] | tuple[str, bool, bool], ...]
 
 
 class Handle:
@@ -91,6 +96,7 @@ class Manifest:
         device: ``"cpu"`` or ``"cuda"``, where the parameters are.
         casts: whether the backend can compute with it in another precision than `precision`.
         class_rows: rows of its table of classes, if it has exactly one embedding or says its number of classes.
+        one_hot: whether it takes the class as a vector, as networks with an attribute `label_dim` do.
         time: whether it takes t as a ``"float"`` or an ``"int"``, where the object says so.
         lazy: whether it makes its arrays in its first call, which has not been yet.
     """
@@ -98,12 +104,13 @@ class Manifest:
     parameters: tuple[tuple[str, Shape, bool], ...]
     values: Mapping[str, NDArray]
     layout: str
-    inputs: tuple[tuple[str, bool], ...] | None
+    inputs: CallNames | None
     batch_statistics: bool = False
     precision: str = "float32"
     device: str = "cpu"
     casts: bool = True
     class_rows: int | None = None
+    one_hot: bool = False
     time: str = "float"
     lazy: bool = False
 
@@ -115,13 +122,15 @@ class Arguments:
     Args:
         positional: the values, each of `VALUES` or a condition.
         keywords: (keyword, value).
-        packed: whether the positional values are one list.
+        packed: whether all values are one list, or one dict if they have keywords.
 
     Example:
         >>> Arguments.parse("x, t, class_labels=one_hot")
         Arguments(positional=('x', 't'), keywords=(('class_labels', 'one_hot'),), packed=False)
         >>> Arguments.parse("[x, t]").bind({"x": 1, "t": 2, "label": 3})
         (([1, 2],), {})
+        >>> Arguments.parse("{image: x, time: t}").bind({"x": 1, "t": 2})
+        (({'image': 1, 'time': 2},), {})
     """
 
     positional: tuple[str, ...]
@@ -130,7 +139,8 @@ class Arguments:
 
     @staticmethod
     def parse(text: str, conditions: Sequence[str] = ()) -> Arguments:
-        """Read the arguments of a call, as in ``"x, t, class_labels=label"``; ``"[x, t]"`` is one list.
+        """Read the arguments of a call, as in ``"x, t, class_labels=label"``; ``"[x, t]"`` is one list, and
+        ``"{image: x, time: t}"`` one dict.
 
         Raises:
             DuetError: for a value that does not exist or is given twice, or a call without x.
@@ -142,12 +152,14 @@ class Arguments:
         )
         if not isinstance(text, str):
             raise wrong
-        inner = re.fullmatch(r"\s*\[(.*)\]\s*", text)
-        packed, text = inner is not None, inner[1] if inner else text
+        inner = re.fullmatch(r"\s*(\[.*\]|\{.*\})\s*", text)
+        packed, is_dict = inner is not None, inner is not None and inner[1][0] == "{"
+        text = inner[1][1:-1] if inner else text
         positional, keywords = [], []
         for part in text.split(","):
-            keyword, _, value = (piece.strip() for piece in part.rpartition("="))
-            if value not in known or (keyword and not keyword.isidentifier()) or (keyword and packed):
+            keyword, _, value = (piece.strip() for piece in part.rpartition(":" if is_dict else "="))
+            is_word = keyword.isidentifier() or (is_dict and keyword)
+            if value not in known or (keyword and not is_word) or (packed and bool(keyword) != is_dict):
                 raise wrong
             if keyword:
                 keywords.append((keyword, value))
@@ -161,6 +173,8 @@ class Arguments:
         return Arguments(tuple(positional), tuple(keywords), packed)
 
     def __str__(self) -> str:
+        if self.packed and self.keywords:
+            return "{" + ", ".join(f"{keyword}: {value}" for keyword, value in self.keywords) + "}"
         words = ", ".join([*self.positional, *(f"{keyword}={value}" for keyword, value in self.keywords)])
         return f"[{words}]" if self.packed else words
 
@@ -172,10 +186,13 @@ class Arguments:
     def bind(self, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and the keyword arguments of a call."""
         positional = tuple(values[name] for name in self.positional)
-        return ([*positional],) if self.packed else positional, {k: values[name] for k, name in self.keywords}
+        keywords = {keyword: values[name] for keyword, name in self.keywords}
+        if self.packed:
+            return (keywords or [*positional],), {}
+        return positional, keywords
 
 
-def infer_inputs(names: Sequence[tuple[str, bool]] | None, with_label: bool | None) -> str:
+def infer_inputs(names: CallNames | None, with_label: bool | None) -> str:
     """Return the arguments of a network from the parameters of a call.
 
     The first is x and the second t. A class goes to a parameter whose name says so, or to the third.
@@ -195,10 +212,14 @@ def infer_inputs(names: Sequence[tuple[str, bool]] | None, with_label: bool | No
         'x, t'
         >>> infer_inputs([("x", True), ("sigma", True), ("y", True)], with_label=None)
         'x, t, y=label'
+        >>> infer_inputs(call_names(lambda x, *, noise: x), with_label=None)
+        'x, noise=t'
     """
     advice = "name its arguments, as in duet.adapt(network, inputs='x, t, class_labels=label')"
     if names is None:
         return "x, t, label" if with_label else "x, t"
+    by_keyword = {name for name, _, *only in names if any(only)}
+    names = [(name, needed) for name, needed, *_ in names]
     shown = ", ".join(name for name, _ in names)
     if len(names) < 2:
         raise DuetError(f"network: it takes ({shown}); Duet gives it x and t; {advice}")
@@ -215,7 +236,10 @@ def infer_inputs(names: Sequence[tuple[str, bool]] | None, with_label: bool | No
         )
     if set(required) - ({label} if with_label else set()):
         raise DuetError(f"network: it takes ({shown}), and what {required[0]} is given is not clear; {advice}")
-    return f"x, t, {label}=label" if with_label else "x, t"
+    first = [f"{name}={value}" if name in by_keyword else value for (name, _), value in zip(names, "xt", strict=False)]
+    if names[0][0] in by_keyword:
+        first[1] = f"{names[1][0]}=t"
+    return ", ".join([*first, f"{label}=label"] if with_label else first)
 
 
 def to_image_shape(shape: Sequence[int], layout: str) -> tuple[int, int, int]:
@@ -241,13 +265,13 @@ def to_image_shape(shape: Sequence[int], layout: str) -> tuple[int, int, int]:
 def class_rows(network: Any, embeddings: Sequence[int]) -> int | None:
     """Return how many labels a network knows, "no class" among them; None if that cannot be seen.
 
-    Its attribute ``null_label`` or ``num_classes`` says so, or the number of rows of its only embedding.
+    Its attribute ``null_label``, ``num_classes`` or ``label_dim`` says so, or the number of rows of its only embedding.
 
     Args:
         network: the object.
         embeddings: the number of rows of each of its embeddings.
     """
-    for attribute in ("null_label", "num_classes"):
+    for attribute in ("null_label", "num_classes", "label_dim"):
         value = getattr(network, attribute, None)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value + 1
@@ -273,7 +297,7 @@ def images_to_samples(images: NDArray, shape: Sequence[int], layout: str) -> NDA
     return np.ascontiguousarray(np.moveaxis(samples, -1, 1) if first else samples)
 
 
-def call_names(function: Callable[..., Any]) -> tuple[tuple[str, bool], ...] | None:
+def call_names(function: Callable[..., Any]) -> CallNames | None:
     """Return (name, whether it must be given) of each parameter of a function; None if they are unknown.
 
     Example:
@@ -286,7 +310,11 @@ def call_names(function: Callable[..., Any]) -> tuple[tuple[str, bool], ...] | N
         return None
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return None
-    return tuple((p.name, p.default is p.empty) for p in parameters if p.kind is not p.VAR_KEYWORD)
+    return tuple(
+        (p.name, p.default is p.empty, *([True] if p.kind is p.KEYWORD_ONLY else []))
+        for p in parameters
+        if p.kind is not p.VAR_KEYWORD
+    )
 
 
 def own_seed(key: Sequence[int], position: int) -> int:
@@ -385,6 +413,24 @@ class Own(Block):
         ends = np.cumsum([0, *(int(np.prod(shape)) for _, shape, _ in self.conditions)]).tolist()
         return {name: slice(*ends[i : i + 2]) for i, (name, _, _) in enumerate(self.conditions)}
 
+    def call(self, network: Callable[..., Any], values: Mapping[str, Any]) -> Any:
+        """Call a network with those of the values that it takes; return its output.
+
+        An exception of the network stays as it is, with a note on what it was called with.
+        """
+        positional, keywords = self.arguments.bind(values)
+        try:
+            result = network(*positional, **keywords)
+        except Exception as error:
+            taken = [name for name in values if name in self.arguments.values]
+            shown = ", ".join(f"{name} {values[name].dtype} {tuple(values[name].shape)}" for name in taken)
+            error.add_note(
+                f"Duet called network {self.reference} as ({self.inputs}) with {shown}; its layout is {self.layout}. "
+                f"duet.adapt(network, inputs=..., layout=..., time='int', framework=...) names another call."
+            )
+            raise
+        return self.result(result)
+
     def result(self, result: Any) -> Any:
         """Return the output among what a call returned.
 
@@ -414,11 +460,20 @@ class Own(Block):
             ) from error
 
     def check_output(self, shape: Sequence[int | None]) -> None:
-        """Raise a `DuetError` if an output of this shape (with the batch) does not fit the samples."""
+        """Raise a `DuetError` if an output of this shape (with the batch) does not fit the samples.
+
+        The output may have more channels than are used: with a fixed variance, those of a learned one are left out.
+        """
         axis, rest = (-1, slice(None, -1)) if self.layout == "channels_last" else (0, slice(1, None))
         found, wanted = tuple(shape[1:]), tuple(self.shape)
+        channels = wanted[axis]
         same_axes = len(found) == len(wanted) and found[rest] == wanted[rest]
-        if not same_axes or found[axis] not in (wanted[axis], 2 * wanted[axis]):
+        if same_axes and found[axis] == channels < self.outputs:
+            raise DuetError(
+                f"network {self.reference}: its output has {channels} channels, but a learned variance needs "
+                f"{self.outputs}; use variance='fixed_small' in the plan, or a network with twice the channels"
+            )
+        if not same_axes or found[axis] not in (channels, 2 * channels):
             raise DuetError(
                 f"network {self.reference}: its output has shape {found} for a sample of shape {wanted}; it must be "
                 f"the same, or have twice the channels to predict a variance; the layout is {self.layout}"

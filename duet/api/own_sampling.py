@@ -129,6 +129,13 @@ def sample_network(
         callback=callback and StepCallback(lambda row, x, x0: callback(row, to_samples(x), to_samples(x0))),
         progress=progress, guidance=guidance, edit=edit,
     )  # fmt: skip
+    if not np.all(np.isfinite(images)):
+        bad = int(np.sum(~np.isfinite(images).reshape(count, -1).all(axis=1)))
+        warnings.warn(
+            f"sample: {bad} of {count} samples have numbers that are not finite; the network returned such numbers, or "
+            f"the plan does not fit what it predicts",
+            stacklevel=4,
+        )
     return to_samples(images)
 
 
@@ -217,9 +224,14 @@ def _images(own: OwnNetwork, name: str, value: Any, shape: tuple[int, ...]) -> N
     """Return samples as images b h w c; their axes may be broadcast."""
     if value is None:
         return None
-    array = own.backend.own.to_array(value).astype(np.float64)
+    array = own.backend.own.to_array(value)
+    if array.dtype == np.uint8:
+        raise DuetError(
+            f"{name}: uint8 was given; it must be floats in the value range of the data, for example "
+            f"value / 127.5 - 1 for (-1, 1)"
+        )
     try:
-        array = np.broadcast_to(array, shape)
+        array = np.broadcast_to(array.astype(np.float64), shape)
     except ValueError:
         raise DuetError(f"{name}: an array with shape {array.shape} was given; it must have {shape}") from None
     return samples_to_images(array, own.layout)

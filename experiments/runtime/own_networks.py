@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -80,9 +83,7 @@ class OwnNetwork:
         """Whether the call has a class; None if that is inferred."""
         if self.inputs is None:
             return True if self.classes else None
-        return any(
-            word.strip().rpartition("=")[2] in ("label", "one_hot") for word in self.inputs.strip("[] ").split(",")
-        )
+        return bool({"label", "one_hot"} & set(re.findall(r"\w+", re.sub(r"\w+\s*[=:]", "", self.inputs))))
 
     @property
     def knows_null_label(self) -> bool:
@@ -134,6 +135,8 @@ class OwnNetwork:
             known = self.manifest.inputs
             with_label = with_label if self.takes_label is None else self.takes_label
             inputs = infer_inputs(known and [pair for pair in known if pair[0] not in names], with_label)
+            if self.manifest.one_hot:
+                inputs = inputs.replace("=label", "=one_hot")
         arguments = Arguments.parse(inputs, names)
         inputs = ", ".join([str(arguments), *(f"{name}={name}" for name in names if name not in arguments.values)])
         height, width, channels = to_image_shape(shape, self.layout)
@@ -194,7 +197,9 @@ def backend_of(network: Any, framework: str | None = None) -> tuple[str, Any]:
     if framework not in (None, NUMPY, *installed):
         raise one_of("framework", framework, [*sorted(installed), NUMPY])
     if framework is None:
-        roots = {kind.__module__.partition(".")[0] for kind in type(network).__mro__}
+        if inspect.isclass(network):
+            raise DuetError(f"network: the class {network.__qualname__} was given; make an object of it, and give that")
+        roots = {kind.__module__.partition(".")[0] for kind in type(_holder(network)).__mro__}
         for name in sorted(installed):
             path = CONFIGS / "backend" / f"{name}.yaml"
             options = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -202,10 +207,15 @@ def backend_of(network: Any, framework: str | None = None) -> tuple[str, Any]:
                 framework = name
     if framework not in (None, NUMPY):
         return framework, backend_class(framework)
+    if isinstance(network, Mapping):
+        raise DuetError(
+            "network: a mapping was given, as a state dict is one, which holds weights and no code; load it into the "
+            "network, and give that"
+        )
     if not callable(network):
         raise DuetError(
-            f"network: {network!r} was given; it must be a module or a function of a framework, for example an "
-            f"nn.Module, a keras.Model, or a function of NumPy arrays"
+            f"network: an object of type {type(network).__name__} was given; it must be a module or a function "
+            f"of a framework, for example an nn.Module, a keras.Model, or a function of NumPy arrays"
         )
     return NUMPY, NumpyBackend
 
@@ -215,6 +225,16 @@ def building(framework: str, precision: str) -> Iterator[None]:
     """Let the framework build networks that compute in a precision, where it decides that when they are built."""
     with backend_class(framework).own.building(precision):
         yield
+
+
+def _holder(network: Any) -> Any:
+    """Return the object whose method it is, or that it calls with some arguments given."""
+    while True:
+        inner = getattr(network, "__self__", None)
+        inner = network.func if isinstance(network, partial) else inner
+        if inner is None or inspect.ismodule(inner):
+            return network
+        network = inner
 
 
 def adapt(

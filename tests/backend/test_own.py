@@ -16,6 +16,7 @@ import pytest
 import duet
 from diffusion_core.backend.interface import Guidance, StepCallback
 from diffusion_core.data.pixels import to_uint8
+from diffusion_core.likelihood import flow_density
 from diffusion_core.model.generate import generate
 from diffusion_core.sampling import SAMPLERS
 from diffusion_core.sampling.edit import Edit, add_start_noise
@@ -153,3 +154,22 @@ def test_the_callback_and_the_progress_follow_the_plan(networks: Any, own_sample
     for (_, x, estimate), (_, own_x, own_estimate) in zip(seen, own_seen, strict=True):
         for wanted, got in ((x, own_x), (estimate, own_estimate)):
             np.testing.assert_allclose(got, twins.to_layout(wanted, backend_name)[:2], rtol=1e-12, atol=1e-12)
+
+
+def test_the_likelihood_by_the_flow_is_that_of_the_program(networks: Any, backend_name: str) -> None:
+    backend, own, network = networks()
+    images = np.random.default_rng(1).normal(size=(3, 4, 4, 2))
+    labels = np.array(twins.LABELS)
+    wanted = flow_density(network.vjp, PROCESS, images, labels.astype(np.int32), np.arange(3), 5, steps=3).log_density
+    given = twins.to_layout(images, backend_name)
+    got = duet.log_likelihood(own, given, PROCESS, labels=labels, classes=3, seed=5, steps=3, batch=2)
+    np.testing.assert_allclose(got, wanted, rtol=1e-10)
+    exact = [
+        duet.log_likelihood(own, given[:1], PROCESS, labels=0, classes=3, steps=3, divergence="exact")[0],
+        flow_density(
+            network.vjp, PROCESS, images[:1], labels[:1].astype(np.int32), [0], 0, steps=3, divergence="exact"
+        ).log_density[0],
+    ]
+    np.testing.assert_allclose(*exact, rtol=1e-10)
+    with pytest.raises(duet.DuetError, match="process: it is missing"):
+        duet.log_likelihood(own, given)
