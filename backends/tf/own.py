@@ -100,7 +100,7 @@ class Own(Module):
         if output.shape.rank is None or None in output.shape[1:]:  # the graph of a function may not know its shape
             output = tf.ensure_shape(output, [None, *self._output_shape()])
         self.block.check_output(output.shape)
-        return from_own(output, self.block.shape, self.block.layout)
+        return from_own(output, self.block.shape, self.block.layout)[..., : self.block.outputs]
 
     def _example(self) -> tuple[tf.Tensor, ...]:
         """Return the inputs of a first call."""
