@@ -21,6 +21,9 @@ from duet.exercises.definition import Exercise, errors
 __all__ = ["Diagnosis", "Outcome", "diagnose", "solve"]
 
 
+_NUMBERS = "fiub"
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a solution gave in one case: arrays, or the exception that it raised."""
@@ -38,8 +41,8 @@ class Outcome:
 def _same(got: NDArray, expected: NDArray, tolerance: float) -> bool:
     if got.shape != expected.shape:
         return False
-    if got.dtype.kind not in "fiub" or expected.dtype.kind not in "fiub":
-        return bool(np.array_equal(got, expected))
+    if got.dtype.kind not in _NUMBERS or expected.dtype.kind not in _NUMBERS:
+        return got.dtype == expected.dtype  # such as None twice; what is no number is told by its type
     finite = np.isfinite(expected)
     if not np.array_equal(finite, np.isfinite(got)):
         return False
@@ -147,7 +150,8 @@ def _unchanged(
     exercise: Exercise, outcomes: Mapping[str, Outcome], caller: Caller, tolerance: float
 ) -> Diagnosis | None:
     """Recognise a result of zeros, or one that is an argument."""
-    if all(not any(np.any(array) for array in outcome.arrays) for outcome in outcomes.values()):
+    arrays = [array for outcome in outcomes.values() for array in outcome.arrays]
+    if all(array.size and array.dtype.kind in _NUMBERS and not np.any(array) for array in arrays):
         return Diagnosis(("zeros",), ("Every number is 0.",))
     for name in exercise.parameters:
         given = {case: arguments[name] for case, arguments in exercise.cases.items()}

@@ -36,7 +36,7 @@ def factors_line(arguments: Mapping[str, Any], got: NDArray, expected: NDArray, 
         for name, value in arguments.items()
         if isinstance(value, np.ndarray) and value.shape == expected.shape and value.dtype.kind == "f"
     }
-    if len(given) < 2:
+    if len(given) < 2 or not np.isfinite(got).all():
         return None
     for where, part in (("", slice(None)), (f" for image {image}", image)):
         columns = {name: value[part] for name, value in given.items()}
