@@ -3,7 +3,8 @@
 MkDocs calls the functions `on_...` of this file, a hook of mkdocs.yml.
 
     index.md        README.md, with links as they are from docs/
-    api/NAME.md     the public names of `import duet`, in the groups of duet/__init__.py
+    api/index.md    the public names of `import duet`, in the groups of duet/__init__.py
+    api/NAME.md     the names of a group
     core/NAME.md    the modules of a package of diffusion_core
     notebooks/*.md  text, code and outputs of notebooks/*.ipynb
 """
@@ -81,11 +82,22 @@ def rank(name: str) -> int:
 
 
 def api_pages() -> dict[str, str]:
-    """Return one page for each group of public names."""
-    return {
-        f"api/{i:02d}-{slug(title)}.md": f"# {title}\n\n" + "\n\n".join(map(entry, names))
-        for i, (title, names) in enumerate(groups().items(), 1)
-    }
+    """Return the list of public names, and one page for each group of them."""
+    pages, rows = {}, ["# import duet\n"]
+    for i, (title, names) in enumerate(groups().items(), 1):
+        page = f"{i:02d}-{slug(title)}.md"
+        pages[f"api/{page}"] = f"# {title}\n\n" + "\n\n".join(map(entry, names))
+        rows += [f"## [{title}]({page})\n", "| name | |", "| --- | --- |"]
+        rows += [f"| `duet.{name}` | {summary(getattr(duet, name), name)} |" for name in names]
+        rows.append("")
+    return {"api/index.md": "\n".join(rows), **pages}
+
+
+def summary(value: Any, name: str) -> str:
+    """Return the first sentence of a docstring in a cell of a table; of a table of options, what it has."""
+    if isinstance(value, Mapping):
+        return f"{len(value)} {name.lower()} by name"
+    return (inspect.getdoc(value) or "").partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
 
 
 def slug(title: str) -> str:
@@ -118,8 +130,7 @@ def registry(table: Mapping[str, Callable[..., Any]]) -> Iterator[str]:
     for name, value in table.items():
         parameters = inspect.signature(value).parameters.values() if inspect.isfunction(value) else ()
         options = [option(p) for p in parameters if p.kind is p.KEYWORD_ONLY or p.default is not p.empty]
-        summary = (inspect.getdoc(value) or "").partition("\n\n")[0].replace("\n", " ").replace("|", "\\|")
-        yield f"| `{name}` | {', '.join(options)} | {summary} |"
+        yield f"| `{name}` | {', '.join(options)} | {summary(value, name)} |"
 
 
 def option(parameter: inspect.Parameter) -> str:

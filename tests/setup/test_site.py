@@ -117,6 +117,11 @@ def test_every_public_name_has_one_section_with_signature_arguments_and_example(
                     assert re.search(shown, section), f"{name}: {title}"
 
 
+def test_the_reference_begins_with_a_list_of_all_public_names(pages):
+    listed = [link.rpartition("#duet.")[2] for link in re.findall(r'<td><a href="([^"]+)"', pages["api/index.html"])]
+    assert sorted(listed) == sorted(duet.__all__)
+
+
 def test_a_public_name_in_a_text_leads_to_its_section(pages):
     link = r'<a href="([^"]*)#duet\.load_dataset"><code>duet\.load_dataset</code></a>'
     found = {name: match[1] for name, page in pages.items() if (match := re.search(link, page))}
