@@ -52,7 +52,7 @@ from diffusion_core.common.text import first_line
 from diffusion_core.networks.own import Handle, Manifest, class_rows, to_image_shape
 from diffusion_core.networks.program import Node, Training
 
-__all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array", "with_weights"]
+__all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array", "with_weights", "building"]
 
 # Pairs of a variable and a value for it.
 _Values = list[tuple[Any, tf.Tensor]]
@@ -227,6 +227,22 @@ def with_weights(network: Any, arrays: Mapping[str, NDArray]) -> Any:
     for name, array in arrays.items():
         found[name].variable.assign(array)
     return copied
+
+
+@contextmanager
+def building(precision: str) -> Iterator[None]:
+    """Return the context in which networks are built for a precision: layers of Keras keep the type that they got."""
+    import keras  # here, since a backend need not load it
+
+    dtype = "float64" if precision == "float64" else "float32"
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx(dtype)
+    keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy)
 
 
 def _call(network: Any, positional: tuple[Any, ...], keywords: dict[str, Any], packed: bool, training: bool) -> Any:
