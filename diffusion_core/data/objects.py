@@ -217,7 +217,7 @@ def _read_items(data: Any, keys: _Keys, batched: bool | None, count: int | None,
     remarks = []
     if length is None or _shuffles(data):
         remarks.append(
-            f"{kind} was read once, {pluralize(len(images), 'item')} in {images.nbytes / 2**20:,.1f} MiB of memory; a "
+            f"it was read once, {pluralize(len(images), 'item')} in {images.nbytes / 2**20:,.1f} MiB of memory; a "
             f"run sees these in its own order. Another pass may yield others: only the same ones, as their hash tells, "
             f"resume a run exactly"
         )

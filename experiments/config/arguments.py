@@ -30,6 +30,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.data.sources import reader_of_path
 from experiments.config.schema import OWN_MODEL, SCHEMAS, SOURCES, TARGETS
 from experiments.config.suggest import check_renamed, group_functions, nearest_key
 from experiments.runtime.options import CONFIGS
@@ -152,9 +153,10 @@ def _is_no_choice(override: str, command: str, folders: Iterable[Path]) -> bool:
     options = sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
     if not options or key.startswith("~") or value in options:
         return False
-    if group == "data" and ("/" in value or os.path.isdir(os.path.expanduser(value))):
-        path = f"data.options.path={value}"
-        raise DuetError(f"data: {value!r} was given, which is no name but a path; write data=image_folder {path}")
+    if group == "data" and ("/" in value or os.path.exists(os.path.expanduser(value))):
+        name, option = reader_of_path(Path(value).expanduser())
+        shown = f"data={name} data.options.{option}={value}"
+        raise DuetError(f"data: {value!r} was given, which is no name but a path; write {shown}")
     if value.lower() in ("null", "none"):
         file = CONFIGS / f"{command}.yaml"
         defaults = file.read_text(encoding="utf-8") if file.is_file() else ""

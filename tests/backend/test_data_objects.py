@@ -118,7 +118,7 @@ def test_what_has_no_end_or_another_order_next_time_is_said(backend_name):
         assert isinstance(pairs, TensorDataset)
         assert not load_dataset(pairs).reading.lines
         shuffled = load_dataset(DataLoader(pairs, batch_size=4, shuffle=True))
-        assert "DataLoader was read once, 12 items" in shuffled.reading.lines[0]
+        assert "it was read once, 12 items" in shuffled.reading.lines[0]
     else:
         endless = tf_holders()["an endless one"][0]
         with pytest.raises(DuetError, match="it has no end; say how many items to take"):

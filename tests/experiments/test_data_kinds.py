@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from diffusion_core.data import load_dataset
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import PlainSpec, UNetSpec
 from diffusion_core.training.loop import TrainingConfig
+from experiments.config.arguments import read_arguments
 from experiments.config.build import data_source
 from experiments.data.inspection import InspectionSetup, inspect_dataset
 from experiments.evaluation.context import dataset_reference
@@ -107,6 +109,24 @@ def test_arrays_are_prepared_and_read_by_their_names(tmp_path, monkeypatch):
     assert prepared.sha256 == direct.sha256 in out
     np.testing.assert_array_equal(prepared.images, FLOATS)
     assert prepared.class_names == ("cat", "dog") and prepared.condition_names == ("age",)
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        ("pets.zip", "data=zip data.options.path="),
+        ("pets.npz", "data=arrays data.options.path="),
+        ("pets/x.png", "data=image_folder data.options.path="),
+        ("pets/train-00000-of-00001.parquet", "data=hf_folder data.options.path="),
+        ("pets/train/data.json", "data=store data.options.directory="),
+    ],
+)
+def test_a_path_in_place_of_a_name_says_which_data_read_it(tmp_path, made, words):
+    (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / made).touch()
+    path = tmp_path / made.split("/")[0]
+    with pytest.raises(DuetError, match=re.escape(f"write {words}{path}")):
+        read_arguments([f"data={path}"], "train")
 
 
 # Pages and references
