@@ -140,13 +140,17 @@ def test_the_grid_of_edm_is_the_published_one():
 
 @EACH
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 50])
-def test_solvers_make_finite_plans(name, steps):
+def test_plans_of_solvers_go_down_to_clean_data(name, steps):
     process = Process(MADE[name], "v")
     for spacing in ("linspace", "trailing", "leading"):
-        ddim(process, steps, 0.5, spacing)
-        ddpm(process, steps, spacing=spacing)
+        plans = [ddim(process, steps, 0.5, spacing), ddpm(process, steps, spacing=spacing)]
         if MADE[name].log_ratio_range[1] < np.inf or spacing == "leading":
-            dpm_solver(process, steps, spacing=spacing)
+            plans.append(dpm_solver(process, steps, spacing=spacing))
+        for plan in plans:
+            assert len(plan.t) == steps and (plan.alpha[-1], plan.sigma[-1]) == (1, 0)
+            with np.errstate(divide="ignore"):
+                assert (np.diff(plan.sigma / plan.alpha) < 0).all() and (np.diff(plan.t) < 0).all()
+            assert all(np.isfinite(table).all() for table in (plan.state, plan.denoised, plan.noise))
 
 
 @pytest.mark.parametrize("steps, spacing, message", [

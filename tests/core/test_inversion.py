@@ -103,7 +103,11 @@ def test_invalid_options_are_errors(options, message):
 
 
 @pytest.mark.parametrize("ask", ["next", "current"])
-def test_plans_are_finite_for_any_number_of_steps(ask):
+def test_plans_rise_from_clean_data_for_any_number_of_steps(ask):
     for process in PROCESSES.values():
         for steps in range(1 if ask == "next" else 2, 51):
-            ddim_inversion(process, steps, ask)
+            plan = ddim_inversion(process, steps, ask)
+            assert plan.rows == (steps if ask == "next" else steps - 1)
+            with np.errstate(divide="ignore"):
+                assert (np.diff(plan.sigma / plan.alpha) > 0).all()
+            assert all(np.isfinite(table).all() for table in (plan.state, plan.denoised)) and not plan.noise.any()

@@ -119,7 +119,9 @@ def test_a_new_run_does_not_overwrite_an_old_one(tmp_path, leave):
 
 def test_a_directory_with_other_files_may_be_used(tmp_path):
     (tmp_path / ".hydra").mkdir()
-    RunDirectory(tmp_path)
+    (tmp_path / ".hydra" / "config.yaml").write_text("a: 1")
+    assert RunDirectory(tmp_path).path == tmp_path
+    assert (tmp_path / ".hydra" / "config.yaml").read_text() == "a: 1"
 
 
 def test_a_directory_that_cannot_be_created_is_named(tmp_path):

@@ -223,7 +223,12 @@ def test_plans_from_the_noisiest_level_of_the_cosine_are_valid():
     process = Process(cosine(), "v")
     for steps in (1, 2, 3, 5, 17, 50):
         for sampler, options in OURS.values():
-            make_plan(process, sampler, steps=steps, spacing="linspace", clip=None, **options)
+            plan = make_plan(process, sampler, steps=steps, spacing="linspace", clip=None, **options)
+            assert (plan.alpha[-1], plan.sigma[-1]) == (1, 0)
+            # Where every estimate is x_0 = 1, the rows lead from alpha to 1; fresh noise is left out. PNDM starts with
+            # Runge-Kutta steps between such levels, whose numbers of 5e5 are multiplied twice.
+            lost = 1e-2 if sampler == "pndm" else 1e-9
+            assert execute(plan, plan.alpha[:1], lambda row, x: np.ones(1)) == pytest.approx(1, abs=lost)
 
 
 @pytest.mark.parametrize(
@@ -284,4 +289,6 @@ def test_order_four_takes_any_number_of_steps():
     """The corrector of UniPC-4 uses five values, the largest number of all."""
     for sampler in ("unipc", "deis"):
         for steps in range(1, 31):
-            make_plan(Process(linear(), "v"), sampler, steps=steps, order=4)
+            plan = make_plan(Process(linear(), "v"), sampler, steps=steps, order=4)
+            assert len(plan.t) == steps and (plan.alpha[-1], plan.sigma[-1]) == (1, 0)
+            assert execute(plan, plan.alpha[:1], lambda row, x: np.ones(1)) == pytest.approx(1, abs=1e-9)

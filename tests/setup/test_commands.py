@@ -18,9 +18,16 @@ ROOT = Path(__file__).resolve().parents[2]
 # --- every Python -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "duet").glob("cli/*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", [*sorted((ROOT / "duet").glob("cli/*.py")), ROOT / "duet" / "layout.py"], ids=lambda file: file.stem
+)
 def test_the_command_has_no_syntax_that_python_3_7_cannot_read(file):
-    ast.parse(file.read_text(), feature_version=(3, 7))
+    assert ast.get_docstring(ast.parse(file.read_text(), feature_version=(3, 7)))
+
+
+def test_newer_syntax_is_noticed():
+    with pytest.raises(SyntaxError):
+        ast.parse("if (a := 1): pass", feature_version=(3, 7))
 
 
 @pytest.mark.parametrize("file", ["__init__.py", "__main__.py"])

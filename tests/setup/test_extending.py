@@ -49,10 +49,12 @@ def extended(tmp_path):
     return extend
 
 
-def run(folder: Path, *arguments: str) -> None:
+def run(folder: Path, *arguments: str) -> str:
+    """Return what a Python printed that ended without an error."""
     env = os.environ | {"PYTHONPATH": str(folder), "GIT_CEILING_DIRECTORIES": str(folder.parent)}
     done = subprocess.run([sys.executable, *arguments], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_there_is_a_walk_through_of_everything_that_can_be_added():
@@ -65,7 +67,8 @@ def test_the_diff_applies_and_its_check_passes(extended, title):
     for line in fenced(title, "sh").splitlines():
         python, *arguments = shlex.split(line)
         assert python == "python"
-        run(folder, *arguments, *(("-p", "no:cacheprovider") if "pytest" in arguments else ()))
+        printed = run(folder, *arguments, *(("-p", "no:cacheprovider") if "pytest" in arguments else ()))
+        assert "pytest" not in arguments or re.search(r"\b[1-9]\d* passed", printed), printed
 
 
 RUNG_2 = """
@@ -77,9 +80,10 @@ for precision in ("float64", "float32"):
     result = trace.Trace(sys.argv[1], precision)
     trace.blocks(backend, result, [case for case in cases.BLOCKS if case.name == "LeakyReLU"])
     assert result.checks and all(check.passed for check in result.checks), result.checks
+    print(precision)
 """
 
 
 @pytest.mark.backend
 def test_the_new_block_climbs_rung_2_in_a_backend(extended, backend_name):
-    run(extended("A block"), "-c", RUNG_2, backend_name)
+    assert run(extended("A block"), "-c", RUNG_2, backend_name).split()[-2:] == ["float64", "float32"]
