@@ -2,7 +2,7 @@
 
 MkDocs calls the functions `on_...` of this file, a hook of mkdocs.yml.
 
-    index.md        README.md, with links as they are from docs/
+    index.md        README.md; likewise contributing.md and changelog.md
     api/index.md    the public names of `import duet`, in the groups of duet/__init__.py
     api/NAME.md     the names of a group
     core/NAME.md    the modules of a package of diffusion_core
@@ -15,6 +15,7 @@ import base64
 import importlib
 import inspect
 import json
+import os
 import pkgutil
 import re
 import sys
@@ -37,10 +38,13 @@ import duet  # noqa: E402
 # The packages of diffusion_core that have a page, in the order in which they build on one another.
 CORE = ("diffusion", "networks", "sampling", "model", "training", "optim", "backend", "data", "likelihood", "metrics")
 
+# Files of the folder above docs/, and their pages.
+ROOT_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the made pages, and replace the patterns of the navigation by the pages that they match."""
-    for path, content in {**front_page(), **api_pages(), **core_pages(), **notebook_pages()}.items():
+    for path, content in {**root_pages(), **api_pages(), **core_pages(), **notebook_pages()}.items():
         files.append(File.generated(config, path, content=content))
     pages = [file.src_uri for file in files.documentation_pages()]
     named = {word for word in words(config.nav) if "*" not in word}
@@ -48,15 +52,39 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def front_page() -> dict[str, str]:
-    """Return README.md as the page index.md: its links lead from docs/ rather than from the folder above."""
-    return {"index.md": (ROOT / "README.md").read_text(encoding="utf-8").replace("](docs/", "](")}
+def root_pages() -> dict[str, str]:
+    """Return the pages of the files in the folder above docs/."""
+    return {page: (ROOT / name).read_text(encoding="utf-8") for name, page in ROOT_PAGES.items()}
 
 
 def on_page_markdown(markdown: str, page: Any, config: MkDocsConfig, files: Files) -> str:
-    """Let links to README.md and to notebooks lead to their pages, as they do on a page of the repository."""
-    markdown = re.sub(r"\]\((?:\.\./)+README\.md", "](" + up(page.file.src_uri) + "index.md", markdown)
-    return re.sub(r"\]\((?:\.\./)*notebooks/([\w.-]+)\.ipynb", rf"]({up(page.file.src_uri)}notebooks/\1.md", markdown)
+    """Let the links of a page lead to pages of the site; where a file has none, its name stays as a text."""
+    source = repository_path(page.file.src_uri)
+
+    def link(found: re.Match[str]) -> str:
+        text, address, anchor = found.groups()
+        target = os.path.normpath(os.path.join(os.path.dirname(source), address))
+        place = site_path(target)
+        if files.get_file_from_path(place):
+            return f"[{text}]({up(page.file.src_uri)}{place}{anchor or ''})"
+        return text if (ROOT / target).exists() else found[0]
+
+    return re.sub(r"\[([^\]]*)\]\((?!\w+:|#|/)([^)#\s]+)(#[^)\s]*)?\)", link, markdown)
+
+
+def repository_path(page: str) -> str:
+    """Return the file of the repository that a page of the site shows."""
+    named = {page: name for name, page in ROOT_PAGES.items()}
+    if page.startswith("notebooks/"):
+        return page.removesuffix(".md") + ".ipynb"
+    return named.get(page, f"docs/{page}")
+
+
+def site_path(file: str) -> str:
+    """Return where the site has a file of the repository."""
+    if file.startswith("notebooks/"):
+        return re.sub(r"\.ipynb$", ".md", file)
+    return ROOT_PAGES.get(file, file.removeprefix("docs/"))
 
 
 def up(path: str) -> str:
@@ -169,7 +197,7 @@ def notebook_pages() -> dict[str, str | bytes]:
         for i, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
             source = "".join(cell["source"])
             if cell["cell_type"] == "markdown":
-                parts.append(source.replace("](../docs/", "](../"))
+                parts.append(source)
             elif cell["cell_type"] == "code":
                 parts.append(fence("python", source))
                 for j, output in enumerate(cell["outputs"]):
@@ -218,7 +246,8 @@ def expand(nav: list[Any], pages: list[str]) -> list[Any]:
             else:
                 made.append(item)
         elif "*" in item:
-            made += [page for page in sorted(pages) if fnmatch(page, item) and page.count("/") == item.count("/")]
+            found = [page for page in pages if fnmatch(page, item) and page.count("/") == item.count("/")]
+            made += sorted(found, key=lambda page: (not page.endswith("index.md"), page))
         else:
             made.append(item)
     return made

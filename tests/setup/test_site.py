@@ -97,6 +97,17 @@ def test_the_front_page_leads_to_every_page():
     assert set(ROOT.glob("docs/**/*.md")) <= reached
 
 
+def test_a_link_to_a_file_without_a_page_is_text_and_other_links_lead_to_pages(pages):
+    for name, page in pages.items():
+        for tag, attributes in Elements(page).found:
+            address = (attributes.get("href") or "") if tag == "a" else ""
+            if address and not re.match(r"\w+:|#", address):
+                assert not re.search(r"\.(md|py|ipynb|yaml)(#|$)", address), f"{name} links {address}"
+                assert resolve(name, address.partition("#")[0]) in (*pages, ".") or name == "404.html", (
+                    f"{name}: {address}"
+                )
+
+
 def test_every_public_name_has_one_section_with_signature_arguments_and_example(pages):
     api = {name: page for name, page in pages.items() if name.startswith("api/")}
     anchors = [attributes.get("id") for page in api.values() for _, attributes in Elements(page).found]
