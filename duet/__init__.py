@@ -37,6 +37,8 @@ _PUBLIC = {
     "save_grid": "duet.api.images",
     "save_images": "duet.api.images",
     # training
+    "Batch": "duet.api.batches",
+    "batches": "duet.api.batches",
     "loss": "duet.api.own_loss",
     "Adam": "diffusion_core.optim.adam",
     "Checkpoint": "diffusion_core.runs.checkpoint",

@@ -52,7 +52,7 @@ from diffusion_core.common.text import first_line
 from diffusion_core.networks.own import Handle, Manifest, class_rows, to_image_shape
 from diffusion_core.networks.program import Node, Training
 
-__all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array", "with_weights", "building"]
+__all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array", "as_tensor", "with_weights", "building"]
 
 # Pairs of a variable and a value for it.
 _Values = list[tuple[Any, tf.Tensor]]
@@ -214,6 +214,12 @@ def read_network(network: Any) -> Manifest:
 def to_array(value: Any) -> NDArray:
     """Return a tensor, or anything like an array, as an array."""
     return value.numpy() if hasattr(value, "numpy") else np.asarray(value)
+
+
+def as_tensor(value: Any, context: DeviceContext) -> tf.Tensor:
+    """Return a tensor, or anything like an array, as a tensor of the context; one on the device stays there."""
+    with tf.device(context.device):
+        return tf.cast(tf.convert_to_tensor(value), context.dtype)
 
 
 def with_weights(network: Any, arrays: Mapping[str, NDArray]) -> Any:

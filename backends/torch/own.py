@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -26,7 +26,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.networks.own import CallNames, Manifest, call_names, class_rows, own_seed, to_image_shape
 from diffusion_core.networks.program import Node, Training
 
-__all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array", "with_weights", "building"]
+__all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array", "as_tensor", "with_weights", "building"]
 
 
 class Own(Module):
@@ -63,13 +63,8 @@ class Own(Module):
             with suppress(NotImplementedError):  # an exported program has one mode
                 module.train(training is not None)
         try:
-            if training is None:
+            with nullcontext() if training is None else _seeded(training, self.context):
                 yield
-            else:
-                devices = [self.context.device] if self.context.device.type == "cuda" else []
-                with torch.random.fork_rng(devices):
-                    torch.manual_seed(own_seed(training.key.tolist(), int(training.positions[0])))
-                    yield
         finally:
             for module, was_training in before:
                 module.training = was_training
@@ -78,7 +73,10 @@ class Own(Module):
         """Call the network; return its output as images b c h w."""
         values = self._values(x, c_noise, label, features)
         if not self.names:
-            output = self.block.call(self.called, values)
+            # The loss of an own loop: the module is in the mode that its owner chose, and draws as `duet.train` does.
+            draws = training is not None and any(module.training for module in _modules(self.called))
+            with _seeded(training, self.context) if draws else nullcontext():
+                output = self.block.call(self.called, values)
         else:
             tensors = self.tensors()
             buffers = {name for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
@@ -112,6 +110,15 @@ class Own(Module):
             value = features[:, columns].reshape(len(x), *shape)
             values[name] = value.to(self.dtype) if kind == "float" else value.round().to(torch.int64)
         return values
+
+
+@contextmanager
+def _seeded(training: Training, context: DeviceContext) -> Iterator[None]:
+    """Seed what is drawn in a training pass, as by dropout, and leave the state of PyTorch's generators as it was."""
+    devices = [context.device] if context.device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(own_seed(training.key.tolist(), int(training.positions[0])))
+        yield
 
 
 def to_own(x: Tensor, shape: tuple[int, ...], layout: str) -> Tensor:
@@ -197,6 +204,11 @@ def _read_function(function: Callable[..., Any], modules: list[nn.Module]) -> Ma
 def to_array(value: Any) -> NDArray:
     """Return a tensor, or anything like an array, as an array."""
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+
+
+def as_tensor(value: Any, context: DeviceContext) -> Tensor:
+    """Return a tensor, or anything like an array, as a tensor of the context; one on the device stays there."""
+    return torch.as_tensor(value).to(context.device, context.dtype)
 
 
 def with_weights(network: nn.Module, arrays: Mapping[str, NDArray]) -> nn.Module:

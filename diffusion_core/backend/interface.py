@@ -486,7 +486,7 @@ class Backend:
     device: ClassVar[Any]  # DeviceContext.communicator, prepare, compile_obstacle, describe, peak_memory_mib
     files: ClassVar[Any]  # read_arrays, export, load_export, load_network
     networks: ClassVar[Any]  # Network
-    own: ClassVar[Any]  # accepts, read_network
+    own: ClassVar[Any]  # accepts, read_network, to_array, as_tensor, with_weights, to_own, from_own
     samplers: ClassVar[Any]  # sample, sample_tensors
     trainers: ClassVar[Any]  # Trainer, noised, batch_tensors, loss_tensors
 

@@ -41,6 +41,7 @@ __all__ = [
     "LAYOUTS",
     "TIMES",
     "Arguments",
+    "CLASS_COUNTS",
     "CallNames",
     "Handle",
     "Manifest",
@@ -62,6 +63,8 @@ TIMES = ("float", "int", "column")
 VALUES = ("x", "t", "label", "one_hot")
 # Names of parameters of other people's networks that take the class.
 LABEL_NAMES = ("label", "labels", "class_labels", "class_label", "y", "classes", "cls", "c")
+# Attributes of networks with their number of classes.
+CLASS_COUNTS = ("null_label", "num_classes", "label_dim")
 NODE = "network"
 
 
@@ -271,7 +274,7 @@ def class_rows(network: Any, embeddings: Sequence[int]) -> int | None:
         network: the object.
         embeddings: the number of rows of each of its embeddings.
     """
-    for attribute in ("null_label", "num_classes", "label_dim"):
+    for attribute in CLASS_COUNTS:
         value = getattr(network, attribute, None)
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value + 1

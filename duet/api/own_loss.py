@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,14 +39,16 @@ def loss(
 ) -> Any:
     """Return the training loss of an own network on a batch, as a number of its framework that can be differentiated.
 
-    For a function of NumPy arrays it is a float. Noise and timesteps are those of step `step` of `duet.train` with the same seed, in any framework. The network is
-    called in the mode that it is in.
+    For a function of NumPy arrays it is a float. Noise and timesteps are those of step `step` of `duet.train` with the
+    same seed, in any framework; `duet.batches` gives the images of that step. A PyTorch module is called in the mode
+    that it is in; dropout, too, draws what it draws in `duet.train`. Images that are floats on the device stay there,
+    and gradients flow to them.
 
     Args:
         network: see `adapt`.
         images: a batch in the network's layout: numbers in `value_range`, or uint8, which is converted to it.
         process: see `duet.process`.
-        labels: the class of each sample, for a network with classes.
+        labels: the class of each sample, 0 to K - 1, for a network with classes.
         seed: of the run.
         step: number of the step, from 0; batches of one size B take the positions ``step * B`` to ``(step + 1) * B``.
         conditions: further inputs of the network by name, each with one value per sample.
@@ -53,7 +56,7 @@ def loss(
         variance: ``"fixed"``, or the variance of the variational bound, see `duet.Model`; with a learned one the output
             has twice the channels.
         options: of `duet.Objective`, such as ``weighting={"name": "min_snr"}``, ``distance="l1"`` or
-            ``label_dropout=0.1``; and of `adapt`, such as ``classes=10``.
+            ``label_dropout=0.1``; and of `duet.adapt`, such as ``classes=10``.
 
     Raises:
         DuetError: for an option that does not exist, or images and labels that do not fit.
@@ -64,26 +67,26 @@ def loss(
             loss = duet.loss(module, images, duet.process("cosine", "v"), labels=labels, seed=0, step=i)
             loss.backward()
     """
+    if step < 0:
+        raise DuetError(f"step: {step} was given; steps count from 0")
     own = own_networks.adapt(network, **split_call(options))
     for name in options:
         if name not in OPTIONS:
             raise unknown_option(loss, name, [*OPTIONS, *CALL])
-    to_array = own.backend.own.to_array
-    array = to_array(images)
-    if array.ndim < 2 or array.dtype.kind not in "fu":
-        raise DuetError(f"images: {array.dtype} with shape {array.shape} was given; it must be a batch of numbers")
-    opened = own.open()
-    dtype, count = opened.config.host_dtype, len(array)
-    values = from_uint8(array, dtype, value_range) if array.dtype == np.uint8 else array
-    kinds, features = pack_conditions(conditions, count, to_array)
+    shape, kind = _shape_and_kind(images)
+    opened, count = own.open(), shape[0]
+    dtype = opened.config.host_dtype
+    kinds, features = pack_conditions(conditions, count, own.backend.own.to_array)
     numbers = read_labels(own, labels, count)
     classes = own.known_classes(numbers)
     if options.get("label_dropout") and not own.knows_null_label:
         raise DuetError("classes: label_dropout needs the null label; give classes=K, the number of classes")
     spec = own.spec(
-        array.shape[1:], classes=classes, with_label=numbers is not None or None, conditions=kinds,
+        shape[1:], classes=classes, with_label=numbers is not None or None, conditions=kinds,
         learned=variance in LEARNED,
     )  # fmt: skip
+    if numbers is None and spec.num_classes:
+        raise DuetError("labels: the network takes a class; give one for each sample, such as labels=[0, 1, 2]")
     built = own.build(spec)
     program = built.program
     distance = options.pop("distance", "mse")
@@ -91,14 +94,39 @@ def loss(
         process=process, seed=seed, null_label=program.null_label, features=program.features, classes=program.classes,
         variance=variance, value_range=value_range, distance=distance, **options,
     )  # fmt: skip
-    batch = objective.batch(
-        samples_to_images(values, own.layout),
-        np.zeros(count, np.int32) if numbers is None else numbers,
-        step * count + np.arange(count),
-        dtype,
-        features=features,
-    )
-    if not hasattr(opened, "trainers"):
+    # What is drawn does not depend on the images, so they stay where they are. Input perturbation adds to them on the
+    # host, and bytes are converted there.
+    has_tensors = hasattr(opened, "trainers")
+    stays = has_tensors and kind == "float" and not objective.input_perturbation
+    values = np.broadcast_to(np.zeros((), dtype), (count, *spec.image_shape))
+    if not stays:
+        array = own.backend.own.to_array(images)
+        array = from_uint8(array, dtype, value_range) if array.dtype == np.uint8 else array
+        values = samples_to_images(array, own.layout)
+    numbers = np.zeros(count, np.int32) if numbers is None else numbers
+    batch = objective.batch(values, numbers, step * count + np.arange(count), dtype, features=features)
+    if not has_tensors:
         return opened.loss(built, batch, distance)
-    trainers = opened.trainers
-    return trainers.loss_tensors(built, trainers.batch_tensors(batch, opened.context), distance)[0]
+    trainers, given = opened.trainers, {}
+    if stays:
+        tensor = own.backend.own.as_tensor(images, opened.context)
+        batch, given = replace(batch, images=None), {"images": own.backend.own.from_own(tensor, spec.shape, own.layout)}
+    tensors = trainers.batch_tensors(batch, opened.context)._replace(**given)
+    return trainers.loss_tensors(built, tensors, distance)[0]
+
+
+def _shape_and_kind(images: Any) -> tuple[tuple[int, ...], str]:
+    """Return the shape of a batch, and whether it holds "float" numbers or "uint8".
+
+    Raises:
+        DuetError: for anything else.
+    """
+    if not hasattr(images, "dtype"):
+        images = np.asarray(images)
+    shape, name = tuple(images.shape), str(images.dtype)
+    kind = next((kind for kind in ("float", "uint8") if kind in name), None)
+    if kind is None or len(shape) < 2 or not shape[0]:
+        raise DuetError(
+            f"images: {name} with shape {shape} was given; it must be a batch of floats in the value range, or of uint8"
+        )
+    return shape, kind

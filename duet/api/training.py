@@ -170,7 +170,8 @@ def own_model(own: OwnNetwork, process: Process, dataset: Dataset, options: dict
             f"use duet.process('cosine', 'v'), or the schedule 'betas' with a list of betas"
         )
     model_options = {name: options.pop(name) for name in _MODEL_OPTIONS if name in options}
-    return own_networks.own_model(own, process, dataset, **model_options)
+    label_dropout = options.get("label_dropout", 0.0)
+    return own_networks.own_model(own, process, dataset, label_dropout=label_dropout, **model_options)
 
 
 def make_setup(

@@ -25,6 +25,7 @@ from diffusion_core.diffusion.variational import LEARNED
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import lower
 from diffusion_core.networks.own import (
+    CLASS_COUNTS,
     LAYOUTS,
     TIMES,
     Arguments,
@@ -91,6 +92,16 @@ class OwnNetwork:
         return not (self.classes is None and self.null_label is None and self.manifest.class_rows is None)
 
     @property
+    def can_take_label(self) -> bool:
+        """Whether the call has a place for a class, which may be optional."""
+        if self.inputs is not None:
+            return bool(self.takes_label)
+        try:
+            return "=" in infer_inputs(self.manifest.inputs, True) and self.manifest.inputs is not None
+        except DuetError:
+            return False
+
+    @property
     def known_labels(self) -> int | None:
         """How many labels the network knows, "no class" among them; None if it does not say."""
         return self.manifest.class_rows if self.classes is None else self.classes + 1
@@ -100,6 +111,8 @@ class OwnNetwork:
         if self.classes is not None or labels is None:
             return self.classes
         rows = self.manifest.class_rows
+        if rows is None and "one_hot" in (self.inputs or ""):
+            raise DuetError("classes: the network takes the class as a vector; give its length, as in classes=10")
         return rows - 1 if rows is not None and rows - 1 > labels.max(initial=0) else int(labels.max(initial=0)) + 1
 
     def spec(
@@ -279,6 +292,8 @@ def adapt(
         )  # fmt: skip
     framework, backend = backend_of(network, framework)
     manifest = backend.own.read_network(network)
+    if time == "int" and not any(hasattr(network, name) for name in CLASS_COUNTS):
+        manifest = replace(manifest, class_rows=None)  # its only embedding may be that of t
     kind = network if hasattr(network, "__qualname__") else type(network)
     return OwnNetwork(
         network=network, framework=framework, backend=backend, manifest=manifest,
@@ -287,25 +302,34 @@ def adapt(
     )  # fmt: skip
 
 
-def own_model(own: OwnNetwork, process: Process, dataset: Dataset, **options: Any) -> DiffusionModel:
+def own_model(
+    own: OwnNetwork, process: Process, dataset: Dataset, *, label_dropout: float = 0.0, **options: Any
+) -> DiffusionModel:
     """Return the model of an own network with a process, for training on a data set.
 
     Args:
         own: the network.
         process: made by name.
         dataset: its items must fit the network, and its classes if the network is given them.
+        label_dropout: the fraction of images trained without their class, for which the network needs a label.
         options: `value_range`, `variance` and `uncertainty` of `DiffusionModel`.
     """
     last = dataset.shape
     shape = (last[-1], *last[:-1]) if own.layout == "channels_first" else last
     conditions = (("condition", (dataset.condition_size,), "float"),) if dataset.condition_size else ()
-    rows = own.manifest.class_rows
-    if own.takes_label is not False and own.classes is None and rows is not None and rows < dataset.num_classes:
+    rows, classes = own.manifest.class_rows, dataset.num_classes if own.classes is None else own.classes
+    needed = classes + bool(label_dropout)
+    if own.can_take_label and rows is not None and rows < needed:
+        without = ' and "no class" for label_dropout' if label_dropout else ""
         raise DuetError(
-            f"data {dataset.name}: it has {dataset.num_classes} classes, but network {own.name} knows {rows} labels"
+            f"network {own.name}: its embedding has {rows} rows, but the data has {classes} classes{without}; "
+            f"{needed} are needed"
         )
+    # A class that is optional in the call is given if the network has a table of classes, or if options name classes.
+    named = own.classes is not None or bool(label_dropout) or rows is not None
+    with_label = True if named and classes > 1 and own.can_take_label else None
     spec = own.spec(
-        shape, classes=dataset.num_classes if own.classes is None else own.classes, conditions=conditions,
+        shape, classes=classes, with_label=with_label, conditions=conditions,
         learned=options.get("variance") in LEARNED, owned=True,
     )  # fmt: skip
     return DiffusionModel(

@@ -157,7 +157,7 @@ def test_the_callback_and_the_progress_follow_the_plan(networks: Any, own_sample
 
 
 def test_the_likelihood_by_the_flow_is_that_of_the_program(networks: Any, backend_name: str) -> None:
-    backend, own, network = networks()
+    _, own, network = networks()
     images = np.random.default_rng(1).normal(size=(3, 4, 4, 2))
     labels = np.array(twins.LABELS)
     wanted = flow_density(network.vjp, PROCESS, images, labels.astype(np.int32), np.arange(3), 5, steps=3).log_density

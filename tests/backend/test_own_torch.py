@@ -1,0 +1,199 @@
+"""Own networks in PyTorch: every form that a network has there, its training, and what its user sees of a mistake."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import duet
+
+pytestmark = [
+    pytest.mark.backend,
+    pytest.mark.skipif(not find_spec("torch"), reason="it is about PyTorch"),
+]
+if find_spec("torch"):
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        """Everything that a training must keep: a frozen and a tied weight, statistics, dropout, tables."""
+
+        def __init__(self, classes: int = 3) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(2, 4, 3, padding=1, bias=False)
+            self.norm = nn.BatchNorm2d(4)
+            self.drop = nn.Dropout(0.2)
+            self.last = nn.Conv2d(4, 2, 3, padding=1)
+            self.table = nn.Embedding(classes + 1, 4)
+            self.frozen = nn.Parameter(torch.ones(4), requires_grad=False)
+            self.tied = nn.Linear(4, 4, bias=False)
+            self.again = nn.Linear(4, 4, bias=False)
+            self.again.weight = self.tied.weight
+            self.register_buffer("order", torch.arange(4))
+            self.register_buffer("frequencies", torch.tensor([1.0, 0.5, 0.2, 0.1]), persistent=False)
+
+        def forward(self, x: Any, t: Any, label: Any = None) -> Any:
+            h = self.norm(self.first(x)) * self.frozen[:, None, None]
+            embedded = torch.sin(t[:, None] * self.frequencies[self.order].to(x.dtype))
+            if label is not None:
+                embedded = embedded + self.table(label)
+            h = h + self.again(torch.relu(self.tied(embedded)))[:, :, None, None]
+            return self.last(self.drop(torch.relu(h)))
+
+
+PROCESS = duet.process("cosine", "v", T=100)
+
+
+def network(seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return Net().double()
+
+
+@pytest.fixture(scope="module")
+def data() -> Any:
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 4, 4, 2), np.uint8)
+    return duet.load_dataset(pixels, labels=np.arange(24) % 3, layout="channels_last")
+
+
+TRAINING: dict[str, Any] = {
+    "images": 48, "batch": 8, "lr": 1e-2, "label_dropout": 0.2, "quiet": True, "samples": 2, "seed": 3, "threads": 1,
+    "device": "cpu", "sampler": {"name": "ddim", "steps": 2},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(data: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
+    """Return (the network that was given, its run, the directory)."""
+    out, given = tmp_path_factory.mktemp("run") / "own", network()
+    return given, duet.train(given, PROCESS, data, out=out, checkpoint_images=24, log_images=8, **TRAINING), out
+
+
+def test_training_leaves_the_module_and_the_random_numbers_of_the_process_alone(run: Any, data: Any) -> None:
+    module, fresh = run[0], network()
+    assert module.training and all(parameter.grad is None for parameter in module.parameters())
+    for name, value in fresh.state_dict().items():
+        assert torch.equal(value, module.state_dict()[name]), name
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+    torch.manual_seed(7)
+    duet.train(module, PROCESS, data, **{**TRAINING, "images": 8})
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def losses_of(out: Path) -> list[float]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_an_own_loop_with_the_loss_follows_the_training_step_by_step(run: Any, data: Any) -> None:
+    module, (_, trained, out) = network(), run
+    optimiser = torch.optim.AdamW(module.parameters(), lr=1e-2, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+    losses = []
+    for one in duet.batches(data, batch=8, images=48, seed=3, layout="channels_first", precision="float64"):
+        loss = duet.loss(
+            module, torch.from_numpy(one.images), PROCESS, labels=one.labels, seed=3, step=one.step, classes=3,
+            label_dropout=0.2,
+        )  # fmt: skip
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    np.testing.assert_allclose(losses, losses_of(out), rtol=1e-12)
+    state = trained.network("weights").state_dict()
+    for name, value in module.state_dict().items():
+        if value.is_floating_point():
+            np.testing.assert_allclose(state[name].numpy(), value.numpy(), rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+def test_a_run_resumes_bit_for_bit(run: Any, data: Any, tmp_path: Path) -> None:
+    _, whole, out = run
+    start = {"resume": out / "checkpoints" / "000000000024", "checkpoint_images": 24, "log_images": 8}
+    # Another network with the same arrays: what it starts from is in the checkpoint.
+    resumed = duet.train(network(seed=9), PROCESS, data, out=tmp_path / "b", **start, **TRAINING)
+    for part, arrays in whole.state.parts.items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(resumed.state.parts[part][name], array, err_msg=f"{part} {name}")
+
+
+def test_a_loaded_run_samples_as_the_network_that_it_gives_back(run: Any) -> None:
+    _, trained, out = run
+    loaded = duet.load(out, network=network(seed=5))
+    np.testing.assert_array_equal(loaded.sample(4, steps=3), trained.sample(4, steps=3))
+    own = loaded.network()
+    assert torch.equal(own.frozen, torch.ones(4, dtype=torch.float64)) and own.tied.weight is own.again.weight
+    plan = duet.samplers.ddim(PROCESS, steps=3)
+    samples = duet.sample(own, plan, shape=(4, 2, 4, 4), labels=[0, 1, 2, 0], classes=3)
+    images = loaded.sample(4, labels=[0, 1, 2, 0], sampler=plan)
+    pixels = np.clip(np.floor((np.moveaxis(samples.numpy(), 1, -1) + 1) * 127.5 + 0.5), 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(pixels, images)
+    log_p = duet.log_likelihood(loaded, torch.zeros(1, 2, 4, 4, dtype=torch.float64), labels=1, steps=2)
+    wanted = duet.log_likelihood(own, torch.zeros(1, 2, 4, 4).double(), PROCESS, labels=1, classes=3, steps=2)
+    np.testing.assert_allclose(log_p, wanted, rtol=1e-12)
+
+
+def test_another_network_is_refused_by_name(run: Any) -> None:
+    with pytest.raises(duet.DuetError, match=r"another network .* table.weight has shape \(4, 4\) .*\(8, 4\)"):
+        duet.load(run[2], network=Net(classes=7))
+    with pytest.raises(duet.DuetError, match="give it"):
+        duet.load(run[2]).sample(2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weighting": "min_snr"},
+        {"distance": "l1"},
+        {"timestep_sampling": {"name": "logit_normal"}},
+        {"offset_noise": 0.1},
+        {"input_perturbation": 0.1},
+        {"first_t": 5},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_every_option_of_the_loss_is_that_of_the_training(options: Any, data: Any, tmp_path: Path) -> None:
+    try:
+        given = {**TRAINING, **options, "images": 8, "log_images": 8, "samples": 1}
+        duet.train(network(), PROCESS, data, out=tmp_path / "run", **given)
+    except duet.DuetError as error:
+        pytest.fail(str(error))
+    (one,) = duet.batches(data, batch=8, images=8, seed=3, layout="channels_first", precision="float64")
+    loss = duet.loss(
+        network(), torch.from_numpy(one.images), PROCESS, labels=one.labels, seed=3, classes=3, label_dropout=0.2,
+        **options,
+    )  # fmt: skip
+    np.testing.assert_allclose(float(loss.detach()), losses_of(tmp_path / "run")[0], rtol=1e-12)
+
+
+def test_images_stay_where_they_are_and_gradients_flow_to_them() -> None:
+    images = torch.rand(4, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    module = network().eval()
+    loss = duet.loss(module, images, PROCESS, labels=[0, 1, 2, 0])
+    (gradient,) = torch.autograd.grad(loss, images)
+    step = 1e-6 * torch.ones_like(images)
+    slope = (duet.loss(module, images + step, PROCESS, labels=[0, 1, 2, 0]) - loss) / 1e-6
+    np.testing.assert_allclose(float(slope.detach()), float(gradient.sum()), rtol=1e-4)
+
+
+def test_samples_can_be_differentiated() -> None:
+    module, plan = network().eval(), duet.samplers.ddim(PROCESS, steps=3, guidance=1.5, clip=None, eta=0.5)
+
+    def samples(start: Any) -> Any:
+        options = {"labels": [0, 1], "classes": 3, "start": start, "differentiable": True}
+        return duet.sample(module, plan, shape=(2, 2, 4, 4), **options).square().sum()
+
+    start = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(samples(start), start)
+    direction = torch.randn_like(start)
+    with torch.no_grad():
+        slope = (samples(start + 1e-6 * direction) - samples(start - 1e-6 * direction)) / 2e-6
+    np.testing.assert_allclose(float(slope), float((gradient * direction).sum()), rtol=1e-5)
+    samples(start).backward()
+    assert module.first.weight.grad.abs().sum() > 0
+    ordinary = duet.sample(module, plan, shape=(2, 2, 4, 4), labels=[0, 1], classes=3, start=start)
+    np.testing.assert_allclose(float(ordinary.square().sum()), float(samples(start).detach()), rtol=1e-12)
