@@ -168,6 +168,8 @@ def _from_file(path: Path) -> SampleSet:
     sample_arrays = {
         _ALIASES.get(name, name): array for name, array in arrays.items() if _ALIASES.get(name, name) in ARRAY_NAMES
     }
+    if "values" in sample_arrays and not _are_pictures(sample_arrays["values"]):
+        sample_arrays.pop("images", None)  # they show the first channel alone
     if "logits" in arrays:
         sample_arrays["probabilities"] = softmax(arrays["logits"].astype(np.float64), axis=1)
     statistics = [name for name in STATISTICS if name in arrays]
@@ -226,6 +228,8 @@ def _check(path: Path, sample_arrays: dict[str, NDArray]) -> None:
     for name, array in sample_arrays.items():
         if name == "images":
             fits, what = array.dtype == np.uint8 and array.ndim == 4, "uint8 with shape (N, H, W, C)"
+        elif name == "values":
+            fits, what = np.issubdtype(array.dtype, np.floating) and array.ndim > 1, "floating with shape (N, ...)"
         elif name == "labels":
             fits, what = np.issubdtype(array.dtype, np.integer) and array.ndim == 1, "integers with shape (N,)"
         else:
@@ -235,6 +239,10 @@ def _check(path: Path, sample_arrays: dict[str, NDArray]) -> None:
     if len({len(array) for array in sample_arrays.values()}) > 1:
         counts = ", ".join(f"{len(array)} {name}" for name, array in sample_arrays.items())
         raise DuetError(f"{path}: it holds {counts}; the numbers must be equal")
+
+
+def _are_pictures(values: NDArray) -> bool:
+    return values.ndim == 4 and values.shape[3] in (1, 3)
 
 
 def _hash(sample_arrays: dict[str, Any]) -> str:

@@ -48,7 +48,7 @@ Arrays = Mapping[str, NDArray]
 
 FRACTION, NON_NEGATIVE = (0.0, 1.0), (0.0, np.inf)
 
-ARRAY_NAMES = ("images", "labels", "features", "spatial", "probabilities")
+ARRAY_NAMES = ("images", "values", "labels", "features", "spatial", "probabilities")
 OPTIONAL_ARRAYS = ("training", "class_count")
 # The arrays that depend on the feature network.
 FEATURE_ARRAYS = ("features", "spatial", "probabilities")

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
+from diffusion_core.data.arrays import host_array
 from diffusion_core.metrics.evaluate import METRICS, random_sets
 from diffusion_core.metrics.files import align_labels, read_sample_set
 from diffusion_core.metrics.metric import SampleSet
@@ -76,12 +77,13 @@ def evaluate(
     What is left out of a folder, and labels that cannot be compared, are warnings.
 
     Args:
-        images: uint8 with shape (N, H, W, C); or the path of a run, a folder of images or an `.npz` file.
+        images: uint8 with shape (N, H, W, C); or floats of any shape, in the values of the network, for a reference of
+            the same kind; or the path of a run, a folder of images or an `.npz` file.
         reference: the data set to compare with, whose images have the same shape; or such a path, or that of an `.npz`
             file with published statistics, `mu` and `sigma`.
         metrics: names of `duet.METRICS`, or names with options.
-        features: what the metrics read of images: ``"digits"``, ``"inception"`` or ``"onnx"``, or a name with options;
-            None for metrics on pixels alone.
+        features: what the metrics read of images: ``"digits"``, ``"inception"``, ``"onnx"`` or ``"values"`` (the values
+            themselves, for data of any shape), or a name with options; None for metrics on pixels alone.
         labels: the class of each image, for metrics that compare classes.
         training: what the network was trained on, where it is not `reference`.
         sets: number of disjoint sets, at least 3.
@@ -104,7 +106,9 @@ def evaluate(
     if isinstance(images, str | Path):
         samples = _read(images)
     else:
-        samples = SampleSet({"images": np.asarray(images)}, {"name": "array", "count": len(images)})
+        given = host_array(images)
+        kind = "images" if given.dtype == np.uint8 else "values"
+        samples = SampleSet({kind: given}, {"name": "array", "count": len(given)})
     if labels is not None:
         samples = replace(samples, arrays={**samples.arrays, "labels": np.asarray(labels)}, classes=())
     samples, remark = align_labels(samples, compared)
@@ -119,7 +123,7 @@ def evaluate(
         if reading and not features:
             raise DuetError(
                 f"features: metric {reading[0]!r} needs a feature network; give features='digits' or "
-                f"features='inception'"
+                f"features='inception', or features='values' for data without one"
             )
         reasons = "; ".join(f"{name}: {reason}" for name, reason in evaluation.skipped.items())
         raise DuetError(f"metrics: no metric can be computed: {reasons or 'give the name of at least one'}")

@@ -163,7 +163,12 @@ class EditContext:
             check_class_names("data", self.checkpoint, dataset.class_names, "give the classes by labels=CLASS")
         positions = self._positions(len(dataset))
         labels = network_labels(dataset.labels[positions], program.classes, program.null_label)
-        return dataset.images[positions], labels, [f"{self.setup.data.name} {k}" for k in positions]
+        if not dataset.is_pictures:
+            raise DuetError(
+                f"data: {dataset.name} holds {dataset.images.dtype} of shape {dataset.shape}, which are no pictures; "
+                f"editing takes images of bytes, or floats with data.options.value_range"
+            )
+        return dataset.pictures(positions), labels, [f"{self.setup.data.name} {k}" for k in positions]
 
     def _from_file(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int32] | None, list[str]]:
         if is_image_file(path):

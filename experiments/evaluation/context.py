@@ -209,15 +209,22 @@ def dataset_reference(dataset: Dataset, options: Mapping[str, Any], training: Da
         options: its options; the protocol records the part.
         training: the data set on which the network was trained, if it is another one.
     """
-    images = dataset.images if dataset.is_bytes or not dataset.is_pictures else dataset.pictures()
-    arrays = {"images": images, "labels": dataset.labels, "class_count": np.array(dataset.num_classes)}
+    arrays = _comparable(dataset) | {"labels": dataset.labels, "class_count": np.array(dataset.num_classes)}
     split = dataset.reading.part or "all"
     split = next((str(options[key]) for key in ("part", "split") if options.get(key)), split)
     facts = {"name": dataset.name, "split": split, "count": len(dataset), "sha256": dataset.sha256}
     if training is not None:
-        arrays["training"] = training.images if training.is_bytes or not training.is_pictures else training.pictures()
+        seen = _comparable(training)
+        arrays |= {"training": seen["images"]} if "images" in seen else {}
         facts["training"] = {"name": training.name, "count": len(training), "sha256": training.sha256}
     return SampleSet(arrays, facts, classes=dataset.class_names if dataset.has_class_names else ())
+
+
+def _comparable(dataset: Dataset) -> dict[str, Any]:
+    """Return what samples are compared with: bytes, or the values of data that are no pictures."""
+    if not dataset.is_pictures:
+        return {"values": dataset.network_values(slice(None), dataset.images.dtype if not dataset.is_bytes else float)}
+    return {"images": dataset.images if dataset.is_bytes else dataset.pictures()}
 
 
 def _are_equal(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

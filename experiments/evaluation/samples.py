@@ -89,14 +89,28 @@ class SampleEvaluator:
             sets: the number of sets.
         """
         core.random_sets(count, sets, self.seed)
-        shapes = [np.shape(side["images"])[1:] for side in (arrays, self.reference.arrays) if "images" in side]
+        sides = [{name for name in ("images", "values") if name in side} for side in (arrays, self.reference.arrays)]
+        if all(sides) and not sides[0] & sides[1]:
+            given, compared = ("images" if "images" in side else "values of other shapes" for side in sides)
+            raise DuetError(
+                f"samples: they are {given}, but {self.reference.facts['name']} holds {compared}; compare them with "
+                f"data of their own kind"
+            )
+        common = "images" if sides[0] & sides[1] & {"images"} else "values"
+        shapes = [np.shape(side[common])[1:] for side in (arrays, self.reference.arrays) if common in side]
         if len(set(shapes)) > 1:
             raise DuetError(
                 f"samples: they are {_size(shapes[0])}; the images of {self.reference.facts['name']} are "
                 f"{_size(shapes[1])}; resize the data to the size of the samples with data.options.size"
             )
-        if self.features is not None and "images" in self.reference.arrays:
-            self.features.compute(np.ascontiguousarray(self.reference.arrays["images"][:1]))
+        read = None if self.features is None else self.features.source(self.reference.arrays)
+        if self.features is not None and read is None and "values" in self.reference.arrays:
+            raise DuetError(
+                f"features: {self.features.kind.name} was given, which reads images, but "
+                f"{self.reference.facts['name']} holds no pictures; use features=values"
+            )
+        if read is not None:
+            self.features.compute(np.ascontiguousarray(read[:1]))
         self._check_statistics(arrays)
 
     def _check_statistics(self, arrays: Mapping[str, Any]) -> None:
@@ -150,10 +164,10 @@ def _with_features(sample_set: SampleSet, features: Features | None, what: str, 
         raise DuetError(
             f"features: {features.kind.name} was given, but the {what} have those of {sample_set.kind.name}"
         )
-    if "images" not in sample_set.arrays:
+    if (read := features.source(sample_set.arrays)) is None:
         return sample_set
     with Counter(f"features of the {what}{suffix}", len(sample_set)) as progress:
-        arrays = extract(features, sample_set.arrays["images"], _BATCH, progress)
+        arrays = extract(features, read, _BATCH, progress)
     return replace(sample_set, arrays={**sample_set.arrays, **arrays}, kind=features.kind)
 
 

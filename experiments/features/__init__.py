@@ -9,13 +9,14 @@ Importing this package loads no framework; a feature network imports what it nee
     digits      the network of `diffusion_core.metrics.digits`, in every environment
     inception   Inception v3, as torch-fidelity converted the graph of 2015
     onnx        any ONNX file, by onnxruntime
+    values      the values themselves, of data of any shape
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from experiments.features import digits, inception, onnx
+from experiments.features import digits, inception, onnx, values
 from experiments.features.kind import Features, MissingWeights, extract
 
 __all__ = ["FEATURES", "Features", "MissingWeights", "extract"]
@@ -25,4 +26,5 @@ FEATURES: Mapping[str, Callable[..., Features]] = {
     "digits": digits.features,
     "inception": inception.features,
     "onnx": onnx.features,
+    "values": values.features,
 }

@@ -27,11 +27,17 @@ class Features:
         compute: maps uint8 images (N, H, W, C) to named arrays (`metrics.metric.Arrays`) with one row per image; called
             with as many images as fit into memory.
         versions: the versions of the software that computes them, on which the numbers should not depend.
+        reads: "images", or "values" of a set that has them, of any shape (N, ...).
     """
 
     kind: FeatureKind
     compute: Callable[[NDArray[np.uint8]], Arrays]
     versions: Mapping[str, str] = field(default_factory=dict)
+    reads: str = "images"
+
+    def source(self, arrays: Arrays) -> NDArray | None:
+        """Return the array of a set that these features are computed from; None if it has none."""
+        return arrays["values"] if self.reads == "values" and "values" in arrays else arrays.get("images")
 
     def __repr__(self) -> str:
         return f"Features({self.kind.name!r})"
@@ -44,7 +50,7 @@ def extract(
 
     Args:
         features: the feature network.
-        images: uint8 with shape (N, H, W, C); a memory map is read batch by batch.
+        images: uint8 with shape (N, H, W, C), or values (N, ...); a memory map is read batch by batch.
         batch: images per batch.
         progress: called with the number of images that are done.
 

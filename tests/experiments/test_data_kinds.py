@@ -10,10 +10,13 @@ import pytest
 from commands import call, composed
 from PIL import Image
 
+import duet
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import load_dataset
+from diffusion_core.metrics.frechet import frechet_distance
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import PlainSpec, UNetSpec
+from diffusion_core.runs.run_directory import write_samples
 from diffusion_core.training.loop import TrainingConfig
 from experiments.config.arguments import read_arguments
 from experiments.config.build import data_source
@@ -161,6 +164,29 @@ def test_the_page_of_inspect_shows_data_of_every_kind(tmp_path, kind):
     channels = values.reshape(-1, values.shape[-1] if values.ndim > 2 else 1) / scale
     np.testing.assert_allclose(facts["mean"], channels.mean(axis=0), atol=0.003 if "floats" in kind else 1e-12)
     np.testing.assert_allclose(facts["std"], channels.std(axis=0), atol=0.003 if "floats" in kind else 1e-7)
+
+
+def test_data_that_are_no_pictures_are_evaluated_by_their_values(tmp_path):
+    rng = np.random.default_rng(7)
+    data = load_dataset(rng.normal(size=(400, 2, 2, 5)))
+    same, other = rng.normal(size=(100, 2, 2, 5)), 1 + rng.normal(size=(100, 2, 2, 5))
+    near, far = (duet.evaluate(x, data, features="values")["values Fréchet distance"].value for x in (same, other))
+    exact = frechet_distance(other.reshape(100, -1), data.images.reshape(400, -1))
+    assert far == pytest.approx(exact, rel=1e-9) and far > near + 15
+    # A file of a run has the values beside a view of their first channel.
+    write_samples(tmp_path / "run.npz", np.zeros((100, 2, 2, 1), np.uint8), np.zeros(100, int), other)
+    read = duet.evaluate(tmp_path / "run.npz", data, features="values")["values Fréchet distance"].value
+    assert read == pytest.approx(far, rel=1e-6)
+    with pytest.raises(
+        DuetError, match=r"digits was given, which reads images, .* use features=values"
+    ):
+        duet.evaluate(other, data, features="digits")
+    with pytest.raises(DuetError, match=r"samples: they are images, but .* holds values of other shapes"):
+        duet.evaluate(np.repeat(PIXELS, 2, axis=0), data, features="values")
+    with pytest.raises(DuetError, match=r"or features='values' for data without one"):
+        duet.evaluate(other, data)
+    with pytest.raises(DuetError, match=r"they are 2 x 2 x 4; .* 2 x 2 x 5"):
+        duet.evaluate(other[..., :4], data, features="values")
 
 
 def test_pixels_as_floats_are_compared_as_the_bytes_that_they_are():
