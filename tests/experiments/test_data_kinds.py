@@ -177,9 +177,7 @@ def test_data_that_are_no_pictures_are_evaluated_by_their_values(tmp_path):
     write_samples(tmp_path / "run.npz", np.zeros((100, 2, 2, 1), np.uint8), np.zeros(100, int), other)
     read = duet.evaluate(tmp_path / "run.npz", data, features="values")["values Fréchet distance"].value
     assert read == pytest.approx(far, rel=1e-6)
-    with pytest.raises(
-        DuetError, match=r"digits was given, which reads images, .* use features=values"
-    ):
+    with pytest.raises(DuetError, match=r"digits was given, which reads images, .* use features=values"):
         duet.evaluate(other, data, features="digits")
     with pytest.raises(DuetError, match=r"samples: they are images, but .* holds values of other shapes"):
         duet.evaluate(np.repeat(PIXELS, 2, axis=0), data, features="values")
