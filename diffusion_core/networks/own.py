@@ -210,10 +210,10 @@ def infer_inputs(names: CallNames | None, with_label: bool | None) -> str:
     Example:
         >>> names = [("sample", True), ("timestep", True), ("class_labels", False), ("return_dict", False)]
         >>> infer_inputs(names, with_label=True)
-        'x, t, class_labels=label'
+        'x, t, label'
         >>> infer_inputs(names, with_label=None)
         'x, t'
-        >>> infer_inputs([("x", True), ("sigma", True), ("y", True)], with_label=None)
+        >>> infer_inputs([("x", True), ("sigma", True), ("context", False), ("y", True)], with_label=None)
         'x, t, y=label'
         >>> infer_inputs(call_names(lambda x, *, noise: x), with_label=None)
         'x, noise=t'
@@ -242,7 +242,11 @@ def infer_inputs(names: CallNames | None, with_label: bool | None) -> str:
     first = [f"{name}={value}" if name in by_keyword else value for (name, _), value in zip(names, "xt", strict=False)]
     if names[0][0] in by_keyword:
         first[1] = f"{names[1][0]}=t"
-    return ", ".join([*first, f"{label}=label"] if with_label else first)
+    if not with_label:
+        return ", ".join(first)
+    # By position where it is the third: a name that a framework makes up, as Keras does, differs in every process.
+    is_third = label == names[2][0] and label not in by_keyword
+    return ", ".join([*first, "label" if is_third else f"{label}=label"])
 
 
 def to_image_shape(shape: Sequence[int], layout: str) -> tuple[int, int, int]:

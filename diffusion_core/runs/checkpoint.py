@@ -366,7 +366,11 @@ def _check_network(path: Path, network: NetworkSpec | Program, checkpoint: Check
     if isinstance(network, NetworkSpec) and type(network) is not type(spec):
         raise DuetError(f"{other}, a {type(spec).__name__}, but a {type(network).__name__} was given")
     if isinstance(network, NetworkSpec):
-        pairs = [(field.name, getattr(spec, field.name), getattr(network, field.name)) for field in fields(spec)]
+        pairs = [
+            (field.name, getattr(spec, field.name), getattr(network, field.name))
+            for field in fields(spec)
+            if field.compare
+        ]
         differ = [f"model.{name} {stored!r} (given: {given!r})" for name, stored, given in pairs if stored != given]
         raise DuetError(f"{other}, with {join_some(differ, 3)}")
     check_weights(program, checkpoint.state.weights, other)

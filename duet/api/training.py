@@ -130,6 +130,7 @@ def train(
         model = own_model(own, process, dataset, options)
         if backend not in (None, own.framework):
             raise DuetError(f"backend: {backend!r} was given, but the network is of {own.framework}; leave it out")
+        own.try_out(model.spec)
         backend, precision = own.framework, precision or own.manifest.precision
     precision = precision or "float32"
     setup = make_setup(

@@ -35,7 +35,7 @@ from experiments.config.schema import OWN_MODEL, SCHEMAS, SOURCES, TARGETS
 from experiments.config.suggest import check_renamed, group_functions, nearest_key
 from experiments.runtime.options import CONFIGS
 
-__all__ = ["config_folders", "quote", "read_arguments", "unquote", "without_model"]
+__all__ = ["config_folders", "quote", "read_arguments", "unquote"]
 
 # Keys of no fixed type that hold a text, or a list of texts, among others.
 _TEXTS = {"samples", "sample.labels", "labels", "network"}
@@ -64,10 +64,10 @@ def read_arguments(arguments: Sequence[str], command: str) -> list[str]:
     for override in quoted:
         if override.startswith("hydra.searchpath="):
             _check_search_path(override)
-    return [*flags, *quoted]
+    return _without_model([*flags, *quoted], command)
 
 
-def without_model(arguments: Sequence[str], command: str) -> list[str]:
+def _without_model(arguments: Sequence[str], command: str) -> list[str]:
     """Return the arguments with ``model=own`` if they name an own network, which takes the place of the model.
 
     Raises:
@@ -217,7 +217,8 @@ def _quote_value(value: str, kind: str) -> str:
     if kind.startswith("any") and re.fullmatch(r"[\w.+-]+", value, re.ASCII):
         return value
     expanded = os.path.expanduser(value)
-    if _is_quoted(stripped) or "${" in value or stripped.lower() == "null":
+    is_table = kind == "any" and stripped.startswith("{") and stripped.endswith("}")
+    if _is_quoted(stripped) or "${" in value or stripped.lower() == "null" or is_table:
         return value
     return expanded if _is_plain(expanded) or _is_escaped(expanded) else quote(expanded)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import inspect
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -139,23 +141,29 @@ def own_network(cfg: DictConfig) -> OwnNetwork | None:
     backend = cfg.backend.name
     reference = named.get(backend) if isinstance(named, dict) else named
     if reference is None:
-        raise DuetError(f"network: there is one for {', '.join(named)}, and none for backend={backend}; add it")
+        raise DuetError(f"network: there is one for {', '.join(named)}, and none for backend={backend}; add one")
     call = plain(cfg.network_call)
     known = inspect.signature(adapt).parameters.keys() - {"network", "name"}
     for key in call:
         if key not in known:
             raise one_of("network_call", key, sorted(known))
-    try:
-        with building(backend, cfg.precision):
-            built = open_network(str(reference), plain(cfg.network_options))
-    except DuetError:
-        raise
-    except Exception as error:
-        raise user_code_error(str(reference), error) from error
+    with _user_code(str(reference)), building(backend, cfg.precision):
+        built = open_network(str(reference), plain(cfg.network_options))
     own = adapt(built, **call, name=str(reference))
     if own.framework != backend:
         raise DuetError(f"network: {reference} is of {own.framework}, not of {backend}; add backend={own.framework}")
     return own
+
+
+@contextmanager
+def _user_code(reference: str) -> Iterator[None]:
+    """Turn an exception of the user's code into one line with its place in that code."""
+    try:
+        yield
+    except DuetError:
+        raise
+    except Exception as error:
+        raise user_code_error(reference, error) from error
 
 
 def _process_options(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -245,6 +253,8 @@ def training_setup(cfg: DictConfig) -> TrainingSetup:
         arguments, rest = _process_options(cfg)
         made = Process(make_schedule(**arguments.pop("schedule")), **arguments)
         model = own_model(own, made, dataset, **rest)
+        with _user_code(own.name):
+            own.try_out(model.spec)
     return TrainingSetup.create(
         model,
         dataset,

@@ -23,7 +23,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.runs.run_directory import exclusive_directory, holds_run
 from diffusion_core.runtime import signals
 from diffusion_core.runtime.heartbeat import heartbeat
-from experiments.config.arguments import read_arguments, without_model
+from experiments.config.arguments import read_arguments
 from experiments.config.build import process_group
 from experiments.config.composed import check_composed, expand_home, missing_files_named
 from experiments.config.from_run import describe_start, use_run
@@ -93,8 +93,7 @@ def command(
             sweeps = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(sys.argv[1:])
             sign_of_life = nullcontext() if sweeps else heartbeat(f"{name}: at work", says_end=False)
             with one_line_errors(name), signals.raise_on_signal(), sign_of_life:
-                arguments = without_model(read_arguments(sys.argv[1:], name), name)
-                sys.argv[1:], config_name = use_run(arguments, name)
+                sys.argv[1:], config_name = use_run(read_arguments(sys.argv[1:], name), name)
                 hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(guarded)()
 
         main.task = guarded

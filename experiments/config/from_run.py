@@ -125,7 +125,7 @@ def describe_start(cfg: DictConfig, command: str, typed: Sequence[str]) -> str:
     parts = [f"{key}={cfg[key]}" for key in paths if key and cfg.get(key)] + parts
     if "sampler" in groups:
         parts += [f"sampler.{key}={cfg.sampler[key]}" for key in _guidance_to_keep(own, command, typed)]
-    changed = [override for override in typed if _key(override) != _OPTION]
+    changed = [override for override in typed if _key(override) != _OPTION and override != f"model={OWN_MODEL}"]
     return f"from {cfg[_OPTION]}: {', '.join(parts)}; typed: {' '.join(changed) if changed else 'nothing else'}"
 
 

@@ -188,6 +188,17 @@ class OwnNetwork:
             self.cache[compile] = self.backend.for_network(self.manifest, compile)
         return self.cache[compile]
 
+    def try_out(self, spec: OwnSpec) -> None:
+        """Call the network once on two samples of zeros, so that what does not fit is found before a run begins.
+
+        Raises:
+            DuetError: if its output does not fit. An exception of the network passes through.
+        """
+        height, width, channels = spec.image_shape
+        network = self.build(replace(spec, owned=()))
+        x, times = np.zeros((2, height, width, channels), self.open().config.host_dtype), np.zeros(2)
+        network.forward(x, times, np.zeros(2, np.int32))
+
     def build(self, spec: OwnSpec, compile: bool = False) -> Any:
         """Return the network of a spec in its backend, called as it is; what was traced is kept."""
         key = (spec, compile)
