@@ -25,8 +25,9 @@ from experiments.config.arguments import read_arguments
 ROOT = Path(__file__).resolve().parents[2]
 SHOWN = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *sorted(
-        {*(ROOT / "docs").glob("*.md")} - {ROOT / "docs/extending.md"}
+        {*(ROOT / "docs").glob("**/*.md")} - {ROOT / "docs/extending.md"}
     ),  # it adds options; a test of its own runs it
     *(ROOT / f"{command.module.replace('.', '/')}.py" for command in experiments().values()),
 ]
