@@ -34,6 +34,7 @@ from mkdocs.structure.files import File, Files  # noqa: E402
 
 import diffusion_core  # noqa: E402
 import duet  # noqa: E402
+from duet.cli.backends import backends  # noqa: E402
 
 # The packages of diffusion_core that have a page, in the order in which they build on one another.
 CORE = ("diffusion", "networks", "sampling", "model", "training", "optim", "backend", "data", "likelihood", "metrics")
@@ -208,8 +209,23 @@ def notebook_pages() -> dict[str, str | bytes]:
                     elif text.strip():
                         parts.append(fence("text", text))
         parts.append(f"*This page is `notebooks/{path.name}` with the outputs that it keeps.*")
-        pages[f"notebooks/{path.stem}.md"] = "\n\n".join(parts)
+        pages[f"notebooks/{path.stem}.md"] = notebook_title(path) + "\n\n".join(parts)
     return pages
+
+
+def notebook_title(path: Path) -> str:
+    """Return the title for the navigation of a notebook whose twin in another framework has the same heading."""
+    number, framework = path.stem.partition("_")[0], path.stem.rpartition("_")[2]
+    title = notebook_heading(path)
+    twins = [twin for twin in path.parent.glob(f"{number}_*_*.ipynb") if twin != path]
+    if framework not in backends() or title not in map(notebook_heading, twins):
+        return ""
+    return f"---\ntitle: {json.dumps(f'{title} ({backends()[framework].title})')}\n---\n\n"
+
+
+def notebook_heading(path: Path) -> str:
+    """Return the first line of a notebook."""
+    return json.loads(path.read_text(encoding="utf-8"))["cells"][0]["source"][0].strip("# \n")
 
 
 def fence(language: str, text: str) -> str:
