@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_core.backend import reference
-from diffusion_core.networks import ClassifierSpec, UNetSpec, lower
+from diffusion_core.networks import ClassifierSpec, UNetSpec
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights
 from diffusion_core.parity import cases
@@ -73,13 +73,6 @@ def as_tf(program: Program, arrays: Weights, backend: Any) -> Any:
 
 
 AS_OWN = {"torch": as_torch, "tf": as_tf}
-
-
-def make(name: str, backend: Any, spec: Any = SPEC, gain: float = 1.0) -> tuple[Any, Any]:
-    """Return (the own network, the network of Duet) of a backend with the same weights."""
-    program = lower(spec)
-    arrays = weights(program, gain)
-    return AS_OWN[name](program, arrays, backend), backend.network(program, arrays)
 
 
 def to_layout(images: np.ndarray, name: str) -> np.ndarray:
