@@ -46,7 +46,7 @@ class ThreadSum:
     held: dict[int, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.barrier = threading.Barrier(self.size, timeout=20)
+        self.barrier = threading.Barrier(self.size, timeout=120)
 
     def add(self, rank: int, array: np.ndarray) -> np.ndarray:
         self.held[rank] = array

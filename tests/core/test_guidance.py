@@ -185,7 +185,7 @@ MODEL = DiffusionModel(SPEC, {"name": "linear"}, "eps")
     replace(MODEL, schedule={"name": "linear", "T": 1000}),
 ])  # fmt: skip
 def test_a_guide_with_the_same_images_process_and_classes_is_accepted(guide):
-    MODEL.check_guide(guide, MODEL.plan("ddim", guidance_scale=2.0))
+    assert MODEL.check_guide(guide, MODEL.plan("ddim", guidance_scale=2.0)) is None
 
 
 @pytest.mark.parametrize("changes, message", [

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import pytest
 from commands import composing
 from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import benchmarks.schema  # noqa: F401  (registers the schema of bench)
@@ -57,17 +63,46 @@ def settled(word: str) -> str:
     return word.split(",")[0] if not re.search(r"[\[({'\\]", value) else word
 
 
+def apply(started: dict[tuple[str, ...], DictConfig], name: str, words: Sequence[str]) -> None:
+    """Compose the choices of groups, once for all commands with the same, and set the values as Hydra does."""
+    overrides = OverridesParser.create().parse_overrides(list(words))
+    values = [
+        one for one in overrides
+        if one.type is OverrideType.CHANGE and re.split("[@/]", one.key_or_group)[0] not in groups()
+    ]  # fmt: skip
+    rest = tuple(one.input_line for one in overrides if one not in values)
+    if (name, *rest) not in started:
+        started[name, *rest] = compose(name, list(rest), return_hydra_config=True)
+    for one in values:
+        OmegaConf.update(started[name, *rest], one.key_or_group, one.value(), merge=True)
+
+
+@functools.cache
+def groups() -> list[str]:
+    """Return the groups of configurations, in files and registered ones."""
+    return GlobalHydra.instance().config_loader().list_groups("")
+
+
+def test_a_command_with_a_wrong_word_does_not_compose():
+    started = {}
+    with composing():
+        for word in ("trainer.image=3", "trainer.images=many", "sampler.options.etta=1", "sampler=ddimm", "nothing=1"):
+            with pytest.raises((HydraException, OmegaConfBaseException)):
+                apply(started, "train", ["sampler=ddim", "trainer.images=64", word])
+        apply(started, "train", ["sampler=ddim", "trainer.images=64"])
+
+
 def test_every_command_that_a_text_shows_composes():
     shown = {}
     for file in SHOWN:
         for name, words in shown_commands(file.read_text()):
             shown.setdefault((name, tuple(sorted(map(settled, words)))), file.name)
     assert len(shown) > 80
-    wrong = []
+    wrong, started = [], {}
     with composing():
         for (name, words), file in shown.items():
             try:
-                compose(name, read_arguments(words, name))
+                apply(started, name, read_arguments(words, name))
             except (DuetError, HydraException, OmegaConfBaseException) as error:
                 wrong.append(f"{file}: {name} {' '.join(words)}: {error}")
     assert not wrong, "\n".join(wrong)

@@ -107,10 +107,10 @@ def test_a_test_run_that_is_stopped_ends_its_processes(checkout):
         wait = f'*experiments.trace*) echo $$ >> {pids}; exec sleep 60 ;;\n  "-c "*)'
         python.write_text(python.read_text().replace('"-c "*)', wait, 1))
     process = checkout.popen("test")
-    while not pids.exists() or len(pids.read_text().split()) < 2:
+    while process.poll() is None and (not pids.exists() or len(pids.read_text().split()) < 2):
         time.sleep(0.05)
     process.terminate()
-    process.communicate(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     for pid in pids.read_text().split():
         with pytest.raises(ProcessLookupError):
