@@ -44,6 +44,7 @@ class DataRecord:
         flip: whether half of the images were mirrored.
         augment: the probability of each change of EDM's augmentation.
         dtype: of the stored items; those of floats are no bytes that samples could be rounded to.
+        condition_names: the name of each condition of an image.
     """
 
     name: str
@@ -56,6 +57,7 @@ class DataRecord:
     flip: bool = False
     augment: float = 0.0
     dtype: str = "uint8"
+    condition_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_text(self, "name", "sha256", "dtype")
@@ -80,7 +82,7 @@ class DataRecord:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """Return the record of the plain data that `to_dict` made; unknown keys are ignored."""
-        return cls(**_known(cls, data, tuples=("class_names", "class_images")))
+        return cls(**_known(cls, data, tuples=("class_names", "class_images", "condition_names")))
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.backend.interface import Backend, StepCallback
 from diffusion_core.common.errors import DuetError
@@ -29,7 +30,7 @@ from experiments.runtime.backends import BackendSetup, sampling_calls
 from experiments.sampling.classes import labels_with_images, named_labels, names_of_checkpoint
 from experiments.sampling.conditions import check_labels_trained, describe_weights
 from experiments.sampling.guidance import GuidanceModels
-from experiments.sampling.options import choose_weights, sample_labels
+from experiments.sampling.options import choose_weights, sample_features, sample_labels
 from experiments.sampling.plans import check_levels, choose_sampler, shared_options
 
 __all__ = ["sample"]
@@ -42,6 +43,7 @@ def sample(
     *,
     labels: int | str | Sequence[int | str] | None = None,
     sampler: str | Mapping[str, Any] | SamplerPlan | None = None,
+    conditions: ArrayLike | Mapping[str, float] | None = None,
     seed: int = 0,
     batch: int = 128,
     weights: str | None = None,
@@ -98,6 +100,8 @@ def sample(checkpoint: Any, *arguments: Any, **options: Any) -> Any:
             or its name in the data that the network was trained on, as in ``["Coast", "Forest"]``.
         sampler: a name of `duet.SAMPLERS`, a name with options, or a plan of `duet.make_plan`; None is the sampler of
             the run.
+        conditions: for a network that was trained with conditions: one vector for all images, one for each, or numbers
+            by name; None is zeros.
         seed: of the noise.
         batch: images per network call; it does not change any image.
         weights: ``"ema"``, a further average (``"ema1"`` ...) or ``"weights"``; None is what the run samples with.
@@ -175,6 +179,7 @@ def sample_checkpoint(
     *,
     labels: int | str | Sequence[int | str] | None = None,
     sampler: str | Mapping[str, Any] | SamplerPlan | None = None,
+    conditions: ArrayLike | Mapping[str, float] | None = None,
     seed: int = 0,
     batch: int = 128,
     weights: str | None = None,
@@ -200,6 +205,8 @@ def sample_checkpoint(
     numbers = named_labels("sample.labels", labels, names_of_checkpoint(loaded, models.classifier))
     numbers = labels_with_images(loaded) if numbers is None else numbers
     chosen = sample_labels(numbers, count, loaded.model, models.classifier_program)
+    names = () if loaded.training is None else loaded.training.data.condition_names
+    features = sample_features(conditions, count, loaded.model.program, names)
     notes = [
         *models.check_training(loaded, plan, which),
         *check_labels_trained(loaded, chosen),
@@ -212,9 +219,12 @@ def sample_checkpoint(
     precision = precision or "float32"
     opened = _open(backend_setup(backend, device, precision, compile, threads), sampling_calls([(plan, count)], batch))
     network = opened.network(loaded.model.program, loaded.state.parts[which])
+    guidance = models.build(opened)
+    if features is not None:  # label dropout does not drop them, so they are those of both evaluations under guidance
+        guidance = replace(guidance, features=features, null_features=features)
     images = generate(
         opened, network, plan, loaded.model.spec.image_shape, chosen, seed, batch=batch,
-        callback=callback and StepCallback(callback), guidance=models.build(opened),
+        callback=callback and StepCallback(callback), guidance=guidance,
     )  # fmt: skip
     if loaded.training is not None and loaded.training.data.dtype != "uint8":
         return images_to_samples(images, loaded.model.spec.sample_shape, "channels_last")

@@ -178,6 +178,7 @@ class SampleSchema:
     batch: int = 128  # samples per network call; changes no sample
     weights: str = "ema"  # ema, another average (ema1 ...), or weights for the weights themselves
     files: str | None = None  # png: also one PNG file per sample, in a folder for each class
+    conditions: Any = None  # of data with conditions: one vector, a list of vectors, or {NAME: NUMBER}; null is zeros
 
 
 @dataclass

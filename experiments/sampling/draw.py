@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from diffusion_core.runs.run_directory import write_samples
 from diffusion_core.sampling import SamplerPlan
 from experiments.runtime.progress import Counter
 from experiments.sampling.figures import make_trajectory
-from experiments.sampling.options import SampleOptions, sample_labels
+from experiments.sampling.options import SampleOptions, sample_features, sample_labels
 from experiments.sampling.sheet import sample_sheet, sheet_columns
 
 __all__ = ["save_samples"]
@@ -40,6 +41,7 @@ def save_samples(
     pause: Callable[[], None] | None = None,
     names: Mapping[int, str] | None = None,
     keep_values: bool = False,
+    condition_names: Sequence[str] = (),
     **facts: Any,
 ) -> NDArray[np.uint8]:
     """Draw samples and write ``<name>.npz`` and ``<name>.png``; return the images with shape (N, H, W, C).
@@ -57,10 +59,14 @@ def save_samples(
         guidance: see `generate`, as is `pause`.
         names: the name of each label, for the grid and the facts.
         keep_values: whether to keep the values themselves too, for data that are no bytes.
+        condition_names: the names of the conditions, if the options name them.
         facts: are added to the facts in the ``.npz`` file.
     """
     classifier = guidance.classifier.program if guidance and guidance.classifier else None
     labels = sample_labels(options.labels, options.count, model, classifier)
+    features = sample_features(options.conditions, options.count, model.program, condition_names)
+    if features is not None:  # label dropout does not drop them, so they are those of both evaluations under guidance
+        guidance = replace(guidance or Guidance(), features=features, null_features=features)
     trajectory = make_trajectory(model, plan, network, labels, names or {}) if figures else None
     with Counter(f"{name}: {plan.name}", options.count) as progress:
         samples = generate(
@@ -80,6 +86,8 @@ def save_samples(
     sums = {name: float(np.abs(table, dtype=np.float64).sum()) for name, table in plan.tables().items()}
     facts |= {"plan": plan.name, "plan_sums": sums, "seed": options.seed, "backend": backend.describe().backend}
     facts["conditional"] = bool(model.program.classes or classifier)
+    if features is not None:
+        facts["conditions"] = options.conditions
     if names:
         facts["class_names"] = {str(label): names[label] for label in np.unique(labels).tolist() if label in names}
     if options.files is not None:

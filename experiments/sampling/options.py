@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.backend.interface import average_names
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.data.augment import LABEL
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import describe_labels, known_labels
 from diffusion_core.networks.program import Program
 from diffusion_core.runs.checkpoint import Checkpoint
 from experiments.sampling.classes import labels_with_images, named_labels, names_of_checkpoint
 
-__all__ = ["RUN", "SampleOptions", "check_weights_name", "choose_weights", "sample_labels"]
+__all__ = ["RUN", "SampleOptions", "check_weights_name", "choose_weights", "sample_features", "sample_labels"]
 
 RUN = "run"  # the labels that the run of a checkpoint samples
 
@@ -33,6 +35,8 @@ class SampleOptions:
         batch: samples per network call; it does not change any sample.
         weights: a moving average (``"ema"``, ``"ema1"`` ...) or ``"weights"``.
         files: ``"png"`` also writes each sample as a PNG file, in a folder per class; None does not.
+        conditions: of a network with features: one vector for all samples, a list of vectors that repeats, or numbers
+            by the names that they have in the data; None is zeros.
 
     For samples of a checkpoint, None, and the labels ``"run"``, stand for the value of its run; `for_checkpoint` looks
     it up, and takes the default of this class where the checkpoint does not know it.
@@ -44,10 +48,13 @@ class SampleOptions:
     batch: int | None = 128
     weights: str | None = None
     files: str | None = None
+    conditions: Sequence[Any] | Mapping[str, float] | float | None = None
 
     def check(self, model: DiffusionModel, averages: int, classifier: Program | None = None) -> None:
         """Refuse options that do not fit the network, or name an average that a run with `averages` of them lacks."""
         sample_labels(self.labels, self.count, model, classifier)
+        if not isinstance(self.conditions, Mapping):
+            sample_features(self.conditions, self.count, model.program)
         if self.batch < 1:
             raise DuetError(f"sample.batch: {self.batch} was given; it must be at least 1")
         if self.files not in (None, "png"):
@@ -79,7 +86,7 @@ class SampleOptions:
     @property
     def left_open(self) -> tuple[str, ...]:
         """The options that are those of the run."""
-        unset = [name for name in ("count", "seed", "batch", "weights") if getattr(self, name) is None]
+        unset = [name for name in ("count", "seed", "batch", "weights", "conditions") if getattr(self, name) is None]
         return (*unset, *(["labels"] if self.labels == RUN else []))
 
 
@@ -131,3 +138,45 @@ def sample_labels(
         wrong = ", ".join(map(str, dict.fromkeys(chosen[~is_known].tolist())))
         raise DuetError(f"sample.labels: {wrong} was given; {describe_labels(program, classifier)}")
     return np.resize(chosen, count).astype(np.int32)
+
+
+def sample_features(
+    conditions: ArrayLike | Mapping[str, float] | None, count: int, program: Program, names: Sequence[str] = ()
+) -> NDArray[np.float64] | None:
+    """Return the features of each sample, with shape (count, program.features); None for zeros.
+
+    Args:
+        conditions: one vector for all samples, vectors that repeat with shape (M, D), or numbers by name, the others
+            being 0. The features of a network that was also trained with EDM's augmentation end with its nine numbers,
+            which are 0.
+        count: number of samples.
+        program: the network.
+        names: of the conditions, in the data that the network was trained on.
+
+    Raises:
+        DuetError: the network takes no conditions, or others; or a name is unknown.
+    """
+    if conditions is None:
+        return None
+    size = program.features
+    if not size:
+        raise DuetError(f"sample.conditions: {conditions!r} was given, but the network takes no conditions")
+    if isinstance(conditions, Mapping):
+        if not names:
+            raise DuetError("sample.conditions: names were given, but the checkpoint has none; give a list of numbers")
+        for name in conditions:
+            if name not in names:
+                raise one_of("sample.conditions", name, names)
+        conditions = [conditions.get(name, 0.0) for name in names]
+    try:
+        values = np.asarray(conditions, np.float64)
+    except (TypeError, ValueError):
+        values = np.full(1, np.nan)
+    values = values.reshape(1, -1) if values.ndim < 2 else values
+    width = values.shape[-1]
+    if values.ndim != 2 or not len(values) or width not in (size, size - LABEL) or not np.isfinite(values).all():
+        raise DuetError(
+            f"sample.conditions: {conditions!r} was given; it must be {len(names) or size} numbers, a list of such "
+            f"vectors, or numbers by name"
+        )
+    return np.pad(values[np.arange(count) % len(values)], ((0, 0), (0, size - width)))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.common.text import join_some
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.metrics.image_files import check_image_files
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, weights_hash
@@ -24,7 +25,7 @@ from experiments.sampling.classes import describe_classes, names_of_checkpoint
 from experiments.sampling.conditions import check_labels_trained, describe_weights
 from experiments.sampling.draw import save_samples
 from experiments.sampling.guidance import GuidanceModels
-from experiments.sampling.options import SampleOptions, sample_labels
+from experiments.sampling.options import SampleOptions, sample_features, sample_labels
 from experiments.sampling.plans import choose_sampler
 
 __all__ = ["SamplingSetup", "describe_samples", "sample_checkpoint"]
@@ -87,11 +88,14 @@ class SamplingSetup:
         options = given.for_checkpoint(checkpoint, guidance.classifier)
         options.check(checkpoint.model, len(checkpoint.state.averages), guidance.classifier_program)
         labels = sample_labels(options.labels, options.count, checkpoint.model, guidance.classifier_program)
+        trained = checkpoint.training.data.condition_names if checkpoint.training else ()
+        features = sample_features(options.conditions, options.count, checkpoint.model.program, trained)
         names = names_of_checkpoint(checkpoint, guidance.classifier)
         notes = [
             *guidance.check_training(checkpoint, plan, options.weights),
             *check_labels_trained(checkpoint, labels),
             *describe_weights(checkpoint, options.weights),
+            *filter(None, [describe_conditions(trained, features)]),
             *filter(None, [describe_classes(labels, names)]),
         ]
         backend = backend or BackendSetup()
@@ -104,6 +108,13 @@ class SamplingSetup:
         weights = {key: getattr(self.guidance, key) for key in ("guide_weights", "classifier_weights")}
         samples = {f"sample.{name}": value for name, value in asdict(self.options).items()}
         return {"sampler": dict(self.sampler), **samples, **weights}
+
+
+def describe_conditions(names: Sequence[str], features: NDArray | None) -> str | None:
+    """Return a line if a network that was trained with conditions draws samples without any."""
+    if not names or features is not None:
+        return None
+    return f"conditions: zeros, as none are given; sample.conditions sets {join_some(names, 5)}"
 
 
 def describe_samples(options: SampleOptions, left_open: Sequence[str], checkpoint: Checkpoint) -> str:
@@ -158,6 +169,7 @@ def sample_checkpoint(setup: SamplingSetup, out: Path, config: str | None = None
             names=names_of_checkpoint(checkpoint, setup.guidance.classifier),
             images_seen=checkpoint.images_seen, weights_sha256=weights_hash(setup.path, weights),
             keep_values=checkpoint.training is not None and checkpoint.training.data.dtype != "uint8",
+            condition_names=() if checkpoint.training is None else checkpoint.training.data.condition_names,
         )  # fmt: skip
     seconds = perf_counter() - began
     if is_main_process:

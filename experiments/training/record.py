@@ -30,6 +30,7 @@ def data_record(setup: TrainingSetup) -> DataRecord:
         flip=loader.flip,
         augment=loader.augment,
         dtype=dataset.images.dtype.name,
+        condition_names=dataset.condition_names,
     )
 
 

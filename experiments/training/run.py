@@ -356,7 +356,8 @@ def _sample(
         facts = {} if run is None else {"weights_sha256": weights_hash(run.path, weights)}
         images = draw.save_samples(
             backend, network, model, setup.plan, run and run.path / "samples", setup.sample, pause=pause,
-            names=setup.label_names, images_seen=images_seen, keep_values=not setup.loader.dataset.is_bytes, **facts,
+            names=setup.label_names, images_seen=images_seen, keep_values=not setup.loader.dataset.is_bytes,
+            condition_names=setup.loader.dataset.condition_names, **facts,
         )  # fmt: skip
     if run is None:
         return {}
