@@ -33,7 +33,17 @@ def run(backend_name):
         attention_resolutions=[],
     )
     model = duet.Model(network, schedule="cosine", prediction="x0")
-    return duet.train(model, data, images=320, batch=16, lr=1e-2, ema=duet.make_ema("fixed", decay=0.0), samples=4, backend=backend_name, quiet=True)
+    return duet.train(
+        model,
+        data,
+        images=320,
+        batch=16,
+        lr=1e-2,
+        ema=duet.make_ema("fixed", decay=0.0),
+        samples=4,
+        backend=backend_name,
+        quiet=True,
+    )
 
 
 def draw(run, **options):
