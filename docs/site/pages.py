@@ -83,6 +83,8 @@ def repository_path(page: str) -> str:
 
 def site_path(file: str) -> str:
     """Return where the site has a file of the repository."""
+    if (ROOT / file).is_dir():
+        file += "/index.md"
     if file.startswith("notebooks/"):
         return re.sub(r"\.ipynb$", ".md", file)
     return ROOT_PAGES.get(file, file.removeprefix("docs/"))
@@ -193,6 +195,7 @@ def core_module(name: str) -> str:
 def notebook_pages() -> dict[str, str | bytes]:
     """Return the notebooks as pages: text, code, and outputs as text or as image files."""
     pages: dict[str, str | bytes] = {}
+    contents = ["# Notebooks\n", "They are in the folder `notebooks`, with the outputs that are shown here.\n"]
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         parts = []
         for i, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
@@ -210,17 +213,23 @@ def notebook_pages() -> dict[str, str | bytes]:
                         parts.append(fence("text", text))
         parts.append(f"*This page is `notebooks/{path.name}` with the outputs that it keeps.*")
         pages[f"notebooks/{path.stem}.md"] = notebook_title(path) + "\n\n".join(parts)
-    return pages
+        heading, _, text = parts[0].partition("\n\n")
+        contents += [f"## [{heading.strip('# ')}{framework_of_twin(path)}]({path.name})\n", text, ""]
+    return {"notebooks/index.md": "\n".join(contents), **pages}
 
 
 def notebook_title(path: Path) -> str:
-    """Return the title for the navigation of a notebook whose twin in another framework has the same heading."""
+    """Return the head of a page that gives a notebook another title in the navigation than its heading."""
+    framework = framework_of_twin(path)
+    return f"---\ntitle: {json.dumps(notebook_heading(path) + framework)}\n---\n\n" if framework else ""
+
+
+def framework_of_twin(path: Path) -> str:
+    """Return the framework, in brackets, of a notebook whose twin in another framework has the same heading."""
     number, framework = path.stem.partition("_")[0], path.stem.rpartition("_")[2]
-    title = notebook_heading(path)
     twins = [twin for twin in path.parent.glob(f"{number}_*_*.ipynb") if twin != path]
-    if framework not in backends() or title not in map(notebook_heading, twins):
-        return ""
-    return f"---\ntitle: {json.dumps(f'{title} ({backends()[framework].title})')}\n---\n\n"
+    is_twin = framework in backends() and notebook_heading(path) in map(notebook_heading, twins)
+    return f" ({backends()[framework].title})" if is_twin else ""
 
 
 def notebook_heading(path: Path) -> str:
