@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
-import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -220,19 +219,23 @@ def test_a_duration_is_written_as_hours_minutes_and_seconds():
     ]
 
 
-def test_the_parts_of_the_tests_are_all_of_them(tmp_path):
-    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
-    for i in range(7):
-        (tmp_path / f"test_{i}.py").write_text(f"def test_one(): ...\n{'#' * 100 * i}\ndef test_two(): ...\n")
+def test_the_parts_of_the_tests_are_all_of_them(tmp_path, request):
+    """Fourteen tests in seven files, from the smallest to the largest."""
+    plugins = request.config.pluginmanager.get_plugins()
+    (conftest,) = [one for one in plugins if getattr(one, "__file__", "") == str(ROOT / "tests" / "conftest.py")]
+    files = [tmp_path / f"test_{i}.py" for i in range(7)]
+    for i, file in enumerate(files):
+        file.write_text("#" * i)
+    tests = [SimpleNamespace(path=file, name=name) for file in files for name in ("one", "two")]
 
-    def collected(*args: str) -> list[str]:
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *args]
-        env = os.environ | {"PYTHONPATH": str(ROOT)}
-        out = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
-        return [line for line in out.splitlines() if "::" in line]
+    def part(given: str | None) -> list[SimpleNamespace]:
+        dropped, kept = [], list(tests)
+        hook = SimpleNamespace(pytest_deselected=lambda items: dropped.extend(items))
+        conftest.pytest_collection_modifyitems(SimpleNamespace(getoption=lambda _: given, hook=hook), kept)
+        assert [test for test in tests if test not in dropped] == kept
+        return kept
 
-    parts = [collected("--part", f"{i}/3") for i in (1, 2, 3)]
-    files = [[line.split("::")[0] for line in part] for part in parts]
-    everything = [f"test_{i}.py::test_{name}" for i in range(7) for name in ("one", "two")]
-    assert sorted(line for part in parts for line in part) == everything and [len(part) for part in parts] == [6, 4, 4]
-    assert [len(set(part)) for part in files] == [3, 2, 2]  # no file is divided
+    parts = [part(f"{i}/3") for i in (1, 2, 3)]
+    assert part(None) == tests and sorted(id(test) for kept in parts for test in kept) == sorted(map(id, tests))
+    found = [[files.index(test.path) for test in kept] for kept in parts]
+    assert found == [[0, 0, 3, 3, 6, 6], [2, 2, 5, 5], [1, 1, 4, 4]]
