@@ -11,7 +11,6 @@ dropout stream and the position of its first image, so a resumed run draws the s
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -25,7 +24,7 @@ from backends.tf.device import GPUS, DeviceContext
 from backends.tf.network import Module
 from backends.tf.own_variables import (
     arrays_of,
-    assigned_variables,
+    assigned_variable,
     call_inputs,
     check_precision,
     copy_module,
@@ -37,13 +36,14 @@ from backends.tf.own_variables import (
     is_saved_model,
     keras_reads,
     layers_of,
-    leaves,
     named_inputs,
     number_types,
     own_variable,
+    seed_states,
     signature_of,
     takes_mode,
     time_type,
+    untrained_variables,
     variable_to_array,
 )
 from backends.tf.random import random_words
@@ -53,9 +53,6 @@ from diffusion_core.networks.own import Handle, Manifest, class_rows, to_image_s
 from diffusion_core.networks.program import Node, Training
 
 __all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array", "as_tensor", "with_weights", "building"]
-
-# Pairs of a variable and a value for it.
-_Values = list[tuple[Any, tf.Tensor]]
 
 
 class Own(Module):
@@ -79,8 +76,14 @@ class Own(Module):
             if found:
                 check_precision(self.called.held, context)
             # In handles, since TensorFlow would count their variables among those of this module.
-            self.found = Handle(found)
+            self.found, self.seeds = Handle(found), Handle([])
             self.arrays = {name: own_variable(array, context.tensor(parameters[name])) for name, array in found.items()}
+            # What a call may assign to: it starts from the arrays, and the update of a step takes what it becomes.
+            self.assigned = {
+                name: assigned_variable(a, self.arrays[name]) for name, a in found.items() if not a.trained
+            }
+            counters = [v for v in untrained_variables(self.called.held) if not v.dtype.is_floating] if found else []
+            self.counters = Handle([(variable, tf.constant(variable.numpy())) for variable in counters])
 
     def tensors(self) -> dict[str, tf.Variable]:
         """Return the tensors by the names of the block's parameters."""
@@ -132,27 +135,42 @@ class Own(Module):
         """Return what the network returns."""
         positional, keywords = self.arguments.bind(self._values(x, c_noise, label, features))
         call = partial(_call, self.called.held, positional, keywords, self.arguments.packed, training is not None)
-        seeds = [] if training is None else _seeds(self.called.held, training)
+        seeds = [] if training is None else self._seeded(training)
         with _explain_errors(self.block.reference):
-            return self._call_owned(call, seeds, training) if self.arrays else _call_seeded(call, seeds)
+            if self.arrays:
+                return self._call_owned(call, seeds, training)
+            with keras_reads(seeds):
+                return call()
 
-    def _call_owned(self, call: Callable[[], Any], seeds: _Values, training: Training | None) -> Any:
+    def _seeded(self, training: Training) -> list[tuple[Any, tf.Variable]]:
+        """Return the state of each generator of Keras with a variable that holds its seed for a training pass."""
+        with tf.init_scope(), tf.device(self.context.device):  # Keras may make a generator, which is no part of a graph
+            states, seeds = seed_states(self.called.held), self.seeds.held
+            seeds += [tf.Variable(tf.zeros_like(state.value), trainable=False) for state in states[len(seeds) :]]
+        words = random_words(training.key, training.positions[:1], max(2 * len(states), 1), row=0)
+        for i, (state, seed) in enumerate(zip(states, seeds, strict=False)):
+            seed.assign(tf.cast(words[0, 2 * i : 2 * i + 2] // 2, state.dtype))
+        return list(zip(states, seeds, strict=False))
+
+    def _call_owned(
+        self, call: Callable[[], Any], seeds: list[tuple[Any, tf.Variable]], training: Training | None
+    ) -> Any:
         """Call the network with the owned arrays, and note the new values of those that are not trained."""
-        # A network assigns its statistics at once. Undo it: the update of a step assigns them, if the loss is finite.
-        kept = [] if training is None else [*self._untrained().values(), *assigned_variables(self.called.held)]
-        before = [variable.read_value() for variable in kept]
-        with tf.GradientTape() as tape, keras_reads(self.found.held, self.arrays):
-            result = _call_seeded(call, seeds)
+        found, reads = self.found.held, dict(self.arrays)
+        for name, variable in self.assigned.items():
+            if training is not None or not found[name].of_keras:
+                variable.assign(self.arrays[name])
+                reads[name] = variable
+        for variable, value in self.counters.held:
+            variable.assign(value)
+        values = [(array.variable, reads[name]) for name, array in found.items() if array.of_keras]
+        with tf.GradientTape() as tape, keras_reads(values + seeds):
+            result = call()
         self._check_read(tape.watched_variables())
         if training is not None:
-            for name, variable in self._untrained().items():
+            for name, variable in self.assigned.items():
                 training.statistics[f"{self.node.name}.{name}"] = variable.read_value()
-        for variable, value in zip(kept, before, strict=True):
-            variable.assign(value)
         return result
-
-    def _untrained(self) -> dict[str, tf.Variable]:
-        return {p.name: self.arrays[p.name] for p in self.block.parameters() if not p.trained}
 
     def _check_read(self, variables: tuple[tf.Variable, ...]) -> None:
         """Raise a `DuetError` if the network read a variable that is not owned, and so would not be trained."""
@@ -269,29 +287,6 @@ def _call(network: Any, positional: tuple[Any, ...], keywords: dict[str, Any], p
     if isinstance(network.input, dict):
         return network(values, **mode)
     return network([values[name] for name in names], **mode)
-
-
-def _call_seeded(call: Callable[[], Any], seeds: _Values) -> Any:
-    """Call a network with these seeds, and put its own back."""
-    before = [(state, tf.identity(state.value)) for state, _ in seeds]
-    for state, seed in seeds:
-        state.assign(seed)
-    result = call()
-    for state, seed in before:
-        state.assign(seed)
-    return result
-
-
-def _seeds(network: Any, training: Training) -> _Values:
-    """Return the state of each generator of Keras that a network can draw from, with its seed for a training pass."""
-    if not (keras := sys.modules.get("keras")):
-        return []
-    states = [v for layer in layers_of(network) for v in layer.variables if v.name == "seed_generator_state"]
-    states = list({id(state): state for state in states}.values())
-    states += [leaf.state for _, leaf in leaves(network) if isinstance(leaf, keras.random.SeedGenerator)]
-    states.append(keras.src.random.seed_generator.global_seed_generator().state)  # of draws without a generator
-    words = tf.reshape(random_words(training.key, training.positions[:1], 2 * len(states), row=0), [len(states), 2])
-    return [(state, tf.cast(pair // 2, state.dtype)) for state, pair in zip(states, tf.unstack(words), strict=True)]
 
 
 @contextmanager

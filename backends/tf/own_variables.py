@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from diffusion_core.networks.own import call_names
 __all__ = [
     "Array",
     "arrays_of",
-    "assigned_variables",
+    "assigned_variable",
     "call_inputs",
     "check_precision",
     "copy_module",
@@ -45,10 +45,12 @@ __all__ = [
     "named_variables",
     "number_types",
     "own_variable",
+    "seed_states",
     "signature_of",
     "takes_mode",
     "time_type",
     "type_name",
+    "untrained_variables",
     "variable_to_array",
 ]
 
@@ -65,28 +67,32 @@ class Array(NamedTuple):
 
 
 def own_variable(array: Array, value: tf.Tensor) -> tf.Variable:
-    """Return the variable that stands for an array: a new one, or that of a copied `tf.Module`."""
-    if array.of_keras:
+    """Return the variable that holds an array: that of a copied `tf.Module` if it is trained, or a new one."""
+    if array.of_keras or not array.trained:
         return tf.Variable(value, trainable=array.trained)
     array.variable.assign(value)
     return array.variable
 
 
+def assigned_variable(array: Array, own: tf.Variable) -> tf.Variable:
+    """Return the variable that a call reads and may assign to in place of an array that is not trained."""
+    return tf.Variable(own, trainable=False) if array.of_keras else array.variable
+
+
 @contextmanager
-def keras_reads(found: Mapping[str, Array], arrays: Mapping[str, tf.Variable]) -> Iterator[None]:
-    """Let the variables of Keras read and write those of Duet.
+def keras_reads(values: Sequence[tuple[Any, tf.Variable]]) -> Iterator[None]:
+    """Let variables of Keras read and write others.
 
     `keras.StatelessScope` is the public way. But it hands tensors of one graph to the layers, which a `tf.function`
     within the network keeps and reuses in the next graph.
     """
-    own = [(array.variable, arrays[name]) for name, array in found.items() if array.of_keras]
-    before = [variable._value for variable, _ in own]
+    before = [variable._value for variable, _ in values]
     try:
-        for variable, value in own:
+        for variable, value in values:
             variable._value = value
         yield
     finally:
-        for (variable, _), value in zip(own, before, strict=True):
+        for (variable, _), value in zip(values, before, strict=True):
             variable._value = value
 
 
@@ -137,10 +143,20 @@ def layers_of(network: Any) -> list[Any]:
     return list({id(each): each for layer in outer for each in layer._flatten_layers()}.values())
 
 
-def assigned_variables(network: Any) -> list[tf.Variable]:
-    """Return the variables that a `tf.Module` may assign to in a call: those that are not trained."""
+def untrained_variables(network: Any) -> list[tf.Variable]:
+    """Return the variables of a `tf.Module` that are not trained, of any type; a call may assign to them."""
     found = [array.variable for _, array in named_variables(network) if not (array.trained or array.of_keras)]
     return list({id(variable): variable for variable in found}.values())
+
+
+def seed_states(network: Any) -> list[Any]:
+    """Return the state of each generator of Keras that a network can draw from; none without Keras."""
+    if not (keras := sys.modules.get("keras")):
+        return []
+    states = [v for layer in layers_of(network) for v in layer.variables if v.name == "seed_generator_state"]
+    states += [leaf.state for _, leaf in leaves(network) if isinstance(leaf, keras.random.SeedGenerator)]
+    states.append(keras.src.random.seed_generator.global_seed_generator().state)  # of draws without a generator
+    return list({id(state): state for state in states}.values())
 
 
 def _layer_variables(layer: Any) -> Iterator[tuple[str, Any]]:
@@ -253,7 +269,7 @@ def call_inputs(network: Any) -> tuple[tuple[str, bool], ...] | None:
     if (names := named_inputs(network)) is not None:
         return tuple((name, True) for name in names)
     known = call_names(network.call if is_layer(network) else network)
-    return known and tuple((name, needed) for name, needed in known if name not in _MODES)
+    return known and tuple(parameter for parameter in known if parameter[0] not in _MODES)
 
 
 def time_type(network: Any) -> str:
@@ -272,12 +288,12 @@ def time_type(network: Any) -> str:
 
 def takes_mode(network: Any) -> bool:
     """Return whether a call has an argument `training`; Keras hands it to the layers within, too."""
-    return is_layer(network) or "training" in dict(call_names(network) or ())
+    return is_layer(network) or "training" in [name for name, *_ in call_names(network) or ()]
 
 
 def has_batch_statistics(network: Any) -> bool:
     """Return whether a training pass can change arrays, as the statistics of batch normalisation."""
-    if any(variable.dtype.is_floating for variable in assigned_variables(network)):
+    if any(variable.dtype.is_floating for variable in untrained_variables(network)):
         return True
     constant = ("Normalization",)  # its statistics are those of the data
     return any(

@@ -143,10 +143,12 @@ def _finish_row(
     return registers, history
 
 
-def _make_loop(network: Network, signature: RowSignature, guide: Network | None, classifier: Network | None):
+def _make_loop(
+    network: Network, signature: RowSignature, guide: Network | None, classifier: Network | None, whole: bool
+):
     """Return a function that runs rows of one signature, given their coefficients, their number and the state.
 
-    If compiled, it is one graph. Otherwise the operations before and after the networks are one graph each: a graph
+    If `whole`, it is one graph. Otherwise the operations before and after the networks are one graph each: a graph
     around everything would trace the networks again for every signature, which takes seconds.
     """
     context, guidance = network.context, Guidance(guide, classifier)
@@ -162,7 +164,7 @@ def _make_loop(network: Network, signature: RowSignature, guide: Network | None,
     def after(coefficients, *state):
         return _finish_row(signature, make_row(coefficients), *state)
 
-    if not context.compile:
+    if not whole:
         before, after = context.function(before), context.function(after)
 
     def loop(coefficients, count, registers, history, label, null_label, noise, mask, known, *features):
@@ -172,14 +174,18 @@ def _make_loop(network: Network, signature: RowSignature, guide: Network | None,
             outputs = _evaluate(network, signature, inputs, label, guidance)
             return i + 1, *after(row, registers, history, outputs, z, mask, image)
 
-        if not context.compile:  # a Python loop: the condition of a while loop would wait for the device at each row
+        if not whole:  # a Python loop: the condition of a while loop would wait for the device at each row
             for i in range(count):
                 _, registers, history = body(i, registers, history)
             return registers, history
         start = (tf.constant(0), registers, history)
-        return tf.while_loop(lambda i, *_: i < count, body, start, parallel_iterations=1)[1:]
+        # XLA can differentiate a loop only if it knows the largest number of iterations.
+        longest = coefficients.shape[0]
+        return tf.while_loop(lambda i, *_: i < count, body, start, parallel_iterations=1, maximum_iterations=longest)[
+            1:
+        ]
 
-    return context.function(loop) if context.compile else loop
+    return context.function(loop) if whole else loop
 
 
 def sample(
@@ -192,8 +198,8 @@ def sample(
     guidance: Guidance,
 ) -> NDArray:
     """Run a plan; see `diffusion_core.backend.interface.Backend.sample`."""
-    start = network.context.images(start)
-    return to_host(sample_tensors(network, plan, start, label, noise, callback, guidance))
+    context = network.context
+    return to_host(_run(network, plan, context.images(start), label, noise, callback, guidance, whole=context.compile))
 
 
 def sample_tensors(
@@ -206,6 +212,21 @@ def sample_tensors(
     guidance: Guidance,
 ) -> tf.Tensor:
     """Run a plan from a tensor b h w c to a tensor, through which gradients can flow."""
+    # XLA cannot hand a loop from the graph of its values to that of its gradients.
+    return _run(network, plan, start, label, noise, callback, guidance, whole=False)
+
+
+def _run(
+    network: Network,
+    plan: SamplerPlan,
+    start: tf.Tensor,
+    label: NDArray,
+    noise: NoiseSource,
+    callback: StepCallback | None,
+    guidance: Guidance,
+    whole: bool,
+) -> tf.Tensor:
+    """Run a plan; if `whole`, a segment of its rows is one graph."""
     context = network.context
     longest = max(1, min(_MAX_ROWS, plan.rows, _MAX_NOISE_BYTES // (start.dtype.size * start.shape.num_elements())))
     coefficients, noisy, every_row = plan.coefficients(), plan.is_noisy, np.ones(plan.rows, bool)
@@ -228,10 +249,10 @@ def sample_tensors(
         registers = [start] + [tf.zeros_like(start) for _ in range(plan.registers - 1)]
         history = [tf.zeros_like(start) for _ in range(plan.history)]
         for signature, rows in plan.segments(longest, () if callback is None else callback.selected_rows(plan.rows)):
-            loop = network.make_once(_make_loop, signature, guidance.guide, guidance.classifier)
-            # A compiled graph has one shape and runs any number of rows in it. A graph of another shape, as with a
+            loop = network.make_once(_make_loop, signature, guidance.guide, guidance.classifier, whole)
+            # A whole graph has one shape and runs any number of rows in it. A graph of another shape, as with a
             # callback, would round differently.
-            length, count = (longest, tf.constant(len(rows))) if context.compile else (len(rows), len(rows))
+            length, count = (longest, tf.constant(len(rows))) if whole else (len(rows), len(rows))
             table = np.zeros((length, coefficients.shape[1]))
             table[: len(rows)] = coefficients[rows.start : rows.stop]
             z = stack(noise, noisy, rows, length) if noisy.any() else None
