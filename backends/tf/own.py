@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -97,7 +96,7 @@ class Own(Module):
         self, x: tf.Tensor, c_noise: tf.Tensor, label: tf.Tensor, features: tf.Tensor, training: Training | None
     ) -> tf.Tensor:
         """Call the network; return its output as images b h w c."""
-        output = tf.convert_to_tensor(self.block.result(self._call(x, c_noise, label, features, training)))
+        output = tf.convert_to_tensor(self._call(x, c_noise, label, features, training))
         if self.block.logits:
             return output
         if output.shape.rank is None or None in output.shape[1:]:  # the graph of a function may not know its shape
@@ -132,9 +131,16 @@ class Own(Module):
     def _call(
         self, x: tf.Tensor, c_noise: tf.Tensor, label: tf.Tensor, features: tf.Tensor, training: Training | None
     ) -> Any:
-        """Return what the network returns."""
-        positional, keywords = self.arguments.bind(self._values(x, c_noise, label, features))
-        call = partial(_call, self.called.held, positional, keywords, self.arguments.packed, training is not None)
+        """Return the output of the network, in its own layout."""
+        values = self._values(x, c_noise, label, features)
+
+        def network(*positional: Any, **keywords: Any) -> Any:
+            packed, training_mode = self.arguments.packed, training is not None
+            return _call(self.called.held, positional, keywords, packed, training_mode)
+
+        def call() -> Any:
+            return self.block.call(network, values)
+
         seeds = [] if training is None else self._seeded(training)
         with _explain_errors(self.block.reference):
             if self.arrays:
