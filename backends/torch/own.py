@@ -236,19 +236,22 @@ def _plain(network: Any) -> Any:
     return getattr(network, "_orig_mod", network)
 
 
-def _modules(network: Any) -> list[nn.Module]:
+def _modules(network: Any, depth: int = 3) -> list[nn.Module]:
     """Return the modules that a network is or calls, as far as can be seen: of a method, a partial, a closure."""
     if isinstance(network, nn.Module):
         return [network]
-    if isinstance(network, partial):
-        return [found for part in (network.func, *network.args, *network.keywords.values()) for found in _modules(part)]
-    if isinstance(getattr(network, "__self__", None), nn.Module):
-        return [network.__self__]
-    if not inspect.isfunction(network):
+    if depth == 0:
         return []
-    seen = inspect.getclosurevars(network)
-    held = {**seen.globals, **seen.nonlocals}.values()
-    return list(dict.fromkeys(value for value in held if isinstance(value, nn.Module)))
+    if isinstance(network, partial):
+        parts = [network.func, *network.args, *network.keywords.values()]
+    elif inspect.ismethod(network):
+        parts = [network.__self__]
+    elif inspect.isfunction(network):
+        seen = inspect.getclosurevars(network)
+        parts = [*seen.globals.values(), *seen.nonlocals.values()]
+    else:
+        return []
+    return list(dict.fromkeys(module for part in parts for module in _modules(part, depth - 1)))
 
 
 def _call_names(module: nn.Module) -> CallNames | None:

@@ -97,7 +97,7 @@ class OwnNetwork:
         if self.inputs is not None:
             return bool(self.takes_label)
         try:
-            return "=" in infer_inputs(self.manifest.inputs, True) and self.manifest.inputs is not None
+            return self.manifest.inputs is not None and "label" in infer_inputs(self.manifest.inputs, True)
         except DuetError:
             return False
 
@@ -149,7 +149,7 @@ class OwnNetwork:
             with_label = with_label if self.takes_label is None else self.takes_label
             inputs = infer_inputs(known and [pair for pair in known if pair[0] not in names], with_label)
             if self.manifest.one_hot:
-                inputs = inputs.replace("=label", "=one_hot")
+                inputs = re.sub(r"\blabel$", "one_hot", inputs)
         arguments = Arguments.parse(inputs, names)
         inputs = ", ".join([str(arguments), *(f"{name}={name}" for name in names if name not in arguments.values)])
         height, width, channels = to_image_shape(shape, self.layout)
