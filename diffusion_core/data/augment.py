@@ -9,7 +9,7 @@ With a_0, a_1 in {0, 1}, a_3, a_4 uniform in (-pi, pi), and a_2, a_5, a_6, a_7 s
     scaling               scale(b^a_2, b^a_2),  b = 2^0.2                a_2
     rotation              rotate(-a_3)                                   cos(a_3) - 1, sin(a_3)
     anisotropic scaling   rotate(a_4) scale(b^a_5, b^-a_5) rotate(-a_4)  a_5 cos(a_4), a_5 sin(a_4)
-    translation           translate(a_6 / 8, a_7 / 8)  of the side       a_6, a_7
+    translation           translate(a_6 / 8, a_7 / 8)  of the sides      a_6, a_7
 
 They are composed in this order. The network is conditioned on the label: it learns from augmented images, and makes
 images without augmentation when the label is zero.
@@ -47,13 +47,13 @@ def augment(
     """Return randomly augmented images, and the label of each.
 
     Args:
-        images: with shape (B, S, S, C).
+        images: with shape (B, H, W, C).
         positions: the position of each image in the run, with shape (B,).
         seed: the seed of the run.
         probability: p of each change; 0.12 for CIFAR-10 in the paper.
 
     Returns:
-        float64 images with shape (B, S, S, C), and labels with shape (B, 9).
+        float64 images with shape (B, H, W, C), and labels with shape (B, 9).
 
     Raises:
         DuetError: the probability is not in [0, 1].
@@ -72,7 +72,7 @@ def changes(positions: ArrayLike, seed: int, probability: float) -> tuple[NDArra
     """Return the matrices of the images at these positions, with shape (B, 3, 3), and their labels, with shape (B, 9).
 
     A matrix maps (x, y, 1) of the old image to the new image. x points right and y down, from the centre, in units of
-    the side.
+    the longer side; but a translation is in units of the width and of the height.
     """
     u = Stream(seed, "data/augment").uniform(positions, 10)
     a = Stream(seed, "data/augment/normal").normal(positions, (4,))
@@ -97,22 +97,27 @@ def changes(positions: ArrayLike, seed: int, probability: float) -> tuple[NDArra
 
 
 def warp(image: NDArray[np.float64], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return an image with shape (S, S, C), resampled under a matrix of `changes`."""
-    size = len(image)
+    """Return an image with shape (H, W, C), resampled under a matrix of `changes`."""
+    height, width = image.shape[:2]
+    unit = max(height, width)
+    sides = np.array([width / unit, height / unit])
+    matrix = matrix.copy()
+    matrix[:2, 2] *= sides
     inverse = np.linalg.inv(matrix)
-    centres = (np.arange(size) + 0.5) / size - 0.5
-    y, x = (grid.ravel() for grid in np.meshgrid(centres, centres, indexing="ij"))
+    centres = [(np.arange(extent) + 0.5) / unit - side / 2 for extent, side in zip((width, height), sides, strict=True)]
+    y, x = (grid.ravel() for grid in np.meshgrid(centres[1], centres[0], indexing="ij"))
     # The position of each new pixel in the old image, in pixels; the centre of the first pixel is 0.
     at = inverse[:2, :2] @ np.stack([x, y]) + inverse[:2, 2:]
-    at = (at + 0.5) * size - 0.5
+    at = (at + sides[:, None] / 2) * unit - 0.5
     at = np.where(np.abs(at - np.rint(at)) < 1e-9, np.rint(at), at)  # keep shifts by whole pixels exact
     stretch = max(1.0, float(np.linalg.norm(inverse[:2, :2], 2)))
     taps = np.arange(-int(np.ceil(_RADIUS * stretch)), int(np.ceil(_RADIUS * stretch)) + 1)
-    first = np.floor(at)[..., None] + taps  # (2, S S, taps)
+    first = np.floor(at)[..., None] + taps  # (2, H W, taps)
     weights = _lanczos((first - at[..., None]) / stretch)
     weights /= weights.sum(axis=-1, keepdims=True)
-    columns, rows = _reflected(first.astype(np.int64), size)
-    values = image[rows[:, :, None], columns[:, None, :]]  # (S S, taps, taps, C)
+    first = first.astype(np.int64)
+    columns, rows = _reflected(first[0], width), _reflected(first[1], height)
+    values = image[rows[:, :, None], columns[:, None, :]]  # (H W, taps, taps, C)
     return np.einsum("pj, pi, pjic -> pc", weights[1], weights[0], values, optimize=True).reshape(image.shape)
 
 

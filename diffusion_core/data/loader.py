@@ -99,10 +99,10 @@ class Loader:
                 f"data.flip: true was given, but data {self.dataset.name} of shape {shape} has no left and right; it "
                 f"needs (height, width, channels)"
             )
-        if self.augment and (len(shape) != 3 or shape[0] != shape[1]):
+        if self.augment and len(shape) != 3:
             raise DuetError(
                 f"data.augment: {self.augment} was given, but data {self.dataset.name} has shape {shape}; it needs "
-                f"square images, (size, size, channels)"
+                f"(height, width, channels)"
             )
 
     def __repr__(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from diffusion_core.files.safe_read import read_json
 from diffusion_core.networks import NetworkSpec
 from diffusion_core.runtime.heartbeat import heartbeat
 
-__all__ = ["DataSource", "HeldOut", "check_data", "count_classes", "describe_data"]
+__all__ = ["DataSource", "HeldOut", "check_data", "count_classes", "describe_clip", "describe_data"]
+
+_LOOKED_AT = 1000  # items whose values are compared with the bound of the sampler
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,6 +281,20 @@ def describe_data(dataset: Dataset, num_classes: int, features: int = 0) -> str:
         line += f"\n{pluralize(size, 'condition')} of each image ({named}): "
         line += "the features of the network" if features else f"not used; model.augment_dim={size} trains with them"
     return line
+
+
+def describe_clip(dataset: Dataset, clip: float | None, value_range: Sequence[float]) -> str | None:
+    """Return a line if the sampler bounds its estimates to less than the values of data that are no bytes."""
+    if dataset.is_bytes or clip is None:
+        return None
+    values = dataset.network_values(slice(0, _LOOKED_AT), np.float64, value_range)
+    middle, half = (value_range[0] + value_range[1]) / 2, clip * (value_range[1] - value_range[0]) / 2
+    if np.abs(values - middle).max() <= half:
+        return None
+    return (
+        f"sampler.clip={clip:g} bounds the samples to {middle - half:g} to {middle + half:g}, but the data reach from "
+        f"{values.min():.4g} to {values.max():.4g}; sampler.clip=null does not"
+    )
 
 
 def _parts(name: str, options: Mapping[str, Any]) -> list[str]:

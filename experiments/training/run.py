@@ -28,7 +28,7 @@ from diffusion_core.runs.run_directory import (
 )
 from diffusion_core.runtime import signals
 from diffusion_core.training import loop
-from experiments.runtime.data import describe_data
+from experiments.runtime.data import describe_clip, describe_data
 from experiments.runtime.processes import stop_check, stop_if_requested
 from experiments.runtime.progress import Counter, format_speed
 from experiments.sampling import draw
@@ -273,6 +273,8 @@ def _start_run(
         print(f"run: {run.path}")
     print(f"network: {parameter_count(model.program):,} parameters")
     print(describe_data(loader.dataset, model.spec.num_classes, model.program.features), flush=True)
+    if setup.plan and (line := describe_clip(loader.dataset, setup.plan.clip, model.value_range)):
+        print(line, flush=True)
     if setup.validation is not None:
         images, every = len(setup.validation.dataset), setup.training_config.validation_images
         when = f"every {every:,} images" if 0 < every < setup.training_config.images else "at the end"

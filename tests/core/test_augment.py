@@ -180,3 +180,37 @@ def test_training_batch_holds_the_augmentation_labels():
     assert not objective.batch(images.pixels, images.labels, images.counters).features.any()
     with pytest.raises(DuetError, match=r"features: an array with shape \(6, 9\) was given for 6 images"):
         Objective(process, 0).batch(images.pixels, images.labels, images.counters, features=images.features)
+
+
+# Rectangles
+
+WIDE = np.random.default_rng(8).normal(size=(6, 10, 2))
+
+
+def test_a_rectangle_is_turned_about_its_centre_and_moved_by_fractions_of_its_own_sides():
+    turn, mirror, shift = np.diag([-1.0, -1.0, 1.0]), np.diag([-1.0, 1.0, 1.0]), np.eye(3)
+    shift[:2, 2] = [2 / 10, -1 / 6]  # two columns to the right, one row up
+    np.testing.assert_allclose(warp(WIDE, np.eye(3)), WIDE, atol=1e-12)
+    np.testing.assert_allclose(warp(WIDE, mirror), WIDE[:, ::-1], atol=1e-12)
+    np.testing.assert_allclose(warp(WIDE, turn), WIDE[::-1, ::-1], atol=1e-12)
+    np.testing.assert_allclose(warp(WIDE, shift)[:-1, 2:], WIDE[1:, :-2], atol=1e-12)
+
+
+def test_a_rectangle_is_turned_without_a_change_of_its_shape():
+    # A line at 30 degrees, turned by -30 degrees, is horizontal: angles are those of pixels, whatever the sides.
+    y, x = np.mgrid[:40, :80] - np.array([19.5, 39.5])[:, None, None]
+    angle = np.pi / 6
+    line = np.exp(-0.5 * ((y * np.cos(angle) - x * np.sin(angle)) / 2) ** 2)[..., None]
+    back = np.array([[np.cos(-angle), -np.sin(-angle), 0], [np.sin(-angle), np.cos(-angle), 0], [0, 0, 1.0]])
+    turned = warp(line, back)[:, 25:55, 0]
+    np.testing.assert_allclose(turned.argmax(axis=0), 19.5, atol=0.5)
+    np.testing.assert_allclose(turned, turned[:, :1].repeat(30, axis=1), atol=0.02)
+
+
+def test_a_long_image_is_turned_as_a_wide_one_lying_on_its_side():
+    matrices, _ = changes(np.arange(12), 0, 0.9)
+    swap = np.array([[0, 1.0, 0], [1.0, 0, 0], [0, 0, 1.0]])
+    for matrix in matrices:
+        there = warp(WIDE, matrix)
+        back = warp(WIDE.transpose(1, 0, 2), swap @ matrix @ swap).transpose(1, 0, 2)
+        np.testing.assert_allclose(there, back, atol=1e-10)

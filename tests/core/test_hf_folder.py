@@ -206,7 +206,7 @@ def test_arrays_latents_conditions_and_several_labels_are_read(tmp_path):
         ({}, {"label": "labels"}, "'labels' was given; it must be one of label, none"),
         ({}, {"conditions": ["age"]}, "data.options.conditions: 'age' was given"),
         ({}, {"value_range": [0, 1]}, "layout and value_range are those of arrays"),
-        ({"label": [0, -1, 1] * 4}, {}, "4 of 12 values of the column label are missing or -1"),
+        ({"label": [0, -1, 1] * 4}, {}, "4 of 12 values of the column label are missing or -1 in part all"),
         ({"image": [FILES[0], None] * 6}, {}, "6 of 12 images cannot be read"),
         ({"image": [{"bytes": None, "path": "/etc/hostname"}] * 12}, {}, "it names the file '/etc/hostname', which is"),
         ({"box": [[1.0], [1.0, 2.0]] * 6}, {"conditions": "box"}, "its lists have 1 to 2 values"),
@@ -225,6 +225,18 @@ def test_a_test_part_without_labels_is_of_one_class(tmp_path):
     write_parquet(tmp_path / "x.parquet", table(label=[-1] * 12))
     data = load_dataset(tmp_path / "x.parquet")
     assert data.class_names == ("all",) and "the column label holds no labels" in data.reading.lines[0]
+
+
+def test_a_test_part_of_a_contest_does_not_hide_the_labels_of_the_training_part(tmp_path):
+    write_parquet(tmp_path / "train-00000-of-00001.parquet", table(slice(8)))
+    write_parquet(tmp_path / "test-00000-of-00001.parquet", table(slice(8, 12), label=[-1] * 12))
+    write_parquet(tmp_path / "validation-00000-of-00001.parquet", table(slice(8, 12), label=None))
+    parts = SOURCES["hf_folder"](tmp_path)
+    assert {part: source.class_names for part, source in parts.items()} == {
+        "train": NAMES, "validation": ("unlabelled",), "test": ("unlabelled",),
+    }  # fmt: skip
+    np.testing.assert_array_equal(parts["train"].labels, LABELS[:8])
+    assert "validation, test has no labels; its one class is called 'unlabelled'" in parts["train"].reading.lines
 
 
 def test_files_that_a_table_names_are_read_beside_it(tmp_path):

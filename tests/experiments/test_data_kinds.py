@@ -22,7 +22,7 @@ from experiments.config.arguments import read_arguments
 from experiments.config.build import data_source
 from experiments.data.inspection import InspectionSetup, inspect_dataset
 from experiments.evaluation.context import dataset_reference
-from experiments.runtime.data import DataSource, check_data, describe_data
+from experiments.runtime.data import DataSource, check_data, describe_clip, describe_data
 from experiments.training.setup import TrainingSetup
 
 FLOATS = np.random.default_rng(1).normal(size=(12, 8, 8, 1))
@@ -51,6 +51,15 @@ def test_conditions_are_the_features_of_the_network_or_are_said_not_to_be():
     assert setup(VECTORS, unet(11), augment=0.1).loader.batch(0, 3).features.shape == (3, 11)
     with pytest.raises(DuetError, match=r"not the 2 conditions of data arrays and the 9 .* model\.augment_dim=11"):
         setup(VECTORS, unet(9), augment=0.1)
+
+
+def test_a_sampler_that_cuts_the_values_of_the_data_is_named():
+    bytes_ = load_dataset(np.full((3, 8, 8, 1), 255, np.uint8))
+    inside = load_dataset(np.linspace(-1, 1, 192).reshape(3, 8, 8, 1))
+    assert describe_clip(VECTORS, 1.0, (-1, 1)).startswith("sampler.clip=1 bounds the samples to -1 to 1, but the data")
+    assert describe_clip(VECTORS, 0.5, (0, 4)).startswith("sampler.clip=0.5 bounds the samples to 1 to 3,")
+    quiet = [(VECTORS, None, (-1, 1)), (VECTORS, 9.0, (-1, 1)), (bytes_, 0.5, (-1, 1)), (inside, 1.0, (-1, 1))]
+    assert not any(describe_clip(*given) for given in quiet)
 
 
 def test_a_bound_on_bytes_is_not_trained_on_floats():

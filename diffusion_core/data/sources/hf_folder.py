@@ -29,7 +29,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.data.archives import DatasetInfo
 from diffusion_core.data.arrays import arrange, store_values
 from diffusion_core.data.labels import UNNAMED, Labels, read_labels
-from diffusion_core.data.layout import split_name
+from diffusion_core.data.layout import UNLABELLED, split_name
 from diffusion_core.data.reading import Reading
 from diffusion_core.data.source import Source
 from diffusion_core.files.arrow import ArrowTable, open_table, stacked_column
@@ -137,23 +137,30 @@ def hf_folder(
     label_column = _label_column(what, first, features, label, image_column)
     every = [table for found in tables.values() for table in found]
     for table in every:
-        if image_column not in table.schema.names or (label_column and label_column not in table.schema.names):
-            raise DuetError(f"{what}: {table.path.name} has other columns than {first.path.name}")
-    read = _read_labels(what, every, features, label_column, class_names)
-    vectors, names = _conditions(what, every, conditions, read)
+        if image_column not in table.schema.names:
+            raise DuetError(f"{what}: {table.path.name} has no column {image_column}, unlike {first.path.name}")
+    read, unlabelled, remarks = _read_labels(what, tables, features, label_column, class_names)
+    vectors, names = _condition_columns(what, every, conditions)
     name = readable_name(path.resolve().name if path.is_dir() else path.stem)
-    remarks = [f"left out: parts without rows: {', '.join(empty)}"] if empty else []
-    remarks += [read.remark] if read.remark else []
-    sources, end = {}, 0
+    remarks += [f"left out: parts without rows: {', '.join(empty)}"] if empty else []
+    sources, row, labelled = {}, 0, 0
     for part, found in tables.items():
-        here = slice(end, end + sum(table.rows for table in found))
-        end = here.stop
+        count = sum(table.rows for table in found)
         images, shown, kept_range, said = _images(f"{what}, {part}", found, image_column, layout, value_range)
+        own = None if vectors is None else vectors[row : row + count]
+        row += count
+        ids, classes, own_names = np.zeros(count, np.int32), (UNLABELLED,), names
+        if part not in unlabelled:
+            here = slice(labelled, labelled + count)
+            ids, classes, labelled = read.ids[here], read.class_names, here.stop
+            if read.conditions is not None:
+                if own is not None:
+                    raise DuetError(
+                        f"{what}: conditions were given, and labels that are conditions; set data.options.label=none"
+                    )
+                own, own_names = read.conditions[here], read.condition_names
         reading = Reading(tuple([*remarks, *said]), parts=tuple(tables) if len(tables) > 1 else ())
-        sources[part] = Source(
-            images, read.ids[here], read.class_names, name, shown, reading, kept_range,
-            None if vectors is None else vectors[here], names,
-        )  # fmt: skip
+        sources[part] = Source(images, ids, classes, name, shown, reading, kept_range, own, own_names)
     return sources
 
 
@@ -307,35 +314,47 @@ def _names(features: Mapping[str, Any], column: str) -> list[str] | None:
 
 
 def _read_labels(
-    what: str, tables: Sequence[ArrowTable], features: Mapping[str, Any], column: str | None,
+    what: str, tables: Mapping[str, Sequence[ArrowTable]], features: Mapping[str, Any], column: str | None,
     class_names: Sequence[str] | None,
-) -> Labels:  # fmt: skip
-    count = sum(table.rows for table in tables)
+) -> tuple[Labels, list[str], list[str]]:  # fmt: skip
+    """Return the labels of the rows of all labelled parts, the parts without labels, and remarks.
+
+    The labels of a part are missing if it has no such column, or nothing but -1 in it, as the test parts of contests.
+    """
+    count = sum(table.rows for found in tables.values() for table in found)
     if column is None:
-        return Labels(
-            np.zeros(count, np.int32), (UNNAMED,), remark="there are no labels, so all images are of one class"
-        )
-    values = [value for table in tables for value in table.column(column).to_pylist()]
-    missing = sum(value is None or value == -1 for value in values)
-    if missing == count:
+        remark = "there are no labels, so all images are of one class"
+        return Labels(np.zeros(count, np.int32), (UNNAMED,)), [], [remark]
+    values, unlabelled = [], []
+    for part, found in tables.items():
+        has_column = all(column in table.schema.names for table in found)
+        own = [value for table in found for value in table.column(column).to_pylist()] if has_column else [None]
+        missing = sum(value is None or (isinstance(value, int) and value == -1) for value in own)
+        if missing == len(own):
+            unlabelled.append(part)
+        elif missing:
+            raise DuetError(
+                f"{what}: {missing} of {len(own)} values of the column {column} are missing or -1 in part {part}; "
+                f"remove these rows, or read without labels: data.options.label=none"
+            )
+        else:
+            values += own
+    if not values:
         remark = f"the column {column} holds no labels, so all images are of one class"
-        return Labels(np.zeros(count, np.int32), (UNNAMED,), remark=remark)
-    if missing:
-        raise DuetError(
-            f"{what}: {missing} of {count} values of the column {column} are missing or -1; remove these rows, or read "
-            f"without labels: data.options.label=none"
-        )
-    return read_labels(what, values, count, class_names or _names(features, column))
+        return Labels(np.zeros(count, np.int32), (UNNAMED,)), [], [remark]
+    read = read_labels(what, values, len(values), class_names or _names(features, column))
+    remarks = [read.remark] if read.remark else []
+    if unlabelled:
+        remarks.append(f"{', '.join(unlabelled)} has no labels; its one class is called {UNLABELLED!r}")
+    return read, unlabelled, remarks
 
 
-def _conditions(
-    what: str, tables: Sequence[ArrowTable], columns: str | Sequence[str] | None, read: Labels
+def _condition_columns(
+    what: str, tables: Sequence[ArrowTable], columns: str | Sequence[str] | None
 ) -> tuple[NDArray | None, tuple[str, ...]]:
-    """Return the conditions of all rows, from columns or from labels, and their names."""
+    """Return the conditions of all rows from their columns, and their names."""
     if columns is None:
-        return read.conditions, read.condition_names
-    if read.conditions is not None:
-        raise DuetError(f"{what}: conditions were given, and labels that are conditions; set data.options.label=none")
+        return None, ()
     values, names = [], []
     for column in [columns] if isinstance(columns, str) else columns:
         if column not in tables[0].schema.names:
