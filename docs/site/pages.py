@@ -143,7 +143,10 @@ def entry(name: str) -> str:
         return "\n".join([f"## duet.{name} {{ #duet.{name} }}\n", *registry(value)])
     if inspect.ismodule(value):
         return directive(value.__name__, f"duet.{name}")
-    value = value if inspect.isclass(value) or inspect.isfunction(value) else type(value)
+    if not (inspect.isclass(value) or inspect.isfunction(value)):  # an object, documented by its class
+        hidden = ("show_signature", "show_labels", "show_symbol_type_heading", "show_symbol_type_toc")
+        path = f"{type(value).__module__}.{type(value).__qualname__}"
+        return directive(path, f"duet.{name}", **dict.fromkeys(hidden, False))
     return directive(f"{value.__module__}.{value.__qualname__}", f"duet.{name}")
 
 
