@@ -258,10 +258,20 @@ def named_inputs(network: Any) -> tuple[str, ...] | None:
     elif not is_functional(network):
         return None
     elif not isinstance(network.input, dict):
-        return tuple(each.name for each in network.inputs)
+        return tuple(
+            each.name if _made_name(each.name) is None else f"input_{i}"
+            for i, each in enumerate(network.inputs, 1)  # Keras counts on with each model that a process builds
+        )
     else:
         names = list(network.input)
-    return tuple(sorted(names, key=lambda name: {"x": 0, "t": 1}.get(name, 2)))  # these names have no order
+    # These names have no order, unless Keras made them.
+    return tuple(sorted(names, key=lambda name: ({"x": 0, "t": 1}.get(name, 2), _made_name(name) or 0)))
+
+
+def _made_name(name: str) -> int | None:
+    """Return the number of an input to which Keras gave its name, as in ``keras_tensor_3``; None for any other name."""
+    found = re.fullmatch(r"keras_tensor(?:_(\d+))?", name)
+    return found and int(found[1] or 0)
 
 
 def call_inputs(network: Any) -> tuple[tuple[str, bool], ...] | None:

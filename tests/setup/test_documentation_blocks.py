@@ -1,7 +1,8 @@
 """Every block of Python and of shell in README, CONTRIBUTING and docs/ runs, or a comment before it says why not.
 
 The blocks of a page run in order, those of Python in one namespace, in one folder, which has a run RUN, two folders of
-images, FOLDER and PHOTOS (with the parts train, val and test), and data/cifar10-32 with other images.
+images, FOLDER and PHOTOS (with the parts train, val and test), data/cifar10-32 with other images, and the files of
+Python that blocks of docs/own_networks.md name in their first line.
 `tests/core/shown_blocks.py` describes the comments. A command with backend=NAME runs with the backend of this
 environment: what the frameworks hand to each other is the subject of other tests.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import ast
 import doctest
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -51,6 +53,9 @@ def shelf(tmp_path_factory, backend_name):
         "train", f"backend={backend_name}", "experiment=digits", f"hydra.run.dir={folder / 'RUN'}", *SMALL["train"]
     )
     assert done.code == 0, done.err
+    for block in chosen("docs/own_networks.md", "python"):
+        if block.runs_with(backend_name) and (name := re.match(r"# (\w+\.py)\n", block.text)):
+            (folder / name[1]).write_text(block.text)
     return folder
 
 
