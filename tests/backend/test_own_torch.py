@@ -197,3 +197,97 @@ def test_samples_can_be_differentiated() -> None:
     assert module.first.weight.grad.abs().sum() > 0
     ordinary = duet.sample(module, plan, shape=(2, 2, 4, 4), labels=[0, 1], classes=3, start=start)
     np.testing.assert_allclose(float(ordinary.square().sum()), float(samples(start).detach()), rtol=1e-12)
+
+
+class Small(nn.Module if find_spec("torch") else object):  # type: ignore[misc]
+    """A network without statistics over the batch, with as many output channels as are asked for."""
+
+    def __init__(self, outputs: int = 2, conditions: int = 0) -> None:
+        super().__init__()
+        self.conv, self.time = nn.Conv2d(2, outputs, 3, padding=1), nn.Linear(1 + conditions, outputs)
+
+    def forward(self, x: Any, t: Any, condition: Any = None) -> Any:
+        row = t[:, None].to(x.dtype) / 100
+        row = row if condition is None else torch.cat([row, condition], dim=1)
+        return self.conv(x) + self.time(row)[:, :, None, None]
+
+
+def small(outputs: int = 2, conditions: int = 0) -> Any:
+    torch.manual_seed(1)
+    return Small(outputs, conditions).double()
+
+
+WITHOUT_CLASSES = {name: value for name, value in TRAINING.items() if name != "label_dropout"}
+
+
+def first_losses(data: Any, tmp_path: Path, net: Any, **options: Any) -> list[float]:
+    given = {**WITHOUT_CLASSES, "images": 16, "log_images": 8, **options}
+    duet.train(net, PROCESS, data, out=tmp_path, **given)
+    return losses_of(tmp_path)
+
+
+def test_a_learned_variance_is_trained_as_by_an_own_loop(data: Any, tmp_path: Path) -> None:
+    process = duet.process("cosine", "eps", T=100)
+    given = {**WITHOUT_CLASSES, "images": 8, "log_images": 8, "variance": "learned_range", "bound": "vlb"}
+    run = duet.train(small(4), process, data, out=tmp_path / "run", **given)
+    (one,) = duet.batches(data, batch=8, images=8, seed=3, layout="channels_first", precision="float64")
+    loss = duet.loss(
+        small(4), torch.from_numpy(one.images), process, seed=3, variance="learned_range", bound="vlb"
+    )  # fmt: skip
+    np.testing.assert_allclose(float(loss.detach()), losses_of(tmp_path / "run")[0], rtol=1e-12)
+    assert run.sample(2, sampler="ddpm", variance="learned_range", steps=2).shape == (2, 4, 4, 2)
+
+
+def test_micro_batches_sum_to_the_loss_of_the_batch(data: Any, tmp_path: Path) -> None:
+    whole = first_losses(data, tmp_path / "whole", small())
+    np.testing.assert_allclose(first_losses(data, tmp_path / "parts", small(), micro_batch=2), whole, rtol=1e-12)
+
+
+def test_averages_validation_and_an_uncertainty_hold_for_an_own_network(data: Any, tmp_path: Path) -> None:
+    ema = duet.make_ema("fixed", decay=0.9, extra=[{"name": "power", "sigma_rel": 0.1}])
+    run = duet.train(
+        small(), PROCESS, data, out=tmp_path / "run", ema=ema, validation=data, uncertainty=True,
+        **WITHOUT_CLASSES,
+    )  # fmt: skip
+    assert len(run.state.averages) == 2 and np.isfinite(list(run.notes["validation"].values())).all()
+    first, second = (run.network(name).conv.weight for name in ("ema", "ema1"))
+    assert not torch.equal(first, second)
+    assert run.sample(2, steps=2, weights="ema1").shape == (2, 4, 4, 2)
+
+
+def test_conditions_of_the_data_reach_the_network_in_training(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    conditions = rng.normal(size=(24, 3))
+    data = duet.load_dataset(
+        rng.integers(0, 256, (24, 4, 4, 2), np.uint8), conditions=conditions, layout="channels_last"
+    )  # fmt: skip
+    losses = first_losses(data, tmp_path / "run", small(conditions=3))
+    one = next(iter(duet.batches(data, batch=8, images=8, seed=3, layout="channels_first", precision="float64")))
+    loss = duet.loss(
+        small(conditions=3), torch.from_numpy(one.images), PROCESS, seed=3, conditions={"condition": one.conditions}
+    )  # fmt: skip
+    np.testing.assert_allclose(float(loss.detach()), losses[0], rtol=1e-12)
+
+
+def test_a_half_precision_module_is_trained_in_float32_or_bf16(data: Any) -> None:
+    net = small().to(torch.bfloat16)
+    for precision in (None, "bf16"):
+        run = duet.train(net, PROCESS, data, precision=precision, **{**WITHOUT_CLASSES, "images": 16})
+        assert run.state.weights["network.conv.weight"].dtype == np.float32
+        assert run.network().conv.weight.dtype == torch.bfloat16
+
+
+def test_a_loss_that_is_not_finite_stops_a_training_in_words(data: Any, tmp_path: Path) -> None:
+    net = small()
+    with torch.no_grad():
+        net.conv.weight[0, 0, 0, 0] = torch.nan
+    with pytest.raises(duet.DuetError, match=r"not finite|nan"):
+        duet.train(net, PROCESS, data, out=tmp_path / "run", **WITHOUT_CLASSES)
+    assert torch.isnan(duet.loss(net, torch.zeros(2, 2, 4, 4), PROCESS))
+
+
+def test_a_table_without_a_row_for_no_class_is_refused_before_training(data: Any) -> None:
+    with pytest.raises(duet.DuetError, match="its embedding has 3 rows, but the data has 3 classes and"):
+        duet.train(Net(classes=2), PROCESS, data, **TRAINING)
+    with pytest.raises(duet.DuetError, match="no weights that Duet can train"):
+        duet.train(duet.adapt(lambda x, t: x, framework="torch"), PROCESS, data, **WITHOUT_CLASSES)

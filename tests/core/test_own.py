@@ -1,0 +1,174 @@
+"""Own networks without a framework: functions of NumPy arrays through the reference, and how calls are read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import own_twins as twins
+import pytest
+
+import duet
+from diffusion_core.backend.numpy_backend import NumpyBackend
+from diffusion_core.common.errors import DuetError
+from diffusion_core.model.generate import generate, start_noise
+from diffusion_core.networks import lower
+from diffusion_core.networks.own import Arguments, call_names, images_to_samples, infer_inputs, samples_to_images
+from diffusion_core.sampling import SAMPLERS
+
+PROCESS = duet.process("cosine", "v", T=16)
+OPTIONS: dict[str, dict[str, Any]] = {
+    "next_level": {}, "plms": {"steps": 8}, "pndm": {"steps": 8}, "repaint": {"steps": 4, "jump": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_function_of_arrays_samples_as_the_reference_of_its_program(sampler: str) -> None:
+    process = duet.process("cosine", "next_level", T=16) if sampler == "next_level" else PROCESS
+    plan = getattr(duet.samplers, sampler)(process, **OPTIONS.get(sampler, {"steps": 4}))
+    program = lower(twins.SPEC)
+    arrays = twins.weights(program)
+    network = NumpyBackend().network(program, arrays)
+    wanted = generate(NumpyBackend(), network, plan, (4, 4, 2), twins.LABELS, 5)
+    options = {"shape": (3, 4, 4, 2), "labels": twins.LABELS, "classes": 3, "seed": 5}
+    np.testing.assert_array_equal(duet.sample(twins.as_numpy(program, arrays), plan, **options), wanted)
+
+
+@pytest.mark.parametrize("shape", [(7,), (9, 2), (4, 6, 3), (2, 3, 4, 5)])
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_samples_of_every_rank_go_to_images_and_back(shape: tuple[int, ...], layout: str) -> None:
+    samples = np.random.default_rng(0).normal(size=(2, *shape))
+    images = samples_to_images(samples, layout)
+    assert images.ndim == 4
+    np.testing.assert_array_equal(images_to_samples(images, shape, layout), samples)
+    last = np.moveaxis(samples, 1, -1) if layout == "channels_first" else samples
+    np.testing.assert_array_equal(images.ravel(), last.ravel())  # both layouts have the same order of random numbers
+
+
+def test_the_network_is_given_what_the_plan_says() -> None:
+    plan, seen = duet.samplers.ddim(PROCESS, steps=3, clip=None), []
+
+    def network(x: Any, t: Any, y: Any) -> Any:
+        seen.append((t.tolist(), y.tolist()))
+        return 0 * x
+
+    duet.sample(network, plan, shape=(2, 5), labels=[1, 0])
+    assert seen == [([t, t], [1, 0]) for t in plan.t]
+    guided = duet.samplers.ddim(PROCESS, steps=1, guidance=2.0)
+    for options, null in (({"classes": 4}, 4), ({"classes": 4, "null_label": 0}, 0)):
+        seen.clear()
+        duet.sample(network, guided, shape=(2, 5), labels=[1, 3], **options)
+        assert [y for _, y in seen] == [[1, 3, null, null]] or [y for _, y in seen] == [[1, 3], [null, null]]
+
+
+def test_one_hot_is_zero_for_no_class() -> None:
+    seen: list[Any] = []
+
+    def network(x: Any, t: Any, c: Any) -> Any:
+        seen.extend(c.tolist())
+        return 0 * x
+
+    plan = duet.samplers.ddim(PROCESS, steps=1, guidance=2.0)
+    duet.sample(network, plan, shape=(1, 5), labels=1, classes=3, inputs="x, t, one_hot")
+    assert sorted(seen) == [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+
+
+def test_conditions_reach_the_network_with_their_shapes_and_types() -> None:
+    seen: dict[str, Any] = {}
+
+    def network(x: Any, t: Any, text: Any, *, scale: Any) -> Any:
+        seen.update(text=text, scale=scale)
+        return 0 * x
+
+    text, scale = np.random.default_rng(0).normal(size=(2, 3, 4)), np.array([5, 7])
+    duet.sample(network, duet.samplers.ddim(PROCESS, steps=1), shape=(2, 5), conditions={"text": text, "scale": scale})
+    np.testing.assert_array_equal(seen["text"], text)
+    np.testing.assert_array_equal(seen["scale"], scale)
+    assert seen["scale"].dtype == np.int64
+
+
+def test_null_conditions_guide_without_classes() -> None:
+    def network(x: Any, t: Any, c: Any) -> Any:
+        return c
+
+    plan = duet.samplers.ddim(duet.process("cosine", "x0", T=16), steps=1, guidance=3.0, clip=None)
+    c, null = np.full((2, 5), 0.5), np.full((2, 5), 0.25)
+    got = duet.sample(network, plan, shape=(2, 5), conditions={"c": c}, null_conditions={"c": null})
+    np.testing.assert_allclose(got, 0.25 + 3 * 0.25, rtol=1e-12)
+
+
+def test_image_to_image_starts_at_the_noise_of_its_first_row() -> None:
+    seen: list[Any] = []
+
+    def network(x: Any, t: Any) -> Any:
+        seen.append((t[0], x))
+        return 0 * x
+
+    plan, clean = duet.samplers.ddim(PROCESS, steps=8), np.ones((2, 5))
+    duet.sample(network, plan, shape=(2, 5), start=clean, strength=0.25, seed=4)
+    assert len(seen) == 2
+    eps = start_noise(plan, 4, np.arange(2), (1, 1, 5), np.float64).reshape(2, 5) / plan.start_scale
+    (row,) = np.flatnonzero(plan.t == seen[0][0])
+    np.testing.assert_allclose(seen[0][1], plan.alpha[row] + plan.sigma[row] * eps, rtol=1e-12)
+    with pytest.raises(DuetError, match="strength: it was given without start"):
+        duet.sample(network, plan, shape=(2, 5), strength=0.5)
+    with pytest.raises(DuetError, match="continues from earlier rows"):
+        duet.sample(network, duet.samplers.unipc(PROCESS, steps=8), shape=(2, 5), start=clean, strength=0.6)
+
+
+@pytest.mark.parametrize(
+    ("function", "with_label", "wanted"),
+    [
+        (lambda x, t: x, None, "x, t"),
+        (lambda x, t, y: x, None, "x, t, label"),
+        (lambda x, t, y=None: x, None, "x, t"),
+        (lambda x, t, y=None: x, True, "x, t, label"),
+        (lambda x, t, mask=None, class_labels=None: x, True, "x, t, class_labels=label"),
+        (lambda x, *, t, label: x, True, "x, t=t, label=label"),
+        (lambda *, x, t: x, None, "x=x, t=t"),
+        (lambda *inputs: inputs, None, "x, t"),
+    ],
+)
+def test_the_arguments_are_read_off_the_signature(function: Any, with_label: bool | None, wanted: str) -> None:
+    assert infer_inputs(call_names(function), with_label) == wanted
+
+
+@pytest.mark.parametrize("text", ["x, t", "[x, t]", "{a: x, b: t}", "t, noisy=x", "x, t, class_labels=one_hot"])
+def test_arguments_print_as_they_are_written(text: str) -> None:
+    assert str(Arguments.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "t", "x, x", "x, z", "a=x, t", "[a=x, t]", "{x, t}", "x; t", "{a: x, t}"])
+def test_arguments_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(DuetError, match="inputs: "):
+        Arguments.parse(text)
+
+
+def test_what_needs_a_framework_says_so() -> None:
+    def network(x: Any, t: Any) -> Any:
+        return x
+
+    plan = duet.samplers.ddim(PROCESS, steps=1)
+    for call in (
+        lambda: duet.sample(network, plan, shape=(2, 5), differentiable=True),
+        lambda: duet.log_likelihood(network, np.zeros((2, 5)), PROCESS),
+        lambda: duet.sample(network, plan, shape=(2, 5), compile=True),
+        lambda: duet.train(network, PROCESS, np.zeros((4, 4, 4, 3), np.uint8)),
+    ):
+        with pytest.raises(DuetError, match=r"function of NumPy arrays|no weights that Duet can train"):
+            call()
+
+
+def test_batches_are_those_of_training_and_continue_where_they_stopped() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), np.uint8)
+    data = duet.load_dataset(pixels, labels=np.arange(10) % 2)
+    whole = list(duet.batches(data, batch=4, images=16, seed=3))
+    rest = list(duet.batches(data, batch=4, images=16, seed=3, first_step=2))
+    assert [one.step for one in whole] == [0, 1, 2, 3] and [one.step for one in rest] == [2, 3]
+    for one, other in zip(whole[2:], rest, strict=True):
+        np.testing.assert_array_equal(one.images, other.images)
+        np.testing.assert_array_equal(one.labels, other.labels)
+    first = next(iter(duet.batches(data, batch=4, images=16, seed=3, layout="channels_first")))
+    np.testing.assert_array_equal(np.moveaxis(first.images, 1, -1), whole[0].images)
+    with pytest.raises(DuetError, match="images: 10"):
+        duet.batches(data, batch=4, images=10)
