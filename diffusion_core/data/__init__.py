@@ -19,6 +19,7 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.common.registry import build
 from diffusion_core.data import digits, shapes, store, toys
@@ -114,6 +115,17 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
 }
 
 
+def _of_path(data: str | Path, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Return the data set that reads a path, with its options; a text that is no path is a name."""
+    path = Path(data).expanduser()
+    if path.exists():
+        name, key = reader_of_path(path)
+        return name, {key: str(data), **options}
+    if isinstance(data, Path) or len(path.parts) > 1 or path.suffix:
+        raise DuetError(f"data: {str(data)!r} was given, which is no data set and no file or folder that exists")
+    return str(data), dict(options)
+
+
 def load_dataset(data: Any, *, classes: Sequence[int | str] | None = None, **options: Any) -> Dataset:
     """Load a data set by name, by path, or of an object that holds images.
 
@@ -140,9 +152,8 @@ def load_dataset(data: Any, *, classes: Sequence[int | str] | None = None, **opt
     """
     if isinstance(data, str | Path):
         name = str(data)
-        if name not in DATASETS and Path(data).expanduser().exists():
-            name, key = reader_of_path(Path(data).expanduser())
-            options = {key: str(data)} | options
+        if name not in DATASETS:
+            name, options = _of_path(data, options)
         if name in SOURCES:
             return build("data", DATASETS, name, options | {"classes": classes})
         dataset = build("data", DATASETS, name, options)

@@ -16,7 +16,7 @@ all of them at a time. All items are then of one class, "all".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +56,7 @@ def read_labels(
     what: str,
     labels: ArrayLike | Sequence[Any] | None,
     count: int,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | Mapping[int, str] | None = None,
     num_classes: int | None = None,
 ) -> Labels:
     """Return what labels of any of the kinds above say.
@@ -65,7 +65,8 @@ def read_labels(
         what: where they come from, for errors.
         labels: one for each item; None puts all items into one class.
         count: the number of items.
-        class_names: the names of the class ids, or of several labels; None names them by their numbers or texts.
+        class_names: the names of the class ids, or of several labels, in order or by id; None names them by their
+            numbers or texts.
         num_classes: the number of classes, if labels are class ids; None maps labels to the classes that have items.
 
     Raises:
@@ -77,6 +78,7 @@ def read_labels(
         >>> read_labels("tags", [["red", "round"], [], ["red"]], 3).conditions.tolist()
         [[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]
     """
+    class_names = _names(what, class_names)
     if labels is None:
         return Labels(np.zeros(count, np.int32), tuple(class_names or (UNNAMED,))[:1])
     if not isinstance(labels, np.ndarray):
@@ -112,6 +114,21 @@ def read_labels(
     if len(given) != len(names):
         raise DuetError(f"{what}: {len(given)} class names were given for {len(names)} classes")
     return Labels(ids, given, remark=remark)
+
+
+def _names(what: str, class_names: Sequence[str] | Mapping[int, str] | None) -> tuple[str, ...] | None:
+    """Return class names as texts; names by class id are put in order."""
+    if class_names is None:
+        return None
+    if isinstance(class_names, Mapping):
+        if set(class_names) != set(range(len(class_names))):
+            raise DuetError(
+                f"{what}: class_names for {list(class_names)} were given; the ids must be 0, 1, ... without gaps"
+            )
+        class_names = [class_names[k] for k in range(len(class_names))]
+    if isinstance(class_names, str):
+        raise DuetError(f"{what}: class_names {class_names!r} was given; it must be a list of names")
+    return tuple(map(str, class_names))
 
 
 def _rows(what: str, labels: NDArray, class_names: Sequence[str] | None) -> Labels:
@@ -170,6 +187,10 @@ def _lists(what: str, labels: list[list[Any]], count: int, class_names: Sequence
     return _several(np.zeros(count, np.int32), rows, names)
 
 
+def _hint(whole: bool) -> str:
+    return "" if whole else "; numbers that describe an image are conditions"
+
+
 def class_labels(
     what: str, labels: NDArray, count: int, num_classes: int | None = None
 ) -> tuple[NDArray[np.int32], tuple[str, ...], str | None]:
@@ -196,7 +217,7 @@ def class_labels(
     if not whole or labels.min() < 0 or labels.max() >= 2**31:
         raise DuetError(
             f"{what}: the labels are {labels.dtype} {labels.shape} from {labels.min()} to {labels.max()}; they must be "
-            f"class ids, whole numbers of at least 0, one per image"
+            f"class ids, whole numbers of at least 0, one per image{_hint(whole)}"
         )
     labels = labels.astype(np.int64)
     if num_classes is not None:

@@ -45,7 +45,8 @@ def as_dataset(
     data: Any,
     *,
     labels: ArrayLike | str | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | Mapping[int, str] | None = None,
+    num_classes: int | None = None,
     conditions: ArrayLike | str | None = None,
     condition_names: Sequence[str] | None = None,
     images: str | None = None,
@@ -61,7 +62,8 @@ def as_dataset(
     Args:
         data: what is listed above; a `Dataset` is returned as it is.
         labels: one for each item, see `labels.read_labels`; or the key of the labels in a dict.
-        class_names: the names of the classes, or of several labels.
+        class_names: the names of the classes, or of several labels, in order or by id.
+        num_classes: the number of classes, if labels are class ids; None maps labels to the classes that have images.
         conditions: a vector for each item, with shape (N, D); or its key in a dict.
         condition_names: the name of each number of a condition.
         images: the key of the images in a dict.
@@ -82,7 +84,18 @@ def as_dataset(
         Dataset('made up': 6 images, 8 x 8 x 1, 2 classes)
     """
     if isinstance(data, Dataset):
-        given = (labels, class_names, conditions, condition_names, images, layout, value_range, batched, count)
+        given = (
+            labels,
+            class_names,
+            num_classes,
+            conditions,
+            condition_names,
+            images,
+            layout,
+            value_range,
+            batched,
+            count,
+        )
         if any(option is not None for option in given):
             raise DuetError(f"{data!r} was given with further options; a data set has its labels and values already")
         return data
@@ -94,7 +107,7 @@ def as_dataset(
     given_conditions = found.conditions if conditions is None or isinstance(conditions, str) else conditions
     pixels, moved = arrange(what, host_array(found.images), layout)
     pixels, value_range, said = store_values(what, pixels, value_range)
-    read = read_labels(what, given_labels, len(pixels), class_names or found.class_names)
+    read = read_labels(what, given_labels, len(pixels), class_names or found.class_names, num_classes)
     if given_conditions is not None and read.conditions is not None:
         raise DuetError(f"{what}: conditions were given, and labels that are conditions; give one of them")
     vectors = read.conditions if given_conditions is None else host_array(given_conditions)

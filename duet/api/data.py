@@ -24,9 +24,9 @@ def load_dataset(data: Any, *, classes: Sequence[int | str] | None = None, **opt
             TensorFlow or Hugging Face.
         classes: class ids or class names to keep, see `Dataset.select_classes`; None keeps all.
         options: keyword arguments of the function `DATASETS[name]`, such as ``path``, ``part`` and ``size``. For an
-            object: ``labels``, ``class_names``, ``conditions``, ``condition_names``, ``layout`` ("channels_last",
-            "channels_first" or "grey"), ``value_range`` of floats, ``images`` (a key), ``batched``, ``count``,
-            ``max_bytes`` and ``name``.
+            object: ``labels``, ``class_names``, ``num_classes``, ``conditions``, ``condition_names``, ``layout``
+            ("channels_last", "channels_first" or "grey"), ``value_range`` of floats, ``images`` (a key), ``batched``,
+            ``count``, ``max_bytes`` and ``name``.
 
     Returns:
         A `Dataset`: images with shape (N, H, W, C), or other arrays (N, ...), and int32 class ids with shape (N,).
@@ -52,6 +52,6 @@ def load_dataset(data: Any, *, classes: Sequence[int | str] | None = None, **opt
         lines.append(f"part {reading.part} is used, of {', '.join(reading.parts)}; choose with part=")
     if dataset.empty_classes:
         lines.append(f"classes without an image: {', '.join(dataset.empty_classes)}")
-    for line in lines:
-        warnings.warn(f"{name}: {line}", stacklevel=2)
+    for line in lines:  # which are written with configuration keys
+        warnings.warn(f"{name}: {line.replace('data.options.', '')}", stacklevel=2)
     return dataset

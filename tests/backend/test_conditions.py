@@ -9,7 +9,7 @@ import duet
 from diffusion_core.common.errors import DuetError
 from experiments.sampling.options import sample_features
 
-pytestmark = pytest.mark.backend
+pytestmark = pytest.mark.either
 
 RNG = np.random.default_rng(0)
 

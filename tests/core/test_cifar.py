@@ -156,7 +156,7 @@ def test_file_that_is_not_an_archive_is_refused(tmp_path):
     ("options", "message"),
     [
         ({"part": "trian"}, "part: 'trian' was given; .* Did you mean 'train'"),
-        ({"size": 0}, "options\.size: 0 was given; it must be a whole number"),
+        ({"size": 0}, r"options\.size: 0 was given; it must be a whole number"),
         ({"size": 28.0}, "data.options.size: 28.0 was given; it must be a whole number"),
         ({"channels": 2}, "it must be 1 or 3"),
         ({"crop": "middle"}, "crop: 'middle' was given; it must be one of centre, random"),

@@ -64,6 +64,10 @@ HOLDERS = {
     "an array": lambda: (IMAGES, {"labels": NAMES}),
     "an array with the channels first": lambda: (IMAGES.transpose(0, 3, 1, 2), {"labels": NAMES}),
     "ids with names": lambda: (IMAGES, {"labels": PETS.labels, "class_names": PETS.class_names}),
+    "ids with names by id": lambda: (
+        IMAGES,
+        {"labels": PETS.labels, "class_names": {2: "eel", 0: "cat", 1: "dog"}},
+    ),
     "one-hot rows with names": lambda: (IMAGES, {"labels": np.eye(3)[PETS.labels], "class_names": PETS.class_names}),
     "a pair": lambda: ((IMAGES, NAMES), {}),
     "a dict": lambda: ({"image": IMAGES, "label": NAMES}, {}),
@@ -103,6 +107,12 @@ def test_what_an_iterable_cannot_promise_is_said_and_what_has_a_length_promises_
         load_dataset(loader)
 
 
+def test_labels_keep_their_numbers_where_the_number_of_classes_is_given():
+    assert load_dataset(IMAGES, labels=[1] * 12).class_names == ("class 1",)
+    kept = load_dataset(IMAGES, labels=[1] * 12, num_classes=3)
+    assert kept.labels.tolist() == [1] * 12 and kept.empty_classes == ("class 0", "class 2")
+
+
 def test_the_first_items_of_a_holder_are_its_count():
     for data in (IMAGES, (IMAGES, NAMES), {"image": IMAGES, "label": NAMES}, list(IMAGES), iter(IMAGES), Stream(5)):
         found = load_dataset(data, count=7)
@@ -126,6 +136,11 @@ def test_the_first_items_of_a_holder_are_its_count():
         ({"image": IMAGES, "label": NAMES, "fine_label": NAMES}, {}, "labels: the keys are .* name that of the labels"),
         ({"image": IMAGES}, {"labels": "kind"}, "labels: 'kind' was given; the keys are image"),
         ([(np.zeros((12, 8, 3), np.uint8), np.zeros(12))], {}, "batched=True or batched=False"),
+        ("/no/such/pets.zip", {}, "is no data set and no file or folder that exists"),
+        ("digts", {}, "Did you mean 'digits'"),
+        (IMAGES, {"labels": [0] * 12, "class_names": {1: "a"}}, "the ids must be 0, 1, ... without gaps"),
+        (IMAGES, {"labels": [0] * 12, "class_names": "cat"}, "it must be a list of names"),
+        (IMAGES, {"labels": [0.5] * 12}, "numbers that describe an image are conditions"),
         (PETS, {"labels": NAMES}, "a data set has its labels and values already"),
         (IMAGES, {"lables": NAMES}, "lables.*labels"),
         (IMAGES, {"labels": NAMES[:5]}, "one per image"),

@@ -73,7 +73,7 @@ def test_random_crops_of_rectangles_depend_on_the_index_and_stay_inside():
         ({"size": None}, r"b/1\.png.*12 x 20 pixels \(width x height\), others have 20 x 12; .*data\.options\.size="),
         ({"size": 12, "crop": "none"}, "others have 12 x 12"),
         ({"size": [12, 0]}, r"\(12, 0\) was given; it must be a whole number"),
-        ({"size": [1, 2, 3]}, "for squares, or \[HEIGHT,WIDTH\]"),
+        ({"size": [1, 2, 3]}, r"for squares, or \[HEIGHT,WIDTH\]"),
         ({"size": "32x48"}, "'32x48' was given"),
         ({"size": 8, "crop": "middle"}, "centre, random, none"),
     ],
