@@ -245,8 +245,9 @@ def test_micro_batches_sum_to_the_loss_of_the_batch(data: Any, tmp_path: Path) -
 
 def test_averages_validation_and_an_uncertainty_hold_for_an_own_network(data: Any, tmp_path: Path) -> None:
     ema = duet.make_ema("fixed", decay=0.9, extra=[{"name": "power", "sigma_rel": 0.1}])
+    held_out = duet.load_dataset(255 - data.images[:6], labels=data.labels[:6], layout="channels_last")
     run = duet.train(
-        small(), PROCESS, data, out=tmp_path / "run", ema=ema, validation=data, uncertainty=True,
+        small(), PROCESS, data, out=tmp_path / "run", ema=ema, validation=held_out, uncertainty=True,
         **WITHOUT_CLASSES,
     )  # fmt: skip
     assert len(run.state.averages) == 2 and np.isfinite(list(run.notes["validation"].values())).all()
