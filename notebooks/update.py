@@ -39,6 +39,8 @@ TIMEOUT = 300  # seconds for one cell
 RELATIVE = 0.01  # allowed difference of printed numbers, which are rounded
 PIXELS = 1.0  # allowed mean difference of two figures, of 255
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
+# What TensorFlow's C++ code writes about the machine when it is imported, as I0000 00:00:17 10263 port.cc:153] ...
+_MACHINE = re.compile(r"WARNING: All log messages before absl.*|[IWE]\d{4} \d\d:\d\d:[\d.]+ +\d+ .*")
 # Nothing of the machine or the Python that ran a notebook is kept.
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -104,7 +106,6 @@ def execute(notebook: Any) -> Any:
         manager.connection_file = str(Path(folder) / "connection.json")
         if os.name != "nt":
             manager.transport, manager.ip = "ipc", str(Path(folder) / "kernel")
-        # What TensorFlow's C++ code prints about the machine would become an output.
         env = {"IPYTHONDIR": folder, "PYTHONPATH": _search_path(), "TF_CPP_MIN_LOG_LEVEL": "3"}
         resources = {"metadata": {"path": str(HERE)}}
         client = NotebookClient(notebook, km=manager, timeout=TIMEOUT, resources=resources)
@@ -130,9 +131,17 @@ def cleaned(notebook: Any, compress: bool = True) -> Any:
 
 
 def _joined(outputs: list[Any]) -> list[Any]:
-    """Return outputs with neighbouring texts of one stream joined: how they were cut depends on the time."""
+    """Return outputs with neighbouring texts of one stream joined, as how they were cut depends on the time.
+
+    Lines of the machine are left out.
+    """
     joined: list[Any] = []
     for output in outputs:
+        if output.get("name") == "stderr":
+            lines = [line for line in output.text.splitlines(keepends=True) if not _MACHINE.fullmatch(line.rstrip())]
+            if not "".join(lines).strip():
+                continue
+            output = nbformat.from_dict({**output, "text": "".join(lines)})
         if output.output_type == "stream" and joined and joined[-1].get("name") == output.name:
             joined[-1] = nbformat.from_dict({**joined[-1], "text": joined[-1].text + output.text})
         else:
