@@ -185,6 +185,17 @@ def test_a_command_that_prints_nothing_by_itself_is_not_silent(monkeypatch, caps
     main()
 
 
+def test_a_command_finds_modules_of_the_working_directory_after_its_own(monkeypatch, tmp_path):
+    """The command `duet` starts Python without the working directory, where a folder may have the name of ours."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["inspect", "-m", "seed=0,1"])
+    monkeypatch.setattr(entry.hydra, "main", lambda **_: lambda task: lambda: None)
+    for _ in range(2):
+        entry.command("inspect")(lambda cfg: None)()
+    assert sys.path.count(str(tmp_path)) == 1 and sys.path[-1] == str(tmp_path)
+
+
 def test_the_time_left_is_always_a_clock(clock, capsys):
     counter = Counter("training", 20, "steps")
     at(clock, 1, counter, 1)

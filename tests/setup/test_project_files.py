@@ -46,6 +46,13 @@ def test_the_newest_version_of_the_changelog_is_that_of_the_package_and_of_the_c
     assert [day for _, day in found] == sorted((day for _, day in found), reverse=True)
 
 
+def test_every_name_of_duet_in_the_changelog_exists():
+    import duet
+
+    named = re.findall(r"`duet\.(\w+)`", (ROOT / "CHANGELOG.md").read_text())
+    assert named and set(named) <= set(duet.__all__)
+
+
 def test_the_page_for_contributors_fits_on_a_screen_and_names_files_that_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     assert text.count("\n") <= 50
