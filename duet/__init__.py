@@ -73,10 +73,13 @@ __all__ = list(_PUBLIC)
 def __getattr__(name):
     if name not in _PUBLIC:
         raise AttributeError("module 'duet' has no attribute %r" % name)  # noqa: UP031
-    importlib.import_module("duet.layout").check_packages()
-    importlib.import_module("diffusion_core.common.errors").name_arguments()
     module, _, attribute = _PUBLIC[name].partition(":")
-    value = getattr(importlib.import_module(module), attribute or name)
+    try:
+        importlib.import_module("diffusion_core.common.errors").name_arguments()
+        value = getattr(importlib.import_module(module), attribute or name)
+    except ImportError:
+        importlib.import_module("duet.layout").check_packages()  # a file of the user may have the name of a package
+        raise
     globals()[name] = value
     return value
 

@@ -9,7 +9,7 @@ import yaml
 
 from diffusion_core.backend.interface import BackendConfig
 from diffusion_core.common.errors import DuetError
-from duet.layout import INSTALLED
+from duet.layout import INSTALLED, check_packages
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.options import CONFIGS
 
@@ -24,6 +24,7 @@ def default_backend() -> str:
 
     Raises:
         DuetError: if no backend can be imported here.
+        ImportError: if a file or a folder called backends hides that of Duet; the message names it.
 
     Example:
         In PyTorch's environment::
@@ -36,6 +37,7 @@ def default_backend() -> str:
         except ImportError:
             continue
         return entry.name
+    check_packages()
     advice = "install PyTorch or TensorFlow" if INSTALLED else "build an environment with: python3 -m duet setup"
     raise DuetError(f"backend: this Python can import no backend; {advice}")
 

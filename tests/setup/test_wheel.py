@@ -97,13 +97,17 @@ def test_a_command_is_not_hidden_by_folders_of_the_user(site, tmp_path, installe
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "nowhere" in done.stderr, done.stderr
 
 
-def test_import_duet_names_the_file_that_hides_a_package_of_ours(site, tmp_path):
-    (tmp_path / "backends.py").write_text("")
-    done = python(site, tmp_path, "-c", "import duet; duet.network")
+@pytest.mark.parametrize(("name", "used"), [("experiments", "network"), ("backends", "default_backend()")])
+def test_import_duet_names_the_file_that_hides_a_package_of_ours(site, tmp_path, name, used):
+    code = f"import duet; duet.make_schedule('cosine'); print('made'); duet.{used}"
+    file = tmp_path / f"{name}.py"
+    file.write_text("")
+    done = python(site, tmp_path, "-c", code)
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("ImportError")]
-    assert "'backends'" in line and str(tmp_path / "backends.py") in line and "rename" in line
-    (tmp_path / "backends.py").unlink()
-    (tmp_path / "backends").mkdir()  # a folder without __init__.py hides nothing
+    assert repr(name) in line and str(file) in line and "rename" in line
+    assert done.stdout == "made\n", "what does not need the hidden package works"
+    file.unlink()
+    file.with_suffix("").mkdir()  # a folder without __init__.py hides nothing
     assert python(site, tmp_path, "-c", "import duet; duet.network").returncode == 0
 
 
