@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +190,50 @@ def test_arrays_are_found_by_their_usual_names_and_training_and_test_are_parts(t
     tags = np.array([[1, 1], [0, 1], [0, 0]] * 2)
     np.savez(tmp_path / "tags.npz", images=WIDE, labels=tags)
     np.testing.assert_array_equal(load_dataset(tmp_path / "tags.npz").conditions, tags)
+
+
+def write_items(root: Path, names: list[str], as_zip: bool, **files: bytes) -> Path:
+    """Write an .npy file for each latent, channels first, into a folder or a zip archive."""
+    for name, latent in zip(names, LATENTS.transpose(0, 3, 1, 2), strict=True):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        np.save(root / name, latent)
+    for name, content in files.items():
+        (root / f"{name}.json").write_bytes(content)
+    return Path(shutil.make_archive(str(root), "zip", root)) if as_zip else root
+
+
+@pytest.mark.parametrize("as_zip", [False, True], ids=["folder", "zip"])
+def test_a_file_for_each_item_is_an_item(tmp_path, as_zip):
+    folders = [f"{'abc'[k // 2]}/{k}.npy" for k in range(6)]
+    whole = load_dataset(LATENTS, labels=[name[0] for name in folders])
+    path = write_items(tmp_path / "classes", folders, as_zip)
+    options = {} if not as_zip else {"path": str(path)}
+    data = load_dataset("arrays" if as_zip else path, **options)
+    assert data.sha256 == whole.sha256 and "the folders are the classes" in data.reading.lines
+    flat = [f"img{k}.npy" for k in range(6)]
+    labels = json.dumps({"labels": [[name, folder[0]] for name, folder in zip(flat, folders, strict=True)]}).encode()
+    edm = load_dataset("arrays", path=str(write_items(tmp_path / "edm", flat, as_zip, dataset=labels)))
+    assert edm.sha256 == whole.sha256 and "the labels are those of dataset.json" in edm.reading.lines
+    (tmp_path / "own.csv").write_text("".join(f"img{k},{folders[k][0]}\n" for k in range(6)))
+    plain = write_items(tmp_path / "plain", flat, as_zip)
+    assert load_dataset("arrays", path=str(plain), labels=str(tmp_path / "own.csv")).sha256 == whole.sha256
+    one = load_dataset("arrays", path=str(plain))
+    assert one.num_classes == 1 and "all items are of one class" in one.reading.lines
+
+
+def test_files_of_other_shapes_or_none_are_refused(tmp_path):
+    root = write_items(tmp_path / "items", [f"{k}.npy" for k in range(6)], False)
+    with pytest.raises(DuetError, match="data=arrays reads"):
+        load_dataset(shutil.make_archive(str(root), "zip", root))
+    with pytest.raises(DuetError, match=r"labels: 'no\.csv' was given; it is no file"):
+        load_dataset("arrays", path=str(root), labels="no.csv")
+    np.save(root / "3.npy", LATENTS[0, :3])
+    with pytest.raises(DuetError, match=r"'3\.npy' is float32 \(3, 8, 4\), '0\.npy' is float32 \(4, 8, 8\)"):
+        load_dataset(root)
+    np.save(root / "3.npy", np.array([{}]))
+    for path in (root, Path(shutil.make_archive(str(root), "zip", root))):
+        with pytest.raises(DuetError, match=r"3\.npy: it is not an \.npy file of plain numbers|pickle|objects"):
+            load_dataset("arrays", path=str(path))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DuetError, match=r"holds no \.npy files"):
+        load_dataset("arrays", path=str(tmp_path / "empty"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from diffusion_core.data.archives import DatasetInfo
 from diffusion_core.data.source import Source
 from diffusion_core.data.sources import arrays, celeba, cifar, flowers, folder, hf_folder, mnist, stl10, svhn
+from diffusion_core.images import files as images
 
 __all__ = ["DATASET_INFO", "SOURCES", "reader_of_path"]
 
@@ -57,5 +58,16 @@ def reader_of_path(path: Path) -> tuple[str, str]:
         is_store = (path / "data.json").is_file() or any(path.glob("*/data.json"))
         if is_store:
             return "store", "directory"
-        return "hf_folder" if hf_folder.is_hf_folder(path) else "image_folder", "path"
+        if hf_folder.is_hf_folder(path):
+            return "hf_folder", "path"
+        return "arrays" if _holds_arrays(path) else "image_folder", "path"
     return _SUFFIXES.get(path.suffix.lower(), "image_folder"), "path"
+
+
+def _holds_arrays(path: Path) -> bool:
+    """Return whether the first file in a folder that is an image or an array is an array."""
+    suffixes = images.readable_suffixes() | {".npy"}
+    files = (file for file in sorted(path.iterdir()) if file.suffix.lower() in suffixes)
+    deeper = (file for file in sorted(path.glob("*/*")) if file.suffix.lower() in suffixes)
+    first = next(files, None) or next(deeper, None)
+    return first is not None and first.suffix.lower() == ".npy"

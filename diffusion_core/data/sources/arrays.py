@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ from diffusion_core.data.arrays import arrange, store_values
 from diffusion_core.data.labels import read_labels
 from diffusion_core.data.reading import Reading
 from diffusion_core.data.source import Source
+from diffusion_core.data.sources.array_files import read_array_files
 from diffusion_core.files.safe_read import open_npz, read_npy, read_text
 
 __all__ = ["ARRAY", "ARRAYS", "NPZ", "array", "arrays", "npz"]
@@ -53,7 +56,7 @@ def arrays(
     """Return the part "all", or "train" and "test".
 
     Args:
-        path: an `.npz` or `.npy` file.
+        path: an `.npz` or `.npy` file; or a folder or zip archive with an `.npy` file for each item.
         images: the name of the array of images in an `.npz` file; None finds it.
         labels: the name of the array of labels, or an `.npy` or text file of them; None finds it.
         conditions: the name of the array of conditions (N, D), or an `.npy` file of them.
@@ -65,6 +68,12 @@ def arrays(
     """
     shared = {"class_names": class_names, "condition_names": condition_names, "num_classes": num_classes,
               "layout": layout, "value_range": value_range}  # fmt: skip
+    if path.is_dir() or path.suffix.lower() == ".zip":
+        if images is not None:
+            raise DuetError(f"data.options.images: {images!r} was given, but the files of {str(path)!r} are items")
+        items, found, names, said = read_array_files(path, labels)
+        part = _one_part("arrays", path, items, found, _file(conditions, 0), **shared, remark=said)["all"]
+        return {"all": replace(part, names=names)}
     if path.suffix.lower() == ".npy":
         if images is not None:
             raise DuetError(f"data.options.images: {images!r} was given, but {str(path)!r} is one array without names")
@@ -221,7 +230,7 @@ def _one_part(
     what: str,
     path: Path,
     images: NDArray,
-    labels: NDArray | None,
+    labels: NDArray | Sequence[Any] | None,
     conditions: NDArray | None,
     *,
     num_classes: int | None,

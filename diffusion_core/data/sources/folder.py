@@ -154,6 +154,8 @@ def _sources(files: _Files, layout: str, order: str, labels: str | None, pattern
         seen = Reading(left_out=files.left_out).lines
         found = f" ({'; '.join(seen)})" if seen else ""
         suffixes = ", ".join(sorted(readable_suffixes()))
+        if any(name.endswith(".npy") for names in files.left_out.values() for name in names):
+            found += "; data=arrays reads .npy files"
         raise DuetError(
             f"{files.what}: {str(files.path)!r} holds no images; it must hold images ({suffixes}), or one folder of "
             f"images per class{found}"
