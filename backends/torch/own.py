@@ -23,6 +23,7 @@ from torch.func import functional_call
 from backends.torch.device import DeviceContext
 from backends.torch.network import Module
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.text import first_line
 from diffusion_core.networks.own import CallNames, Manifest, call_names, class_rows, own_seed, to_image_shape
 from diffusion_core.networks.program import Node, Training
 
@@ -44,7 +45,8 @@ class Own(Module):
                 self.register_parameter(f"array{i}", nn.Parameter(tensor))
             else:
                 self.register_buffer(f"array{i}", tensor)
-        self.constants = _constants(self.called, self.names, context) if self.names else {}
+        self.constants, self.ties = ({}, {}) if not self.names else _held_beside(self.called, self.names, context)
+        self.is_checked = False
         self.dtype = context.dtype if self.names else _dtype(self.called, context.dtype)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -78,14 +80,7 @@ class Own(Module):
             with _seeded(training, self.context) if draws else nullcontext():
                 output = self.block.call(self.called, values)
         else:
-            tensors = self.tensors()
-            buffers = {name for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)}
-            if training is not None:  # a module updates its buffers in place
-                tensors |= {name: tensors[name].clone() for name in buffers}
-            held = {**self.constants, **tensors}
-            output = self.block.call(lambda *inputs, **named: functional_call(self.called, held, inputs, named), values)
-            if training is not None:
-                training.statistics |= {f"{self.node.name}.{name}": tensors[name].detach() for name in buffers}
+            output = self._call_owned(values, training)
         if not isinstance(output, Tensor):
             raise DuetError(
                 f"network {self.block.reference}: it returned an object of type {type(output).__name__}; it must "
@@ -96,6 +91,32 @@ class Own(Module):
         self.block.check_output(output.shape)
         return from_own(output, self.block.shape, self.block.layout)[:, : self.block.outputs]
 
+    def _call_owned(self, values: Mapping[str, Any], training: Training | None) -> Any:
+        """Call the network with the owned arrays, and note the new values of those that are not trained."""
+        tensors = self.tensors()
+        buffers = [name for name, tensor in tensors.items() if not isinstance(tensor, nn.Parameter)]
+        if training is not None:  # a module may update its buffers in place
+            tensors |= {name: tensors[name].clone() for name in buffers}
+        held = {**self.constants, **tensors}
+        held |= {other: held[name] for other, name in self.ties.items()}
+        checks = training is not None and not self.is_checked and not torch.compiler.is_compiling()
+        before = {name: tensor.clone() for name, tensor in self.constants.items()} if checks else {}
+        # Without ties of its own, the call writes buffers that the module replaced, rather than updated, into `held`.
+        output = self.block.call(
+            lambda *inputs, **named: functional_call(self.called, held, inputs, named, tie_weights=False), values
+        )
+        if training is not None:
+            training.statistics |= {f"{self.node.name}.{name}": held[name].detach() for name in buffers}
+        for name, tensor in before.items():
+            if not name.endswith("num_batches_tracked") and not torch.equal(tensor, held[name]):
+                raise DuetError(
+                    f"network {self.block.reference}: it changes its buffer {name} in training, which a checkpoint "
+                    f"does not keep, as it is {str(tensor.dtype).removeprefix('torch.')} or not persistent; make it a "
+                    f"persistent buffer of floats"
+                )
+        self.is_checked = self.is_checked or checks
+        return output
+
     def _values(self, x: Tensor, c_noise: Tensor, label: Tensor, features: Tensor) -> dict[str, Tensor]:
         """Return everything that the network can be given."""
         block, taken = self.block, self.arguments.values
@@ -103,7 +124,7 @@ class Own(Module):
         floats = torch.promote_types(self.dtype, torch.float32)
         t = c_noise.round().to(torch.int64) if block.time == "int" else c_noise.to(floats)
         t = t[:, None] if block.time == "column" else t
-        values = {"x": to_own(x, block.shape, block.layout).to(self.dtype), "t": t, "label": label}
+        values = {"x": to_own(x, block.shape, block.layout).to(self.dtype), "t": t, "label": label.clone()}
         if "one_hot" in taken:
             values["one_hot"] = (label[:, None] == torch.arange(block.classes, device=label.device)).to(self.dtype)
         for (name, shape, kind), columns in zip(block.conditions, block.feature_slices.values(), strict=True):
@@ -155,6 +176,8 @@ def read_network(network: Any) -> Manifest:
     if network not in modules:
         return _read_function(network, modules)
     module = network
+    if isinstance(module, torch.jit.ScriptModule):  # compiled code cannot be called with other weights
+        return _read_function(module, [module])
     for name, child in module.named_modules():
         if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.momentum is None:
             raise DuetError(
@@ -193,7 +216,7 @@ def _read_function(function: Callable[..., Any], modules: list[nn.Module]) -> Ma
         parameters=(),
         values={},
         layout="channels_first",
-        inputs=call_names(function),
+        inputs=_call_names(function) if isinstance(function, nn.Module) else call_names(function),
         precision="float64" if types == {torch.float64} else "float32",
         device=devices.pop() if len(devices) == 1 else "cpu",
         class_rows=_class_rows(modules[0]) if len(modules) == 1 else None,
@@ -213,7 +236,12 @@ def as_tensor(value: Any, context: DeviceContext) -> Tensor:
 
 def with_weights(network: nn.Module, arrays: Mapping[str, NDArray]) -> nn.Module:
     """Return a copy of a network with other weights."""
-    copied = deepcopy(_plain(network))
+    try:
+        copied = deepcopy(_plain(network))
+    except (TypeError, RuntimeError) as error:
+        raise DuetError(
+            f"network: it cannot be copied ({first_line(error)}); load the arrays of run.state into a network of yours"
+        ) from error
     tensors = {**dict(copied.named_parameters()), **dict(copied.named_buffers())}
     with torch.no_grad():
         for name, array in arrays.items():
@@ -286,16 +314,34 @@ def _is_kept(module: nn.Module, name: str, tensor: Tensor) -> bool:
     return tensor.is_floating_point() and leaf not in getattr(owner, "_non_persistent_buffers_set", ())
 
 
-def _constants(module: nn.Module, kept: Mapping[str, str], context: DeviceContext) -> dict[str, Tensor]:
-    """Return the buffers that are no weights, such as tables of positions, on the device and in its number type."""
-    constants = {}
-    for name, tensor in module.named_buffers():
-        if name not in kept:
-            dtype = context.dtype if tensor.is_floating_point() else tensor.dtype
-            if tensor.is_complex():
-                dtype = torch.complex128 if context.dtype == torch.float64 else torch.complex64
-            constants[name] = tensor.to(context.device, dtype, copy=True)
-    return constants
+def _held_beside(
+    module: nn.Module, owned: Mapping[str, str], context: DeviceContext
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return what a module holds beside the owned arrays.
+
+    These are the buffers that are no weights, such as tables of positions, on the device and in its number type; and
+    the further names of tensors that the module holds twice, each with its first name.
+    """
+    constants, ties, first = {}, {}, {}
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        if id(tensor) in first:
+            ties[name] = first[id(tensor)]
+            continue
+        first[id(tensor)] = name
+        if name in owned:
+            continue
+        if isinstance(tensor, nn.Parameter):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise DuetError(
+                f"network: its parameter {name} is {kind}; Duet trains real numbers, so keep it as floats, for example "
+                f"by torch.view_as_real"
+            )
+        dtype = context.dtype if tensor.is_floating_point() else tensor.dtype
+        if tensor.is_complex():
+            dtype = torch.complex128 if context.dtype == torch.float64 else torch.complex64
+        constants[name] = tensor.to(context.device, dtype, copy=True)
+    return constants, ties
 
 
 def _dtype(network: Any, default: torch.dtype) -> torch.dtype:

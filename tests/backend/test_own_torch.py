@@ -35,6 +35,7 @@ if find_spec("torch"):
             self.again = nn.Linear(4, 4, bias=False)
             self.again.weight = self.tied.weight
             self.register_buffer("order", torch.arange(4))
+            self.register_buffer("scale", torch.ones(1))
             self.register_buffer("frequencies", torch.tensor([1.0, 0.5, 0.2, 0.1]), persistent=False)
 
         def forward(self, x: Any, t: Any, label: Any = None) -> Any:
@@ -43,7 +44,9 @@ if find_spec("torch"):
             if label is not None:
                 embedded = embedded + self.table(label)
             h = h + self.again(torch.relu(self.tied(embedded)))[:, :, None, None]
-            return self.last(self.drop(torch.relu(h)))
+            if self.training:  # a buffer that is replaced, not updated in place
+                self.scale = 0.9 * self.scale + 0.1 * h.detach().std()
+            return self.last(self.drop(torch.relu(h / self.scale)))
 
 
 PROCESS = duet.process("cosine", "v", T=100)
@@ -126,6 +129,7 @@ def test_a_loaded_run_samples_as_the_network_that_it_gives_back(run: Any) -> Non
     loaded = duet.load(out, network=network(seed=5))
     np.testing.assert_array_equal(loaded.sample(4, steps=3), trained.sample(4, steps=3))
     own = loaded.network()
+    assert not torch.equal(loaded.network("weights").scale, network().scale)
     assert torch.equal(own.frozen, torch.ones(4, dtype=torch.float64)) and own.tied.weight is own.again.weight
     plan = duet.samplers.ddim(PROCESS, steps=3)
     samples = duet.sample(own, plan, shape=(4, 2, 4, 4), labels=[0, 1, 2, 0], classes=3)
@@ -292,3 +296,43 @@ def test_a_table_without_a_row_for_no_class_is_refused_before_training(data: Any
         duet.train(Net(classes=2), PROCESS, data, **TRAINING)
     with pytest.raises(duet.DuetError, match="no weights that Duet can train"):
         duet.train(duet.adapt(lambda x, t: x, framework="torch"), PROCESS, data, **WITHOUT_CLASSES)
+
+
+class Counter(Small):
+    """A network that counts its calls in whole numbers, which a checkpoint does not keep."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "counter":
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        elif kind == "complex":
+            self.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+
+    def forward(self, x: Any, t: Any) -> Any:
+        if self.kind == "counter" and self.training:
+            self.calls += 1
+        return super().forward(x, t)
+
+
+def test_what_a_checkpoint_would_lose_is_refused(data: Any) -> None:
+    for kind, message in (("counter", "changes its buffer calls in training"), ("complex", "phase is complex64")):
+        with pytest.raises(duet.DuetError, match=message):
+            duet.train(Counter(kind), PROCESS, data, **WITHOUT_CLASSES)
+    with pytest.raises(duet.DuetError, match="no weights that Duet can train"):
+        example = torch.zeros(2, 2, 4, 4), torch.zeros(2)
+        duet.train(torch.jit.trace(Small(), example), PROCESS, data, **WITHOUT_CLASSES)
+
+
+def test_a_network_that_changes_its_inputs_in_place_changes_nothing_else() -> None:
+    class Greedy(Net):
+        def forward(self, x: Any, t: Any, label: Any) -> Any:
+            output = super().forward(x.clone(), t.clone(), label.clone())
+            x.zero_(), t.zero_(), label.zero_()
+            return output
+
+    torch.manual_seed(0)
+    greedy, plan, labels = Greedy().double(), duet.samplers.ddim(PROCESS, steps=3), torch.tensor([2, 1])
+    samples = duet.sample(greedy, plan, shape=(2, 2, 4, 4), labels=labels)
+    assert torch.equal(samples, duet.sample(network(), plan, shape=(2, 2, 4, 4), labels=labels))
+    assert labels.tolist() == [2, 1]
