@@ -1,7 +1,7 @@
 """Execute the notebooks and keep their outputs: python notebooks/update.py [FILE ...]
 
 A notebook whose name ends with a backend, as 02_solvers_torch.ipynb, runs in the environment of that backend. Any other
-runs in each environment, and its outputs are kept from that of the first backend.
+runs in each environment: its outputs are kept from that of the first backend, and tested in that of the last.
 
 Notebooks that differ in this ending only are twins. Their cells tagged "framework" are their own; all other cells are
 copied from the twin of the first backend, and the outputs must be equal up to rounding.
@@ -35,7 +35,7 @@ sys.path.insert(0, str(ROOT))
 from duet.cli.backends import backends, get_backend  # noqa: E402
 from duet.cli.environments import setup  # noqa: E402
 
-TIMEOUT = 300  # seconds for one cell
+TIMEOUT = 600  # seconds for one cell
 RELATIVE = 0.01  # allowed difference of printed numbers, which are rounded
 PIXELS = 1.0  # allowed mean difference of two figures, of 255
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)

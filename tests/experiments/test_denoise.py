@@ -60,7 +60,7 @@ def test_the_estimate_is_the_one_that_sampling_uses(backend_name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((NOISY[0], 3), r"x: an array of shape \(8, 8, 1\) was given; it must be \(N, 8, 8, 1\)"),
+        ((NOISY[0], 3), r"x: an array of shape \(8, 8, 1\) was given; it must be \(N, 8, 8, 1\), N at least"),
         ((NOISY[..., :0], 3), "x: an array of shape"),
         ((NOISY, [1, 2]), r"t: \(2,\) times were given for 5 images"),
         ((NOISY, 1000), "1000"),
@@ -77,3 +77,20 @@ def test_arrays_that_do_not_fit_are_refused(arguments, message):
 def test_a_batch_of_nothing_is_refused():
     with pytest.raises(duet.DuetError, match="batch: 0 was given"):
         duet.denoise(checkpoint(), NOISY, T, batch=0)
+
+
+@pytest.mark.backend
+def test_the_estimate_of_an_own_network_has_the_shape_of_its_data(backend_name):
+    points, process = np.tanh(RNG.normal(size=(32, 2))).astype(np.float32), duet.process("cosine", "v")
+    if backend_name == "torch":
+        network = pytest.importorskip("torch").nn.Linear(2, 2)
+        network = duet.adapt(network, inputs="x")
+    else:
+        keras = pytest.importorskip("keras")
+        network = duet.adapt(keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)]), inputs="x")
+    run = duet.train(network, process, points, images=32, batch=32, quiet=True)
+    kernel, bias = sorted(run.state.ema.values(), key=lambda array: -array.ndim)
+    kernel = kernel.T if backend_name == "torch" else kernel
+    x, columns = RNG.normal(size=(5, 2)), process.columns(T)
+    expected = columns.c_skip[:, None] * x + columns.c_out[:, None] * (x @ kernel + bias)
+    np.testing.assert_allclose(duet.denoise(run, x, T), expected, rtol=1e-4, atol=1e-5)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import runpy
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +16,9 @@ from duet.cli.backends import ROOT, backends
 
 update = SimpleNamespace(**runpy.run_path(str(ROOT / "notebooks" / "update.py"), run_name="update"))
 NOTEBOOKS = update.notebooks()
-HERE = os.environ.get("DUET_BACKEND", next(iter(backends())))
+OWN = {(ROOT / backend.environment).resolve(): name for name, backend in backends().items()}
+HERE = os.environ.get("DUET_BACKEND") or OWN.get(Path(sys.prefix).resolve())
+LAST = list(backends())[-1]  # runs the notebooks of no backend, whose outputs are from the first
 EVERY = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -28,7 +32,7 @@ def sources(notebook, kind):
 
 @pytest.mark.notebook
 @pytest.mark.parametrize(
-    "path", [path for path in NOTEBOOKS if update.split_name(path)[1] in (None, HERE)], ids=lambda path: path.stem
+    "path", [path for path in NOTEBOOKS if (update.split_name(path)[1] or LAST) == HERE], ids=lambda path: path.stem
 )
 def test_a_notebook_runs_and_gives_the_outputs_that_it_keeps(path):
     kept = update.read(path)
