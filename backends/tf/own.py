@@ -260,17 +260,19 @@ def with_weights(network: Any, arrays: Mapping[str, NDArray]) -> Any:
 
 
 @contextmanager
-def building(precision: str) -> Iterator[None]:
-    """Return the context in which networks are built for a precision: layers of Keras keep the type that they got."""
+def building(precision: str, seed: int) -> Iterator[None]:
+    """Return the context in which networks are built for a precision, since layers keep their type, and from a seed."""
     import keras  # here, since a backend need not load it
 
     dtype = "float64" if precision == "float64" else "float32"
     floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx(dtype)
     keras.config.set_dtype_policy(dtype)
+    tf.random.set_seed(seed)  # of tf.random; the initialisers of Keras draw their seeds from `random`
     try:
         yield
     finally:
+        tf.random.set_seed(None)  # otherwise random numbers that are no part of a run would go unnoticed
         keras.config.set_floatx(floatx)
         keras.config.set_dtype_policy(policy)
 

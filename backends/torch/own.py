@@ -250,9 +250,11 @@ def with_weights(network: nn.Module, arrays: Mapping[str, NDArray]) -> nn.Module
 
 
 @contextmanager
-def building(precision: str) -> Iterator[None]:
-    """Return the context in which networks are built for a precision: a module can be cast later, so any will do."""
-    yield
+def building(precision: str, seed: int) -> Iterator[None]:
+    """Return the context in which networks are built from a seed; a module is cast later, so any precision will do."""
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
 
 
 def _plain(network: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -245,10 +246,20 @@ def backend_of(network: Any, framework: str | None = None) -> tuple[str, Any]:
 
 
 @contextmanager
-def building(framework: str, precision: str) -> Iterator[None]:
-    """Let the framework build networks that compute in a precision, where it decides that when they are built."""
-    with backend_class(framework).own.building(precision):
-        yield
+def building(framework: str, precision: str, seed: int) -> Iterator[None]:
+    """Let the framework build networks that compute in a precision, with first weights that follow from a seed.
+
+    What the user's code draws with `random` and `numpy.random` follows from it, too. The generators are put back.
+    """
+    before, numpy_before = random.getstate(), np.random.get_state()  # noqa: NPY002  user's code may draw from it
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    try:
+        with backend_class(framework).own.building(precision, seed):
+            yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(numpy_before)  # noqa: NPY002
 
 
 def _holder(network: Any) -> Any:

@@ -17,6 +17,7 @@ import duet
 from diffusion_core.data import Dataset, Loader
 from diffusion_core.data.pixels import to_uint8
 from diffusion_core.optim.adam import adam_update
+from experiments.runtime.own_networks import building
 
 pytestmark = pytest.mark.backend
 
@@ -139,3 +140,23 @@ def test_a_run_resumes_bit_for_bit_and_samples(backend_name: str, open_backend: 
             np.testing.assert_array_equal(parts.state.parts[part][name], array, err_msg=f"{part} {name}")
     loaded = duet.load(tmp_path / "parts", network=make())
     np.testing.assert_array_equal(loaded.sample(3, sampler="ddim", steps=3), whole.sample(3, sampler="ddim", steps=3))
+
+
+def test_first_weights_follow_from_the_seed_alone(backend_name: str, open_backend: Callable[..., Any]) -> None:
+    open_backend("float64")
+
+    def draw(seed: int) -> np.ndarray:
+        with building(backend_name, "float32", seed):
+            if backend_name == "torch":
+                import torch
+
+                return torch.nn.Linear(3, 2).weight.detach().numpy()
+            import keras
+
+            layer = keras.layers.Dense(2)
+        layer(np.zeros((1, 3)))  # Keras draws in the first call
+        return layer.kernel.numpy()
+
+    first = draw(4)
+    np.testing.assert_array_equal(draw(4), first)
+    assert np.any(draw(5) != first)
