@@ -194,7 +194,7 @@ def _function_keys(group: str) -> Iterator[tuple[str, str]]:
             owners = (
                 "" if len(names) in (1, len(functions)) and len(functions) == len(names) else f" ({', '.join(names)})"
             )
-            text = _describe([functions[name] for name in names], option) or _TEXTS.get(f"{path}.{option}", "")
+            text = _TEXTS.get(f"{path}.{option}") or _describe([functions[name] for name in names], option)
             yield f"{path}.{option}", text + (owners if len(names) <= 3 else "")
 
 
@@ -202,10 +202,18 @@ def _function_keys(group: str) -> Iterator[tuple[str, str]]:
 _TEXTS = {
     "data.options.path": "the file or folder to read; null reads data.store",
     "data.options.max_unreadable": "largest fraction of the files that may be unreadable",
-    "data.options.labels": "the labels: of cifar100 fine or coarse; an array of an .npz file; an .npy file",
+    "data.options.size": "height and width in pixels: a number, [HEIGHT,WIDTH], or null to keep that of the images",
+    "data.options.labels": "the labels: of cifar100 fine or coarse; an array of an .npz file; a file of labels",
+    "data.options.pattern": "of the names of files, as {class}_{number}.png, or a regular expression",
+    "data.options.image": "the column of images; null finds it",
+    "data.options.label": "the column of labels; null finds it, none reads none",
+    "data.options.conditions": "what describes each image by numbers: an array or a file (arrays), columns (hf_folder)",
+    "data.options.condition_names": "the name of each condition",
+    "data.options.class_names": "the name of each class",
+    "data.options.value_range": "[LOW,HIGH], the values of black and white of floats; null: network values",
     "data.options.unlabelled": "whether the part without labels is read too",
     "data.options.attribute": "one of the forty attributes, such as Smiling, which defines two classes",
-    "data.options.layout": "what sub-folders are: auto, classes, parts (train, test ...) or flat",
+    "data.options.layout": "what sub-folders are: auto, flat, classes or splits; of arrays where the channels are",
     "data.options.order": "of the files: natural, or by name",
     "data.options.images": "the array with the images",
     "data.options.num_classes": "number of classes; null counts the labels",
