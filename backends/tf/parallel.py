@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import tensorflow as tf
@@ -44,7 +45,7 @@ class Communicator:
         if group.size == 1:
             return
         try:
-            self.strategy = tf.distribute.MultiWorkerMirroredStrategy(_cluster())
+            self.strategy = _strategy()
         except (tf.errors.OpError, RuntimeError) as error:
             raise group.peer_lost(_reason(error)) from error
         if self.strategy.num_replicas_in_sync != group.size:
@@ -82,6 +83,11 @@ class Communicator:
             tensor = tf.constant(np.asarray(array))
         with _report_lost_peers(self.group):
             return self._add_array([tensor])[0].numpy()
+
+
+@cache  # a process joins the others once, and may open several backends
+def _strategy() -> tf.distribute.Strategy:
+    return tf.distribute.MultiWorkerMirroredStrategy(_cluster())
 
 
 def _cluster() -> tf.distribute.cluster_resolver.ClusterResolver | None:

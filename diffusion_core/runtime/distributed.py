@@ -225,6 +225,12 @@ class Collective:
         everything[self.group.slice_of(count, unit)] = part
         return self.all_reduce(everything).astype(part.dtype, copy=False)
 
+    def from_main(self, array: NDArray) -> NDArray:
+        """Return the array of the main process; it has the same shape in each."""
+        if self.group.size == 1:
+            return array
+        return self.all_reduce(array if self.group.is_main_process else np.zeros_like(array))  # adding zeros is exact
+
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""
         return flag if self.group.size == 1 else bool(self.all_reduce(np.array([float(flag)]))[0] > 0)

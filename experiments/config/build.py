@@ -147,6 +147,7 @@ def own_network(cfg: DictConfig) -> OwnNetwork | None:
     for key in call:
         if key not in known:
             raise one_of("network_call", key, sorted(known))
+    backend_setup(cfg).load()  # first, since a framework takes threads and other processes only before it computes
     with _user_code(str(reference)), building(backend, cfg.precision, cfg.get("seed") or 0):
         built = open_network(str(reference), plain(cfg.network_options))
     own = adapt(built, **call, name=str(reference))

@@ -12,11 +12,12 @@ from typing import Any
 
 import yaml
 
-from diffusion_core.backend.interface import Backend, Trainer
+from diffusion_core.backend.interface import Backend, Trainer, TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import format_seconds, pluralize
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.images import render
+from diffusion_core.networks.own import OwnSpec
 from diffusion_core.networks.weights import hash_weights, parameter_count
 from diffusion_core.runs.checkpoint import Checkpoint, list_checkpoints, weights_hash
 from diffusion_core.runs.run_directory import (
@@ -27,6 +28,7 @@ from diffusion_core.runs.run_directory import (
     write_json,
 )
 from diffusion_core.runtime import signals
+from diffusion_core.runtime.distributed import Collective
 from diffusion_core.training import loop
 from experiments.runtime.data import describe_clip, describe_data
 from experiments.runtime.processes import stop_check, stop_if_requested
@@ -52,7 +54,7 @@ from experiments.training.resume import (
 from experiments.training.setup import TrainingSetup
 from experiments.training.trackers import StartTracker
 
-__all__ = ["RunRecord", "removed_if_refused", "removed_if_unused", "train"]
+__all__ = ["RunRecord", "removed_if_refused", "removed_if_unused", "start_of_main", "train"]
 
 
 @dataclass(frozen=True)
@@ -230,6 +232,7 @@ def _run(
     backend = setup.backend.open(setup.training_steps, compiled_in(start, setup.backend.name))
     collective = backend.collective
     collective.require_equal("the configuration", lambda: record.config)
+    start = start_of_main(start, collective) if source is None else start
     collective.require_equal("the checkpoint", lambda: f"{start.images_seen}: {hash_weights(start.state.weights)}")
     with signals.flag_on_signal() as stop:
         if run is not None:
@@ -252,6 +255,14 @@ def _run(
     if not record.is_temporary:
         print(f"samples: {run.path / 'samples'}" if setup.plan is not None else f"checkpoint: {run.path}")
     return result
+
+
+def start_of_main(start: Checkpoint, collective: Collective) -> Checkpoint:
+    """Return the start of the main process: the code of an own network may draw other weights in each process."""
+    if collective.group.size == 1 or not isinstance(start.model.spec, OwnSpec):
+        return start
+    weights = {name: collective.from_main(array) for name, array in start.state.weights.items()}
+    return replace(start, state=TrainerState.fresh(weights, len(start.state.averages)))
 
 
 def _start_run(

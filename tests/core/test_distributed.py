@@ -295,3 +295,8 @@ def test_a_batch_that_cannot_be_divided_among_processes_is_refused(options, word
         TrainingConfig(12, **options).check(mixing, ProcessGroup(0, 4, kind="ddp"))
     assert TrainingConfig(12, 12, micro_batch=1).micro_batches(ProcessGroup(0, 4)) == 3
     assert set(LAUNCHERS) == {"none", "ddp", "multiworker"}
+
+
+def test_an_array_of_the_main_process_reaches_all():
+    arrays = together(3, lambda collective: collective.from_main(np.full(2, collective.group.rank + 0.1)))
+    np.testing.assert_array_equal(arrays, np.full((3, 2), 0.1))

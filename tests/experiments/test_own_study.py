@@ -1,0 +1,115 @@
+"""Own networks where several processes compute: a study of two frameworks, and the processes of one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from commands import call
+from test_distributed import together
+
+from diffusion_core.networks.own import OwnSpec
+from diffusion_core.runs.checkpoint import find_checkpoint, load_checkpoint
+from experiments.runtime.backends import BackendSetup
+from experiments.training.run import start_of_main
+
+ROOT = Path(__file__).resolve().parents[2]
+# A network that scales each channel, in both frameworks.
+FILES = {
+    "torch": """
+import torch
+
+class Scale(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.full((1, 1, 1), 0.5))
+
+    def forward(self, x, t):
+        return self.factor * x
+""",
+    "tf": """
+import tensorflow as tf
+
+class Scale(tf.Module):
+    def __init__(self):
+        self.factor = tf.Variable(tf.fill((1, 1, 1), 0.5), name="factor")
+
+    def __call__(self, x, t):
+        return self.factor * x
+""",
+}
+WORDS = (
+    "data=digits", "process=v_cosine", "trainer.images=32", "trainer.batch=16", "trainer.log_images=16",
+    "sample.count=4", "sampler.steps=2", "validation.part=none", "features=none", "backend.threads=1",
+    "backend.device=cpu",
+)  # fmt: skip
+
+
+def write(folder: Path) -> Path:
+    for name, text in FILES.items():
+        (folder / f"scale_{name}.py").write_text(text)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.together
+def test_a_study_trains_the_network_of_each_framework(tmp_path):
+    networks = ", ".join(f"{name}: scale_{name}:Scale" for name in FILES)
+    study = {
+        "name": "mine", "seeds": [0], "common": [f"network={{{networks}}}", *WORDS],
+        "stages": {"training": {"entry": "train"}}, "baseline": {"framework": "torch"},
+        "factors": {"framework": {name: [f"backend={name}"] for name in FILES}},
+        "metrics": {"loss": {"read": "result.objective"}},
+    }  # fmt: skip
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/mine.yaml").write_text(yaml.safe_dump(study))
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.study", "--config-dir", str(tmp_path), "study=mine", "out=out"],
+        cwd=write(tmp_path), env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = [path.parent for path in sorted((tmp_path / "out/runs").glob("*/result.json"))]
+    results = {load_checkpoint(find_checkpoint(run)).notes["backend"]: read(run)["objective"] for run in runs}
+    assert results.keys() == FILES.keys()
+    np.testing.assert_allclose(results["torch"], results["tf"], rtol=1e-5)
+
+
+def read(run: Path) -> dict:
+    return json.loads((run / "result.json").read_text())
+
+
+@pytest.mark.backend
+def test_threads_are_set_before_code_of_the_user_runs(tmp_path, backend_name, monkeypatch):
+    opened = []
+    (tmp_path / "late.py").write_text("from experiments.runtime.backends import BackendSetup\nBackendSetup.load(None)")
+    monkeypatch.setattr(BackendSetup, "load", lambda setup: opened.append(setup and setup.config.threads))
+    done = call("train", f"backend={backend_name}", f"network={tmp_path / 'late.py'}:build", *WORDS)
+    assert done.code == 2 and opened == [1, None]
+
+
+@pytest.mark.backend
+def test_processes_start_from_the_weights_of_the_main_one(tmp_path, backend_name):
+    run = write(tmp_path) / "run"
+    done = call(
+        "train", f"backend={backend_name}", f"network={tmp_path}/scale_{backend_name}.py:Scale", *WORDS,
+        f"hydra.run.dir={run}",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    checkpoint = load_checkpoint(find_checkpoint(run))
+    assert isinstance(checkpoint.model.spec, OwnSpec)
+    (name, array), *_ = checkpoint.state.weights.items()
+
+    def start(collective):
+        own = replace(checkpoint.state, weights={name: array + collective.group.rank})
+        return start_of_main(replace(checkpoint, state=own), collective)
+
+    for begun in together(2, start):
+        np.testing.assert_array_equal(begun.state.weights[name], array)
+        np.testing.assert_array_equal(begun.state.ema[name], array)
