@@ -150,7 +150,9 @@ def _of_run(
     layout = own.layout if own else "channels_last"
     shape = model.spec.shape if isinstance(model.spec, OwnSpec) else model.spec.image_shape
     if array.shape[1:] != tuple(shape):
-        raise DuetError(f"images: an array with shape {array.shape} was given; it must have (N, *{tuple(shape)})")
+        raise DuetError(
+            f"images: an array with shape {array.shape} was given; it must have (N, {', '.join(map(str, shape))})"
+        )
     program, count = model.program, len(array)
     null = np.full(count, program.null_label or 0, np.int32)
     if labels is not None and program.classes:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 import duet
+from diffusion_core.backend.interface import BackendConfig, load_backend
+from diffusion_core.likelihood import dequantize, flow_density
 
 pytestmark = [
     pytest.mark.backend,
@@ -336,3 +338,20 @@ def test_a_network_that_changes_its_inputs_in_place_changes_nothing_else() -> No
     samples = duet.sample(greedy, plan, shape=(2, 2, 4, 4), labels=labels)
     assert torch.equal(samples, duet.sample(network(), plan, shape=(2, 2, 4, 4), labels=labels))
     assert labels.tolist() == [2, 1]
+
+
+def test_the_likelihood_of_a_run_of_duet_is_that_of_its_network() -> None:
+    spec = duet.PlainSpec(image_size=4, in_channels=2, out_channels=2, channels=(4,), bottleneck=4)
+    model = duet.Model(spec, schedule="cosine", prediction="v")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 2), np.uint8)
+    data = duet.load_dataset(pixels, layout="channels_last")
+    run = duet.train(model, data, precision="float64", **{**WITHOUT_CLASSES, "images": 8})
+    log_p = duet.log_likelihood(run, pixels[:3], steps=2, precision="float64", device="cpu", seed=4, batch=2)
+    network = load_backend("torch", BackendConfig("cpu", "float64")).network(model.program, run.state.ema)
+    y = dequantize(pixels[:3], np.arange(3), 4, (-1, 1))
+    wanted = flow_density(network.vjp, model.process, y, np.zeros(3, np.int32), np.arange(3), 4, steps=2).log_density
+    np.testing.assert_allclose(log_p, wanted, rtol=1e-12)
+    with pytest.raises(duet.DuetError, match=r"must have \(N, 4, 4, 2\)"):
+        duet.log_likelihood(run, pixels[:, :2])
+    with pytest.raises(duet.DuetError, match="a run has its own"):
+        duet.log_likelihood(run, pixels, PROCESS)
