@@ -2,7 +2,7 @@
 
 The blocks of a page run in order, those of Python in one namespace, in one folder, which has a run RUN, two folders of
 images, FOLDER and PHOTOS (with the parts train, val and test), data/cifar10-32 with other images, and the files of
-Python that blocks of docs/own_networks.md name in their first line.
+Python that blocks of the page name in their first line, as in `# my_networks.py`.
 `tests/core/shown_blocks.py` describes the comments. A command with backend=NAME runs with the backend of this
 environment: what the frameworks hand to each other is the subject of other tests.
 """
@@ -49,13 +49,15 @@ def shelf(tmp_path_factory, backend_name):
         f"out={folder / 'data/cifar10-32'}",
     )  # fmt: skip
     assert prepared.code == 0, prepared.err
-    done = call(
-        "train", f"backend={backend_name}", "experiment=digits", f"hydra.run.dir={folder / 'RUN'}", *SMALL["train"]
-    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory, backend_name):
+    """Make a run for the pages that have RUN."""
+    folder = tmp_path_factory.mktemp("run") / "RUN"
+    done = call("train", f"backend={backend_name}", "experiment=digits", f"hydra.run.dir={folder}", *SMALL["train"])
     assert done.code == 0, done.err
-    for block in chosen("docs/own_networks.md", "python"):
-        if block.runs_with(backend_name) and (name := re.match(r"# (\w+\.py)\n", block.text)):
-            (folder / name[1]).write_text(block.text)
     return folder
 
 
@@ -65,6 +67,15 @@ def desk(shelf, tmp_path, monkeypatch):
     shutil.copytree(shelf, tmp_path / "desk")
     monkeypatch.chdir(tmp_path / "desk")
     return tmp_path / "desk"
+
+
+def lay_out(page: str, language: str, backend: str, request: pytest.FixtureRequest) -> None:
+    """Add to the desk a run, if the blocks have RUN, and the files that blocks of Python name in their first line."""
+    if any(re.search(r"\bRUN\b", block.text) for block in chosen(page, language) if block.runs_with(backend)):
+        shutil.copytree(request.getfixturevalue("finished_run"), "RUN")
+    for block in chosen(page, "python"):
+        if block.runs_with(backend) and (name := re.match(r"# (\w+\.py)\n", block.text)):
+            Path(name[1]).write_text(block.text)
 
 
 def chosen(page: str, language: str, slow: bool = False) -> list[Block]:
@@ -128,14 +139,16 @@ def pages_with(language: str, slow: bool = False) -> list[str]:
 
 @pytest.mark.backend
 @pytest.mark.parametrize("page", pages_with("python"))
-def test_the_blocks_of_python_of_a_page_run(page, backend_name, desk):
+def test_the_blocks_of_python_of_a_page_run(page, backend_name, desk, request):
+    lay_out(page, "python", backend_name, request)
     run_page(page, "python", backend_name)
 
 
 @pytest.mark.backend
 @pytest.mark.either
 @pytest.mark.parametrize("page", pages_with("shell"))
-def test_the_blocks_of_shell_of_a_page_run(page, backend_name, desk):
+def test_the_blocks_of_shell_of_a_page_run(page, backend_name, desk, request):
+    lay_out(page, "shell", backend_name, request)
     run_page(page, "shell", backend_name)
 
 
