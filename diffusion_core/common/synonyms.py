@@ -28,6 +28,11 @@ VALUES: Mapping[str, Mapping[str, str]] = {
             ("folder", "imagefolder", "images", "directory", "dir", "custom", "own", "path"), "image_folder"
         ),
         **dict.fromkeys(("numpy", "npy"), "array"),
+        **dict.fromkeys(("latents", "latent", "vectors", "floats", "tensors"), "arrays"),
+        **dict.fromkeys(
+            ("hf", "huggingface", "hugging_face", "parquet", "arrow", "datasets", "hf_dataset"), "hf_folder"
+        ),
+        **dict.fromkeys(("zipfile", "zip_file", "archive", "edm"), "zip"),
         **dict.fromkeys(("cifar", "cifar_10"), "cifar10"),
         **dict.fromkeys(("fashion", "fashionmnist"), "fashion_mnist"),
         **dict.fromkeys(("flowers", "oxford_flowers102", "oxford_flowers"), "flowers102"),

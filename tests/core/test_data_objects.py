@@ -138,6 +138,8 @@ def test_the_first_items_of_a_holder_are_its_count():
         ([(np.zeros((12, 8, 3), np.uint8), np.zeros(12))], {}, "batched=True or batched=False"),
         ("/no/such/pets.zip", {}, "is no data set and no file or folder that exists"),
         ("digts", {}, "Did you mean 'digits'"),
+        ("huggingface", {}, "Did you mean 'hf_folder'"),
+        ("edm", {}, "Did you mean 'zip'"),
         (IMAGES, {"labels": [0] * 12, "class_names": {1: "a"}}, "the ids must be 0, 1, ... without gaps"),
         (IMAGES, {"labels": [0] * 12, "class_names": "cat"}, "it must be a list of names"),
         (IMAGES, {"labels": [0.5] * 12}, "numbers that describe an image are conditions"),
