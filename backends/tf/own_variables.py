@@ -8,6 +8,7 @@ be too. A SavedModel or a function of tensors keeps its variables to itself.
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -348,27 +349,48 @@ def copy_network(network: Any) -> Any:
     """Return a copy of a network with its own variables.
 
     Raises:
-        DuetError: if Keras cannot make a copy, as of classes without `get_config`.
+        DuetError: if Keras cannot make a copy, as of a class whose arguments it does not know.
     """
     if not layers_of(network):
         return copy_module(network)
-    keras, reason = sys.modules["keras"], "it is a tf.Module with layers of Keras"
-    if is_layer(network):
-        try:
-            copied = keras.models.clone_model(network) if isinstance(network, keras.Model) else None
-            copied = type(network).from_config(network.get_config()) if copied is None else copied
-        except Exception as error:  # Keras raises many types for what it cannot write down
-            copied, reason = None, first_line(error)
-        if copied is not None:
-            if not copied.built and getattr(network, "_build_shapes_dict", None):
-                copied.build_from_config(network.get_build_config())
-            if arrays_of(copied).keys() == arrays_of(network).keys():
-                return copied
-            reason = "its copy has no variables before its first call"
-    raise DuetError(
-        f"network: Keras cannot copy it ({reason}), so its weights cannot be given as a network; they are in "
-        f"run.state.ema by name"
-    )
+    if not is_layer(network):
+        raise DuetError(_NO_COPY.format("it is a tf.Module with layers of Keras"))
+    try:
+        copied = _build_again(network)
+    except Exception as error:  # Keras and classes of users raise many types
+        raise DuetError(_NO_COPY.format(first_line(error))) from error
+    kinds = [
+        {name: (tuple(array.variable.shape), type_name(array.variable)) for name, array in arrays_of(each).items()}
+        for each in (network, copied)
+    ]
+    if kinds[0] != kinds[1]:
+        raise DuetError(_NO_COPY.format("a new one has other arrays"))
+    return copied
+
+
+_NO_COPY = (
+    "network: Keras cannot copy it ({}), so its weights cannot be given as a network; they are in run.state.ema by name"
+)
+
+
+def _build_again(network: Any) -> Any:
+    """Return a new layer or model from the arguments that a class was called with, called once on zeros."""
+    keras = sys.modules["keras"]
+    if is_functional(network) or isinstance(network, keras.Sequential):
+        return keras.models.clone_model(network)
+    try:
+        config = network.get_config()
+    except NotImplementedError:  # Keras does not know the arguments; look for attributes of their names
+        config = {name: value for name, value in vars(network).items() if name != "name"}
+    names = inspect.signature(type(network)).parameters
+    copied = type(network)(**{name: config[name] for name in names if name in config})
+    shapes = network.get_build_config() or {}
+    shapes = {name.removesuffix("_shape"): shape for name, shape in shapes.get("shapes_dict", shapes).items()}
+    inputs = [name for name, needed, *_ in call_inputs(network) or () if needed]
+    first = shapes.get("input", ())  # Keras may keep the shape of the first input only; the others are numbers
+    given = {name: shapes.get(name, () if i else first) for i, name in enumerate(inputs)}
+    copied(*(np.zeros([size or 1 for size in shape or (1,)]) for shape in given.values()))
+    return copied
 
 
 def type_name(variable: Any) -> str:

@@ -57,15 +57,16 @@ def as_torch(program: Program, arrays: Weights, backend: Any) -> Any:
 
 
 def as_tf(program: Program, arrays: Weights, backend: Any) -> Any:
-    """Return a program as a `tf.Module`, with channels last."""
+    """Return a program as a `keras.Model`, with channels last."""
+    import keras
     import tensorflow as tf
 
-    class Mine(tf.Module):
+    class Mine(keras.Model):
         def __init__(self) -> None:
-            super().__init__()
+            super().__init__(dtype=backend.context.dtype.name)
             self.inner = backend.network(program, arrays)
 
-        def __call__(self, x: Any, t: Any, label: Any) -> Any:
+        def call(self, x: Any, t: Any, label: Any) -> Any:
             features = self.inner.zero_features(tf.shape(x)[0])
             return self.inner.apply_program(x, tf.cast(t, tf.float64), label, features)
 
