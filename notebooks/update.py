@@ -40,7 +40,9 @@ RELATIVE = 0.01  # allowed difference of printed numbers, which are rounded
 PIXELS = 1.0  # allowed mean difference of two figures, of 255
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?", re.IGNORECASE)
 # What TensorFlow's C++ code writes about the machine when it is imported, as I0000 00:00:17 10263 port.cc:153] ...
-_MACHINE = re.compile(r"WARNING: All log messages before absl.*|[IWE]\d{4} \d\d:\d\d:[\d.]+ +\d+ .*")
+_MACHINE = re.compile(
+    r"WARNING: All log messages before absl.*|[IWE]\d{4} \d\d:\d\d:[\d.]+ +\d+ .*"
+)
 # Nothing of the machine or the Python that ran a notebook is kept.
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -84,9 +86,13 @@ def with_shared_cells(notebook: Any, twin: Any) -> Any:
     """
     own = [cell for cell in notebook.cells if is_framework(cell)]
     if len(own) != sum(map(is_framework, twin.cells)):
-        raise ValueError(f"{len(own)} cells are tagged framework; the twin has another number of them")
+        raise ValueError(
+            f"{len(own)} cells are tagged framework; the twin has another number of them"
+        )
     left = iter(own)
-    cells = [next(left) if is_framework(cell) else nbformat.from_dict(cell) for cell in twin.cells]
+    cells = [
+        next(left) if is_framework(cell) else nbformat.from_dict(cell) for cell in twin.cells
+    ]
     return nbformat.from_dict({**notebook, "cells": cells})
 
 
@@ -121,13 +127,21 @@ def cleaned(notebook: Any, compress: bool = True) -> Any:
     """Return a notebook without what differs from one execution to the next: names of cells, times, versions."""
     cells = []
     for index, cell in enumerate(notebook.cells, start=1):
-        kept = {key: value for key, value in cell.items() if key in ("cell_type", "source", "execution_count")}
+        kept = {
+            key: value
+            for key, value in cell.items()
+            if key in ("cell_type", "source", "execution_count")
+        }
         tags = list(cell.metadata.get("tags", ()))
         kept |= {"id": f"cell-{index:02d}", "metadata": {"tags": tags} if tags else {}}
         if cell.cell_type == "code":
-            kept["outputs"] = [_cleaned_output(output, compress) for output in _joined(cell.outputs)]
+            kept["outputs"] = [
+                _cleaned_output(output, compress) for output in _joined(cell.outputs)
+            ]
         cells.append(kept)
-    return nbformat.from_dict({"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5})
+    return nbformat.from_dict(
+        {"cells": cells, "metadata": METADATA, "nbformat": 4, "nbformat_minor": 5}
+    )
 
 
 def _joined(outputs: list[Any]) -> list[Any]:
@@ -138,12 +152,18 @@ def _joined(outputs: list[Any]) -> list[Any]:
     joined: list[Any] = []
     for output in outputs:
         if output.get("name") == "stderr":
-            lines = [line for line in output.text.splitlines(keepends=True) if not _MACHINE.fullmatch(line.rstrip())]
+            lines = [
+                line
+                for line in output.text.splitlines(keepends=True)
+                if not _MACHINE.fullmatch(line.rstrip())
+            ]
             if not "".join(lines).strip():
                 continue
             output = nbformat.from_dict({**output, "text": "".join(lines)})
         if output.output_type == "stream" and joined and joined[-1].get("name") == output.name:
-            joined[-1] = nbformat.from_dict({**joined[-1], "text": joined[-1].text + output.text})
+            joined[-1] = nbformat.from_dict(
+                {**joined[-1], "text": joined[-1].text + output.text}
+            )
         else:
             joined.append(output)
     return joined
@@ -185,12 +205,16 @@ def differences(kept: Any, new: Any) -> Iterator[str]:
 
 def _difference(old: Any, new: Any) -> str | None:
     if "image/png" in old.get("data", {}):
-        pictures = [np.asarray(figure(output.data["image/png"]), np.float64) for output in (old, new)]
+        pictures = [
+            np.asarray(figure(output.data["image/png"]), np.float64) for output in (old, new)
+        ]
         if pictures[0].shape != pictures[1].shape:
             return f"a figure of {pictures[1].shape} in place of {pictures[0].shape}"
         mean = np.abs(pictures[0] - pictures[1]).mean()
         return f"the figure differs by {mean:.2f} of 255 on average" if mean > PIXELS else None
-    texts = [output.text if "text" in output else output.data["text/plain"] for output in (old, new)]
+    texts = [
+        output.text if "text" in output else output.data["text/plain"] for output in (old, new)
+    ]
     return None if same_text(*texts) else f"{texts[1]!r} in place of {texts[0]!r}"
 
 
@@ -198,7 +222,10 @@ def same_text(old: str, new: str) -> bool:
     """Return whether two texts are equal, with numbers compared to a percent and to a unit of their last digit."""
     if _NUMBER.sub("#", old) != _NUMBER.sub("#", new):
         return False
-    return all(_same_number(*pair) for pair in zip(_NUMBER.findall(old), _NUMBER.findall(new), strict=True))
+    return all(
+        _same_number(*pair)
+        for pair in zip(_NUMBER.findall(old), _NUMBER.findall(new), strict=True)
+    )
 
 
 def _same_number(old: str, new: str) -> bool:
