@@ -9,7 +9,12 @@ from typing import Any
 from diffusion_core import data as datasets
 from diffusion_core.data import Dataset
 
-__all__ = ["load_dataset"]
+__all__ = ["as_loaded", "load_dataset"]
+
+
+def as_loaded(data: Any) -> Dataset:
+    """Return a data set as it is, and of anything else what `load_dataset` returns."""
+    return data if isinstance(data, Dataset) else load_dataset(data)
 
 
 def load_dataset(data: Any, *, classes: Sequence[int | str] | None = None, **options: Any) -> Dataset:

@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.data import Dataset
 from diffusion_core.data.arrays import host_array
 from diffusion_core.metrics.evaluate import METRICS, random_sets
 from diffusion_core.metrics.files import align_labels, read_sample_set
 from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number
+from duet.api.data import as_loaded
 from duet.api.options import check_types
 from experiments.evaluation.context import dataset_reference
 from experiments.evaluation.samples import SampleEvaluator, make_features
@@ -62,12 +62,12 @@ class Scores(Mapping[str, Number]):
 @check_types
 def evaluate(
     images: NDArray[np.uint8] | str | Path,
-    reference: Dataset | str | Path,
+    reference: Any,
     *,
     metrics: Sequence[str] | Mapping[str, Mapping[str, Any]] = ("frechet",),
     features: str | Mapping[str, Any] | None = None,
     labels: ArrayLike | None = None,
-    training: Dataset | None = None,
+    training: Any = None,
     sets: int = 5,
     confidence: float = 0.95,
     seed: int = 0,
@@ -79,8 +79,8 @@ def evaluate(
     Args:
         images: uint8 with shape (N, H, W, C); or floats of any shape, in the values of the network, for a reference of
             the same kind; or the path of a run, a folder of images or an `.npz` file.
-        reference: the data set to compare with, whose images have the same shape; or such a path, or that of an `.npz`
-            file with published statistics, `mu` and `sigma`.
+        reference: the data set to compare with, or what `duet.load_dataset` takes of objects, whose images have the
+            same shape; or such a path, or that of an `.npz` file with published statistics, `mu` and `sigma`.
         metrics: names of `duet.METRICS`, or names with options.
         features: what the metrics read of images: ``"digits"``, ``"inception"``, ``"onnx"`` or ``"values"`` (the values
             themselves, for data of any shape), or a name with options; None for metrics on pixels alone.
@@ -102,7 +102,10 @@ def evaluate(
     if not isinstance(metrics, Mapping):
         metrics = {name: {} for name in metrics}
     features = {"name": features} if isinstance(features, str) else features
-    compared = dataset_reference(reference, {}, training) if isinstance(reference, Dataset) else _read(reference)
+    if isinstance(reference, str | Path):
+        compared = _read(reference)
+    else:
+        compared = dataset_reference(as_loaded(reference), {}, None if training is None else as_loaded(training))
     if isinstance(images, str | Path):
         samples = _read(images)
     else:

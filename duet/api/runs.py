@@ -9,7 +9,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.data import Dataset
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from duet.api.evaluation import Scores, evaluate
 from duet.api.options import check_types
@@ -48,7 +47,7 @@ class Run(Checkpoint):
 
     def evaluate(
         self,
-        reference: Dataset | str | Path,
+        reference: Any,
         *,
         count: int = 1000,
         metrics: Any = ("frechet",),

@@ -18,7 +18,7 @@ from diffusion_core.optim.adam import Adam, LearningRate
 from diffusion_core.training.loop import TrainingConfig
 from diffusion_core.training.objective import OPTIONS
 from duet.api.backends import backend_setup
-from duet.api.data import load_dataset
+from duet.api.data import as_loaded, load_dataset
 from duet.api.options import check_types, plain_values, unknown_option
 from duet.api.own import CALL, split_call
 from duet.api.runs import Run, load_run
@@ -59,7 +59,7 @@ def train(
     resume: str | Path | None = None,
     change_objective: bool = False,
     change_data: bool = False,
-    validation: Dataset | None = None,
+    validation: Any = None,
     quiet: bool = False,
     **options: Any,
 ) -> Run:
@@ -135,7 +135,8 @@ def train(
     precision = precision or "float32"
     setup = make_setup(
         model, dataset, images=images, batch=batch, lr=lr, optimiser=optimiser, ema=ema, sampler=sampler,
-        samples=samples, flip=flip, augment=augment, seed=seed, validation=validation,
+        samples=samples, flip=flip, augment=augment, seed=seed,
+        validation=None if validation is None else as_loaded(validation),
         backend=backend_setup(backend, device, precision, compile, threads), **options,
     )  # fmt: skip
     start = {"resume": resume and str(resume), "change_objective": change_objective, "change_data": change_data}

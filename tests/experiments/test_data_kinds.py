@@ -196,6 +196,14 @@ def test_data_that_are_no_pictures_are_evaluated_by_their_values(tmp_path):
         duet.evaluate(other[..., :4], data, features="values")
 
 
+def test_a_reference_is_whatever_holds_data():
+    rng = np.random.default_rng(8)
+    values, samples = rng.normal(size=(60, 12)), rng.normal(size=(30, 12))
+    holders = (values, load_dataset(values), iter(list(values)))
+    scores = [duet.evaluate(samples, one, features="values")["values Fréchet distance"].value for one in holders]
+    assert scores[0] == scores[1] == scores[2]
+
+
 def test_pixels_as_floats_are_compared_as_the_bytes_that_they_are():
     floats, ours = load_dataset(PIXELS / 255, value_range=(0, 1)), load_dataset(PIXELS)
     for data in (floats, ours):
