@@ -27,6 +27,10 @@ class Batch(NamedTuple):
         labels: class ids, int32 with shape (B,).
         conditions: the conditions of each image, with shape (B, F); None for data without them.
         step: number of the step, from 0.
+
+    Example:
+        >>> Batch(np.zeros((2, 8, 8, 1)), np.zeros(2, np.int32), None, step=3).step
+        3
     """
 
     images: NDArray
