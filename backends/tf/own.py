@@ -11,6 +11,7 @@ dropout stream and the position of its first image, so a resumed run draws the s
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -38,6 +39,7 @@ from backends.tf.own_variables import (
     named_inputs,
     number_types,
     own_variable,
+    regularised_layer,
     seed_states,
     signature_of,
     takes_mode,
@@ -82,6 +84,12 @@ class Own(Module):
                 name: assigned_variable(a, self.arrays[name]) for name, a in found.items() if not a.trained
             }
             counters = [v for v in untrained_variables(self.called.held) if not v.dtype.is_floating] if found else []
+            if found and (layer := regularised_layer(self.called.held)):
+                warnings.warn(
+                    f"network {self.block.reference}: the regularizer of its layer {layer} is no part of Duet's loss; "
+                    f"use optimiser.weight_decay, or a loop of your own with duet.loss and model.losses",
+                    stacklevel=2,
+                )
             self.counters = Handle([(variable, tf.constant(variable.numpy())) for variable in counters])
 
     def tensors(self) -> dict[str, tf.Variable]:

@@ -46,6 +46,7 @@ __all__ = [
     "named_variables",
     "number_types",
     "own_variable",
+    "regularised_layer",
     "seed_states",
     "signature_of",
     "takes_mode",
@@ -142,6 +143,14 @@ def layers_of(network: Any) -> list[Any]:
     """Return all Keras layers of a network, with those within others."""
     outer = [network] if is_layer(network) else [leaf for _, leaf in leaves(network) if is_layer(leaf)]
     return list({id(each): each for layer in outer for each in layer._flatten_layers()}.values())
+
+
+def regularised_layer(network: Any) -> str | None:
+    """Return the name of a Keras layer that adds a penalty to the loss; None without one."""
+    for layer in layers_of(network):
+        if any(name.endswith("_regularizer") and value is not None for name, value in vars(layer).items()):
+            return layer.name
+    return None
 
 
 def untrained_variables(network: Any) -> list[tf.Variable]:

@@ -451,6 +451,15 @@ def test_a_network_in_another_precision_is_refused(precision: str, words: str, o
         open_backend(precision).network(program, initial_weights(program, 0))
 
 
+def test_a_penalty_that_is_no_part_of_the_loss_is_said(open_backend: Any) -> None:
+    import keras
+
+    x, t = keras.Input((4, 4, 2)), keras.Input(())
+    network = keras.Model([x, t], keras.layers.Dense(2, kernel_regularizer="l2", name="mine")(x))
+    with pytest.warns(UserWarning, match="regularizer of its layer mine"):
+        trainer(network, open_backend)
+
+
 def test_an_input_that_is_not_given_is_named() -> None:
     with pytest.raises(DuetError, match="label"):
         duet.sample(keras_model("list"), PLAN, shape=(3, 4, 4, 2), inputs="x, t")
