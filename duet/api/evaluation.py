@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data.arrays import host_array
+from diffusion_core.data.pixels import from_uint8
 from diffusion_core.metrics.evaluate import METRICS, random_sets
 from diffusion_core.metrics.files import align_labels, read_sample_set
 from diffusion_core.metrics.metric import SampleSet
@@ -111,6 +112,8 @@ def evaluate(
     else:
         given = host_array(images)
         kind = "images" if given.dtype == np.uint8 else "values"
+        if kind == "images" and "images" not in compared.arrays and "values" in compared.arrays:
+            kind, given = "values", from_uint8(given, np.float64)  # bytes that are no pictures, such as two channels
         samples = SampleSet({kind: given}, {"name": "array", "count": len(given)})
     if labels is not None:
         samples = replace(samples, arrays={**samples.arrays, "labels": np.asarray(labels)}, classes=())

@@ -340,6 +340,11 @@ def own_model(
     shape = (last[-1], *last[:-1]) if own.layout == "channels_first" else last
     conditions = (("condition", (dataset.condition_size,), "float"),) if dataset.condition_size else ()
     rows, classes = own.manifest.class_rows, dataset.num_classes if own.classes is None else own.classes
+    if own.can_take_label and classes != dataset.num_classes:
+        raise DuetError(
+            f"classes: {classes} was given, but data {dataset.name} has {dataset.num_classes}; leave it out, or give "
+            f"{dataset.num_classes}: a network may know more labels than the data has classes"
+        )
     needed = classes + bool(label_dropout)
     if own.can_take_label and rows is not None and rows < needed:
         without = ' and "no class" for label_dropout' if label_dropout else ""

@@ -294,6 +294,8 @@ def test_a_loss_that_is_not_finite_stops_a_training_in_words(data: Any, tmp_path
 
 
 def test_a_table_without_a_row_for_no_class_is_refused_before_training(data: Any) -> None:
+    with pytest.raises(duet.DuetError, match="classes: 7 was given, but data arrays has 3"):
+        duet.train(duet.adapt(Net(classes=7), classes=7), PROCESS, data, **TRAINING)
     with pytest.raises(duet.DuetError, match="its embedding has 3 rows, but the data has 3 classes and"):
         duet.train(Net(classes=2), PROCESS, data, **TRAINING)
     with pytest.raises(duet.DuetError, match="no weights that Duet can train"):
@@ -355,3 +357,37 @@ def test_the_likelihood_of_a_run_of_duet_is_that_of_its_network() -> None:
         duet.log_likelihood(run, pixels[:, :2])
     with pytest.raises(duet.DuetError, match="a run has its own"):
         duet.log_likelihood(run, pixels, PROCESS)
+
+
+@pytest.mark.skipif(not find_spec("diffusers"), reason="diffusers is not installed")
+def test_a_unet_of_diffusers_goes_through_everything(data: Any, tmp_path: Path) -> None:
+    import diffusers
+
+    def unet() -> Any:
+        torch.manual_seed(0)
+        return diffusers.UNet2DModel(
+            sample_size=4, in_channels=2, out_channels=2, block_out_channels=(4, 8), norm_num_groups=2,
+            layers_per_block=1, num_class_embeds=4, down_block_types=("DownBlock2D",) * 2,
+            up_block_types=("UpBlock2D",) * 2,
+        )  # fmt: skip
+
+    options = {**TRAINING, "images": 16, "checkpoint_images": 8, "log_images": 8}
+    run = duet.train(unet(), PROCESS, data, out=tmp_path / "a", **options)
+    (one, *_) = duet.batches(data, batch=8, images=8, seed=3, layout="channels_first")
+    loss = duet.loss(
+        unet(), torch.from_numpy(one.images), PROCESS, labels=one.labels, seed=3, classes=3, label_dropout=0.2
+    )
+    np.testing.assert_allclose(float(loss.detach()), losses_of(tmp_path / "a")[0], rtol=1e-6)
+    start = tmp_path / "a" / "checkpoints" / "000000000008"
+    resumed = duet.train(unet(), PROCESS, data, out=tmp_path / "b", resume=start, **options)
+    for name, array in run.state.ema.items():
+        np.testing.assert_array_equal(resumed.state.ema[name], array, err_msg=name)
+    loaded = duet.load(tmp_path / "b", network=unet())
+    plan = duet.samplers.ddim(PROCESS, steps=2, guidance=2.0)
+    np.testing.assert_array_equal(
+        loaded.sample(3, labels=[0, 1, 2], sampler=plan), run.sample(3, labels=[0, 1, 2], sampler=plan)
+    )
+    samples = duet.sample(loaded.network(), plan, shape=(3, 2, 4, 4), labels=[0, 1, 2], classes=3)
+    assert isinstance(loaded.network(), diffusers.UNet2DModel) and torch.isfinite(samples).all()
+    scores = loaded.evaluate(data, count=30, features="values", sample={"steps": 2})
+    assert all(np.isfinite(number.value) for number in scores.values()) and scores
