@@ -261,8 +261,7 @@ def count_classes(dataset: Dataset) -> str:
 
 
 def describe_data(dataset: Dataset, num_classes: int, features: int = 0) -> str:
-    """Return a line on the images that a run is trained on, one on classes that its network is not told, and one on
-    conditions.
+    """Return a line on the images of a run, one on classes that its network does not receive, and one on conditions.
 
     Args:
         dataset: the images.
@@ -273,7 +272,7 @@ def describe_data(dataset: Dataset, num_classes: int, features: int = 0) -> str:
     line = f"data: {dataset.name}, {part}{pluralize(len(dataset), 'image')}, {count_classes(dataset)}"
     if not num_classes and dataset.num_classes > 1:
         line += (
-            f"\nmodel.num_classes=0: the network is not told the class of an image; "
+            f"\nmodel.num_classes=0: the network does not receive the class of an image; "
             f"model.num_classes={dataset.num_classes} trains with classes"
         )
     if size := dataset.condition_size:
