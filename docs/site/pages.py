@@ -84,7 +84,7 @@ def repository_path(page: str) -> str:
 def site_path(file: str) -> str:
     """Return where the site has a file of the repository."""
     if (ROOT / file).is_dir():
-        file += "/index.md"
+        file += "/index.md" if (ROOT / file / "index.md").exists() else ".md"
     if file.startswith("notebooks/"):
         return re.sub(r"\.ipynb$", ".md", file)
     return ROOT_PAGES.get(file, file.removeprefix("docs/"))
@@ -198,7 +198,6 @@ def core_module(name: str) -> str:
 def notebook_pages() -> dict[str, str | bytes]:
     """Return the notebooks as pages: text, code, and outputs as text or as image files."""
     pages: dict[str, str | bytes] = {}
-    contents = ["# Notebooks\n", "They are in the folder `notebooks`, with the outputs that are shown here.\n"]
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         parts = []
         for i, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
@@ -216,9 +215,7 @@ def notebook_pages() -> dict[str, str | bytes]:
                         parts.append(fence("text", text))
         parts.append(f"*This page is `notebooks/{path.name}` with the outputs that it keeps.*")
         pages[f"notebooks/{path.stem}.md"] = notebook_title(path) + "\n\n".join(parts)
-        heading, _, text = parts[0].partition("\n\n")
-        contents += [f"## [{heading.strip('# ')}{framework_of_twin(path)}]({path.name})\n", text, ""]
-    return {"notebooks/index.md": "\n".join(contents), **pages}
+    return pages
 
 
 def notebook_title(path: Path) -> str:
