@@ -212,7 +212,7 @@ def notebook_pages() -> dict[str, str | bytes]:
                         pages[f"notebooks/{path.stem}-{i}-{j}.png"] = image
                         parts.append(f"![]({path.stem}-{i}-{j}.png)")
                     elif text.strip():
-                        parts.append(fence("text", text))
+                        parts.append(fence("{.text .output}", text))
         parts.append(f"*This page is `notebooks/{path.name}` with the outputs that it keeps.*")
         pages[f"notebooks/{path.stem}.md"] = notebook_title(path) + "\n\n".join(parts)
     return pages
