@@ -50,7 +50,7 @@ from backends.tf.own_variables import (
 from backends.tf.random import random_words
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import first_line
-from diffusion_core.networks.own import Handle, Manifest, class_rows, to_image_shape
+from diffusion_core.networks.own import ArraysByName, Handle, Manifest, class_rows, to_image_shape
 from diffusion_core.networks.program import Node, Training
 
 __all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array", "as_tensor", "with_weights", "building"]
@@ -230,7 +230,7 @@ def read_network(network: Any) -> Manifest:
     embeddings = [layer.input_dim for layer in layers if type(layer).__name__ == "Embedding"]
     return Manifest(
         parameters=tuple((name, tuple(array.variable.shape), array.trained) for name, array in arrays.items()),
-        values={name: variable_to_array(array.variable) for name, array in arrays.items()},
+        values=ArraysByName(arrays, lambda array: variable_to_array(array.variable)),
         layout="channels_last",
         inputs=call_inputs(network),
         batch_statistics=has_batch_statistics(network),

@@ -24,7 +24,15 @@ from backends.torch.device import DeviceContext
 from backends.torch.network import Module
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import first_line
-from diffusion_core.networks.own import CallNames, Manifest, call_names, class_rows, own_seed, to_image_shape
+from diffusion_core.networks.own import (
+    ArraysByName,
+    CallNames,
+    Manifest,
+    call_names,
+    class_rows,
+    own_seed,
+    to_image_shape,
+)
 from diffusion_core.networks.program import Node, Training
 
 __all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array", "as_tensor", "with_weights", "building"]
@@ -196,7 +204,7 @@ def read_network(network: Any) -> Manifest:
         raise DuetError(f"network: its weights are on several devices, {', '.join(sorted(devices))}; move it to one")
     return Manifest(
         parameters=tuple((name, tuple(tensor.shape), tensor.requires_grad) for name, tensor in kept.items()),
-        values={name: _to_array(tensor) for name, tensor in kept.items()},
+        values=ArraysByName(kept, _to_array),
         layout="channels_first",
         inputs=_call_names(module),
         batch_statistics=any(isinstance(child, nn.modules.batchnorm._BatchNorm) for child in module.modules()),

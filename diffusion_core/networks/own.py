@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -41,6 +41,7 @@ __all__ = [
     "LAYOUTS",
     "TIMES",
     "Arguments",
+    "ArraysByName",
     "CLASS_COUNTS",
     "CallNames",
     "Handle",
@@ -85,13 +86,34 @@ class Handle:
         return f"Handle({type(self.held).__name__})"
 
 
+class ArraysByName(Mapping[str, NDArray]):
+    """Arrays that are read when they are asked for, since only training asks.
+
+    Args:
+        held: what holds each array, by name.
+        read: returns the array that it holds.
+    """
+
+    def __init__(self, held: Mapping[str, Any], read: Callable[[Any], NDArray]) -> None:
+        self._held, self._read = dict(held), read
+
+    def __getitem__(self, name: str) -> NDArray:
+        return self._read(self._held[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._held)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What a backend reads off an own network.
 
     Args:
         parameters: (name, shape, whether it is trained) of each floating-point array, in the framework's order.
-        values: the arrays by name, when they were read.
+        values: the arrays by name.
         layout: where the framework's networks have their channels.
         inputs: (name, whether it must be given) of each parameter of a call; None if they are unknown.
         batch_statistics: whether the output for a sample depends, in training, on the others of its batch.

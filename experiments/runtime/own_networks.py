@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -208,6 +208,17 @@ class OwnNetwork:
         return self.cache[key]
 
 
+@cache
+def _packages_by_backend() -> dict[str, frozenset[str]]:
+    """Return the packages whose objects belong to each installed backend, as its file in `configs` names them."""
+    packages = {}
+    for name in sorted(entry.name for entry in entry_points(group="duet.backends")):
+        path = CONFIGS / "backend" / f"{name}.yaml"
+        options = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+        packages[name] = frozenset(options.get("packages", ()))
+    return packages
+
+
 def backend_of(network: Any, framework: str | None = None) -> tuple[str, Any]:
     """Return the name and the class of the backend whose framework an object belongs to; NumPy's for a function.
 
@@ -218,18 +229,14 @@ def backend_of(network: Any, framework: str | None = None) -> tuple[str, Any]:
     Raises:
         DuetError: for an unknown framework, or an object that cannot be called.
     """
-    installed = {entry.name: entry for entry in entry_points(group="duet.backends")}
+    installed = _packages_by_backend()
     if framework not in (None, NUMPY, *installed):
         raise one_of("framework", framework, [*sorted(installed), NUMPY])
     if framework is None:
         if inspect.isclass(network):
             raise DuetError(f"network: the class {network.__qualname__} was given; make an object of it, and give that")
         roots = {kind.__module__.partition(".")[0] for kind in type(_holder(network)).__mro__}
-        for name in sorted(installed):
-            path = CONFIGS / "backend" / f"{name}.yaml"
-            options = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-            if roots & set(options.get("packages", ())):
-                framework = name
+        framework = next((name for name, packages in installed.items() if roots & packages), None)
     if framework not in (None, NUMPY):
         return framework, backend_class(framework)
     if isinstance(network, Mapping):

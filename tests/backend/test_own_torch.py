@@ -391,3 +391,12 @@ def test_a_unet_of_diffusers_goes_through_everything(data: Any, tmp_path: Path) 
     assert isinstance(loaded.network(), diffusers.UNet2DModel) and torch.isfinite(samples).all()
     scores = loaded.evaluate(data, count=30, features="values", sample={"steps": 2})
     assert all(np.isfinite(number.value) for number in scores.values()) and scores
+
+
+def test_a_network_is_not_copied_to_call_it(monkeypatch: Any, data: Any) -> None:
+    read: list[Any] = []
+    monkeypatch.setattr("backends.torch.own._to_array", lambda tensor: read.append(tensor))
+    net = network()
+    duet.sample(net, duet.samplers.ddim(PROCESS, steps=1), shape=(2, 2, 4, 4), labels=0)
+    duet.loss(net, torch.zeros(2, 2, 4, 4), PROCESS, labels=[0, 1])
+    assert not read
