@@ -183,6 +183,7 @@ def sample_in_second_process(add: Callable[[NDArray], NDArray], save: Callable[.
         plan=None,
         sample=SimpleNamespace(weights="ema"),
         label_names={},
+        loader=SimpleNamespace(dataset=SimpleNamespace(is_bytes=True, condition_names=())),
     )
     state = SimpleNamespace(parts={"ema": {}})
     with pytest.MonkeyPatch.context() as patch, signals.raise_on_signal(), signals.flag_on_signal() as stop:

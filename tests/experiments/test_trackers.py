@@ -139,9 +139,10 @@ def test_a_missing_extra_is_reported_in_one_line():
     from hydra_plugins.duet_launcher.extras import MissingLauncher, MissingSweeper
 
     for owner, absent in ((MissingSweeper, "optuna"), (MissingLauncher, "joblib")):
-        with pytest.raises(
-            DuetError, match=rf"{absent} was given, but .* is not installed; install it with `pip install -e"
-        ):
+        said = (
+            rf"{absent} was given, but .* is not installed; install it with `pip install \"duet-diffusion\[sweeps\]\"`"
+        )
+        with pytest.raises(DuetError, match=said):
             owner(absent, f"hydra_{absent}_plugin", n_trials=3)
     if find_spec("hydra_plugins.hydra_optuna_sweeper") is None:
         target = composed("hparams_search=digits", hydra=True).hydra.sweeper._target_
