@@ -260,21 +260,22 @@ def count_classes(dataset: Dataset) -> str:
     return text if len(names) == 1 or is_numbered else f"{text}: {join_some(names, 5)}"
 
 
-def describe_data(dataset: Dataset, num_classes: int, features: int = 0) -> str:
+def describe_data(dataset: Dataset, num_classes: int, features: int = 0, is_own: bool = False) -> str:
     """Return a line on the images of a run, one on classes that its network does not receive, and one on conditions.
 
     Args:
         dataset: the images.
         num_classes: the number of classes of the network.
         features: the number of its features.
+        is_own: whether it is an own network, which has no `model`.
     """
     part = f"{dataset.reading.part}, " if dataset.reading.part else ""
     line = f"data: {dataset.name}, {part}{pluralize(len(dataset), 'image')}, {count_classes(dataset)}"
     if not num_classes and dataset.num_classes > 1:
-        line += (
-            f"\nmodel.num_classes=0: the network does not receive the class of an image; "
-            f"model.num_classes={dataset.num_classes} trains with classes"
-        )
+        key = f"network_call.classes={dataset.num_classes}, or classes={dataset.num_classes} in Python,"
+        own = "" if is_own else "model.num_classes=0: "
+        more = key if is_own else f"model.num_classes={dataset.num_classes}"
+        line += f"\n{own}the network does not receive the class of an image; {more} trains with classes"
     if size := dataset.condition_size:
         named = join_some(dataset.condition_names, 5)
         line += f"\n{pluralize(size, 'condition')} of each image ({named}): "

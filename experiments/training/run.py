@@ -283,7 +283,8 @@ def _start_run(
     if not record.is_temporary:
         print(f"run: {run.path}")
     print(f"network: {parameter_count(model.program):,} parameters")
-    print(describe_data(loader.dataset, model.spec.num_classes, model.program.features), flush=True)
+    is_own = not model.spec.configurable
+    print(describe_data(loader.dataset, model.spec.num_classes, model.program.features, is_own), flush=True)
     if setup.plan and (line := describe_clip(loader.dataset, setup.plan.clip, model.value_range)):
         print(line, flush=True)
     if setup.validation is not None:
