@@ -130,7 +130,7 @@ class Own(Module):
         t = t[:, None] if block.time == "column" else t
         values = {"x": to_own(x, block.shape, block.layout), "t": t, "label": label}
         if "one_hot" in self.arguments.values:
-            values["one_hot"] = tf.one_hot(label, block.classes, dtype=dtype)
+            values["one_hot"] = tf.one_hot(label - block.first_label, block.classes, dtype=dtype)
         for (name, shape, kind), columns in zip(block.conditions, block.feature_slices.values(), strict=True):
             value = tf.reshape(features[:, columns], [-1, *shape])
             values[name] = value if kind == "float" else tf.cast(tf.round(value), tf.int32)

@@ -134,7 +134,8 @@ class Own(Module):
         t = t[:, None] if block.time == "column" else t
         values = {"x": to_own(x, block.shape, block.layout).to(self.dtype), "t": t, "label": label.clone()}
         if "one_hot" in taken:
-            values["one_hot"] = (label[:, None] == torch.arange(block.classes, device=label.device)).to(self.dtype)
+            classes = block.first_label + torch.arange(block.classes, device=label.device)
+            values["one_hot"] = (label[:, None] == classes).to(self.dtype)
         for (name, shape, kind), columns in zip(block.conditions, block.feature_slices.values(), strict=True):
             value = features[:, columns].reshape(len(x), *shape)
             values[name] = value.to(self.dtype) if kind == "float" else value.round().to(torch.int64)

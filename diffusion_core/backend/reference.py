@@ -303,7 +303,7 @@ def _own(
         "x": np.moveaxis(own, -1, 1) if first else own,
         "t": t[:, None] if b.time == "column" else t,
         "label": label,
-        "one_hot": (label[:, None] == np.arange(b.classes)).astype(np.float64),
+        "one_hot": (label[:, None] - b.first_label == np.arange(b.classes)).astype(np.float64),
     }
     for (key, shape, kind), columns in zip(b.conditions, b.feature_slices.values(), strict=True):
         value = features[:, columns].reshape(len(x), *shape)

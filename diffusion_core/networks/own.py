@@ -366,6 +366,7 @@ class Own(Block):
             element if it is a tuple or a list, or its attribute ``sample``.
         outputs: channels of the output.
         classes: number of classes; 0 without.
+        first_label: the label of the first class: 1 where 0 means "no class".
         logits: whether the output is the logits of the classes, with shape (B, K), for a classifier.
         conditions: (name, shape, ``"float"`` or ``"int"``) of each further array that it takes for each sample.
         owned: (name, shape, whether it is trained) of its arrays; empty for a network that is called as it is, whose
@@ -385,6 +386,7 @@ class Own(Block):
     output: str | int | None = None
     outputs: int = 0
     classes: int = 0
+    first_label: int = 0
     logits: bool = False
     conditions: tuple[tuple[str, tuple[int, ...], str], ...] = ()
     owned: tuple[tuple[str, tuple[int, ...], bool], ...] = ()
@@ -410,6 +412,7 @@ class Own(Block):
         """Return the options as plain data, without the object and its name."""
         options = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.compare}
         del options["reference"]  # a file that is moved computes the same
+        del options["first_label"]  # it follows from the null label, which a program describes
         return options
 
     @property
@@ -619,9 +622,10 @@ class OwnSpec(NetworkSpec):
 
 @lower.register
 def _(spec: OwnSpec) -> Program:
-    names = [f.name for f in dataclasses.fields(Own) if f.name not in ("outputs", "classes")]
+    names = [f.name for f in dataclasses.fields(Own) if f.name not in ("outputs", "classes", "first_label")]
     options = {name: getattr(spec, name) for name in names}
-    block = Own(**options, outputs=spec.out_channels, classes=spec.num_classes)
+    first_label = int(spec.null_label == 0 and spec.num_classes > 0)
+    block = Own(**options, outputs=spec.out_channels, classes=spec.num_classes, first_label=first_label)
     takes_label = bool({"label", "one_hot"} & set(block.arguments.values)) and spec.num_classes
     null_label = spec.num_classes if spec.null_label is None else spec.null_label
     features = max((piece.stop for piece in block.feature_slices.values()), default=0)

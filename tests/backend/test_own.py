@@ -175,3 +175,18 @@ def test_the_likelihood_by_the_flow_is_that_of_the_program(
     np.testing.assert_allclose(got, wanted, rtol=1e-11)
     with pytest.raises(duet.DuetError, match="process: it is missing"):
         duet.log_likelihood(own, given)
+
+
+def test_classes_as_vectors_are_those_of_the_reference_for_either_null_label(backend_name: str) -> None:
+    plan = duet.samplers.ddim(PROCESS, steps=2, guidance=2.0)
+
+    def network(x: Any, t: Any, c: Any) -> Any:
+        return x * (c[:, :1] + 2 * c[:, 1:2] + 3 * c[:, 2:3])
+
+    for null_label, labels in ((None, [0, 1, 2]), (0, [1, 2, 3])):
+        options = {"labels": labels, "inputs": "x, t, c=one_hot", "classes": 3, "null_label": null_label}
+        found, wanted = (
+            np.asarray(duet.sample(network, plan, shape=(3, 5), framework=framework, **options))
+            for framework in (backend_name, "numpy")
+        )
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)

@@ -61,7 +61,8 @@ def test_the_network_is_given_what_the_plan_says() -> None:
         assert [y for _, y in seen] == [[1, 3, null, null]] or [y for _, y in seen] == [[1, 3], [null, null]]
 
 
-def test_one_hot_is_zero_for_no_class() -> None:
+@pytest.mark.parametrize("null_label", [None, 0])
+def test_one_hot_is_zero_for_no_class(null_label: int | None) -> None:
     seen: list[Any] = []
 
     def network(x: Any, t: Any, c: Any) -> Any:
@@ -69,7 +70,8 @@ def test_one_hot_is_zero_for_no_class() -> None:
         return 0 * x
 
     plan = duet.samplers.ddim(PROCESS, steps=1, guidance=2.0)
-    duet.sample(network, plan, shape=(1, 5), labels=1, classes=3, inputs="x, t, one_hot")
+    label = 1 if null_label is None else 2  # the second class
+    duet.sample(network, plan, shape=(1, 5), labels=label, classes=3, null_label=null_label, inputs="x, t, one_hot")
     assert sorted(seen) == [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
 
 
