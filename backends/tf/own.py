@@ -50,7 +50,8 @@ from backends.tf.own_variables import (
 from backends.tf.random import random_words
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import first_line
-from diffusion_core.networks.own import ArraysByName, Handle, Manifest, class_rows, to_image_shape
+from diffusion_core.networks.own import ArraysByName, Handle, Manifest
+from diffusion_core.networks.own_call import class_rows, to_image_shape
 from diffusion_core.networks.program import Node, Training
 
 __all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array", "as_tensor", "with_weights", "building"]

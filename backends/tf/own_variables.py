@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from backends.tf.device import DeviceContext
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import first_line
-from diffusion_core.networks.own import call_names
+from diffusion_core.networks.own_call import call_names
 
 __all__ = [
     "Array",

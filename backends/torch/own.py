@@ -24,15 +24,8 @@ from backends.torch.device import DeviceContext
 from backends.torch.network import Module
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import first_line
-from diffusion_core.networks.own import (
-    ArraysByName,
-    CallNames,
-    Manifest,
-    call_names,
-    class_rows,
-    own_seed,
-    to_image_shape,
-)
+from diffusion_core.networks.own import ArraysByName, Manifest, own_seed
+from diffusion_core.networks.own_call import CallNames, call_names, class_rows, to_image_shape
 from diffusion_core.networks.program import Node, Training
 
 __all__ = ["Own", "to_own", "from_own", "accepts", "read_network", "to_array", "as_tensor", "with_weights", "building"]

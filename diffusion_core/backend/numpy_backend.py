@@ -23,7 +23,8 @@ from diffusion_core.backend.interface import (
     TrainBatch,
 )
 from diffusion_core.common.errors import DuetError
-from diffusion_core.networks.own import LAYOUTS, TIMES, Manifest, call_names
+from diffusion_core.networks.own import Manifest
+from diffusion_core.networks.own_call import LAYOUTS, TIMES, call_names
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights
 from diffusion_core.runtime.distributed import Collective

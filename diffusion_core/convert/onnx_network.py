@@ -25,7 +25,7 @@ from numpy.typing import DTypeLike, NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import first_line
 from diffusion_core.convert.onnx import open_session
-from diffusion_core.networks.own import LABEL_NAMES
+from diffusion_core.networks.own_call import LABEL_NAMES
 
 __all__ = ["OnnxNetwork", "open_onnx_network"]
 

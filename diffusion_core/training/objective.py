@@ -70,7 +70,7 @@ from diffusion_core.diffusion.timestep_sampling import (
 )
 from diffusion_core.diffusion.variational import BOUNDS, VARIANCES, bound_columns
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.networks.own import samples_to_images
+from diffusion_core.networks.own_call import samples_to_images
 
 __all__ = ["Objective", "network_labels"]
 

@@ -12,7 +12,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.data import Dataset
 from diffusion_core.data.loader import Loader
 from diffusion_core.data.pixels import VALUE_RANGE
-from diffusion_core.networks.own import LAYOUTS
+from diffusion_core.networks.own_call import LAYOUTS
 from duet.api.data import load_dataset
 from duet.api.options import check_types
 

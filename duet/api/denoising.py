@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.networks.own import images_to_samples, samples_to_images
+from diffusion_core.networks.own_call import images_to_samples, samples_to_images
 from diffusion_core.runs.checkpoint import Checkpoint
 from duet.api.backends import backend_setup
 from duet.api.options import check_types

@@ -15,7 +15,8 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range
 from diffusion_core.diffusion.process import Process
 from diffusion_core.likelihood import dequantize, flow_density
-from diffusion_core.networks.own import OwnSpec, samples_to_images
+from diffusion_core.networks.own import OwnSpec
+from diffusion_core.networks.own_call import samples_to_images
 from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.training.objective import network_labels
 from duet.api.backends import backend_setup

@@ -13,7 +13,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.data.pixels import VALUE_RANGE, from_uint8
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.variational import LEARNED
-from diffusion_core.networks.own import samples_to_images
+from diffusion_core.networks.own_call import samples_to_images
 from diffusion_core.training.objective import OPTIONS, Objective
 from duet.api.options import check_types, unknown_option
 from duet.api.own import CALL, read_labels, split_call

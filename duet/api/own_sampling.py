@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from diffusion_core.backend.interface import Guidance, StepCallback
 from diffusion_core.common.errors import DuetError
 from diffusion_core.model.generate import check_labels, generate, known_source, noise_source, start_noise
-from diffusion_core.networks.own import OwnSpec, images_to_samples, samples_to_images
+from diffusion_core.networks.own import OwnSpec
+from diffusion_core.networks.own_call import images_to_samples, samples_to_images
 from diffusion_core.sampling.edit import Edit, add_start_noise, start_row
 from diffusion_core.sampling.plan import SamplerPlan
 from duet.api.options import check_types, unknown_option

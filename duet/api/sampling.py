@@ -18,7 +18,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.data.pixels import to_uint8
 from diffusion_core.diffusion.process import Process
 from diffusion_core.model.generate import generate
-from diffusion_core.networks.own import images_to_samples
+from diffusion_core.networks.own_call import images_to_samples
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.sampling import SAMPLERS, SamplerPlan
 from duet.api.backends import backend_setup

@@ -25,17 +25,8 @@ from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.variational import LEARNED
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import lower
-from diffusion_core.networks.own import (
-    CLASS_COUNTS,
-    LAYOUTS,
-    TIMES,
-    Arguments,
-    Handle,
-    Manifest,
-    OwnSpec,
-    infer_inputs,
-    to_image_shape,
-)
+from diffusion_core.networks.own import Handle, Manifest, OwnSpec
+from diffusion_core.networks.own_call import CLASS_COUNTS, LAYOUTS, TIMES, Arguments, infer_inputs, to_image_shape
 from diffusion_core.runs.checkpoint import Checkpoint
 from experiments.runtime.options import CONFIGS
 from experiments.runtime.own_files import open_network

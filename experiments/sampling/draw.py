@@ -17,7 +17,7 @@ from diffusion_core.images.channels import as_pictures
 from diffusion_core.metrics.image_files import write_image_files
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import generate
-from diffusion_core.networks.own import images_to_samples
+from diffusion_core.networks.own_call import images_to_samples
 from diffusion_core.runs.run_directory import write_samples
 from diffusion_core.sampling import SamplerPlan
 from experiments.runtime.progress import Counter

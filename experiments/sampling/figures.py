@@ -22,7 +22,7 @@ from diffusion_core.images.channels import as_pictures
 from diffusion_core.images.points import is_point
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.noise_strip import to_visible, visible_rows, visible_timesteps
-from diffusion_core.networks.own import samples_to_images
+from diffusion_core.networks.own_call import samples_to_images
 from diffusion_core.runs.run_directory import write_arrays
 from diffusion_core.sampling import SamplerPlan
 from experiments.sampling.plane_figures import CORNER, PlaneTrajectory, format_ratio, noising_figure

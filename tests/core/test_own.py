@@ -13,7 +13,7 @@ from diffusion_core.backend.numpy_backend import NumpyBackend
 from diffusion_core.common.errors import DuetError
 from diffusion_core.model.generate import generate, start_noise
 from diffusion_core.networks import lower
-from diffusion_core.networks.own import Arguments, call_names, images_to_samples, infer_inputs, samples_to_images
+from diffusion_core.networks.own_call import Arguments, call_names, images_to_samples, infer_inputs, samples_to_images
 from diffusion_core.sampling import SAMPLERS
 
 PROCESS = duet.process("cosine", "v", T=16)
