@@ -141,6 +141,7 @@ def start(
     threads: int | None,
     limit: float,
     cache: Path,
+    own: Mapping[str, Any] | None = None,
 ) -> Contestant:
     """Start a contestant and wait until it is ready; one that cannot start is left out, with the reason.
 
@@ -152,6 +153,7 @@ def start(
         threads: as in `BackendConfig`.
         limit: seconds after which it is ended.
         cache: an empty directory for compiled code, since a cache of an earlier run would hide the time to compile.
+        own: the own network, see `benchmarks.own`.
     """
     is_peer = mode.contestant in PEERS
     owner = PEERS[mode.contestant][1] if is_peer else mode.contestant
@@ -170,7 +172,7 @@ def start(
         request = {"task": asdict(_task(mode, model, rounds, device, threads))}
     else:
         settings = BackendConfig(device, mode.precision, mode.compile, threads, deterministic=False)
-        request = {"settings": asdict(settings), "model": model.to_dict(), **rounds}
+        request = {"settings": asdict(settings), "model": model.to_dict(), "own": own, **rounds}
     try:
         contestant.facts = contestant.ask({"contestant": mode.contestant} | request)
     except DuetError as error:

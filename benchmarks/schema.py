@@ -7,13 +7,13 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from experiments.config.schema import ProcessSchema, add_schema
+from experiments.config.schema import OwnNetworkSchema, ProcessSchema, add_schema
 
 __all__ = ["BenchSchema"]
 
 
 @dataclass
-class BenchSchema:
+class BenchSchema(OwnNetworkSchema):
     """Configuration of `benchmarks.bench`.
 
     Args:
@@ -33,6 +33,7 @@ class BenchSchema:
         at_once: contestants in memory at the same time; null is all of them, which interleaves their rounds.
         vary: what takes each of the `values`: batch, images, ddim_steps or image_size.
         values: its values.
+        shape: of one sample of an own network, its channels last.
         model: the network.
         process: the diffusion process.
     """
@@ -53,6 +54,7 @@ class BenchSchema:
     at_once: int | None = None
     vary: str | None = None
     values: list[int] = field(default_factory=list)
+    shape: list[int] = field(default_factory=list)
     model: Any = MISSING
     process: ProcessSchema = field(default_factory=ProcessSchema)
 

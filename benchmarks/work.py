@@ -127,14 +127,14 @@ class _Training:
     """A training run that continues by some steps at a time."""
 
     def __init__(self, backend: Backend, model: DiffusionModel, state: TrainerState) -> None:
-        program, (size, _, channels) = model.program, model.spec.image_shape
+        program, shape = model.program, model.spec.image_shape
         self.objective = Objective(
             model.process, 0, null_label=program.null_label, features=program.features, classes=program.classes,
             variance=model.variance, uncertainty=model.uncertainty, self_conditioned=program.self_conditioned,
             value_range=model.value_range,
         )  # fmt: skip
-        pixels = Stream(0, "bench/pixels").bits(np.arange(_IMAGES), size * size * channels) >> 24
-        images = pixels.astype(np.uint8).reshape(_IMAGES, size, size, channels)
+        pixels = Stream(0, "bench/pixels").bits(np.arange(_IMAGES), int(np.prod(shape))) >> 24
+        images = pixels.astype(np.uint8).reshape(_IMAGES, *shape)
         classes = max(program.classes, 1)
         dataset = Dataset(images, np.arange(_IMAGES) % classes, tuple(map(str, range(classes))), "bench")
         self.loader = Loader(dataset, 0, dtype=backend.config.host_dtype, value_range=model.value_range)

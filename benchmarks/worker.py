@@ -27,9 +27,16 @@ from diffusion_core.networks.weights import parameter_count
 def _build_backend(request: Mapping[str, Any]) -> BuiltContestant:
     """Build a contestant from a backend of Duet."""
     name = request["contestant"]
-    backend = load_backend(name, BackendConfig(**request["settings"]))
+    config = BackendConfig(**request["settings"])
+    backend = load_backend(name, config)
     products = import_module(f"benchmarks.products.{name}")
-    model = DiffusionModel.from_dict(request["model"])
+    own = request.get("own")
+    if own:
+        from benchmarks.own import PARTS, build_model  # here, since it reads much that other networks do not need
+
+        model = build_model(own, name, config, request["model"])
+    else:
+        model = DiffusionModel.from_dict(request["model"])
     description = backend.describe()
     facts = {
         "line": description.line(),
@@ -38,7 +45,9 @@ def _build_backend(request: Mapping[str, Any]) -> BuiltContestant:
         "matrix": MATRIX[backend.config.device].size,
     }
     sizes = {key: request[key] for key in ("batch", "steps", "images", "ddim_steps")}
-    return BuiltContestant(facts, make_workloads(backend, products, model, **sizes), backend.peak_memory_mib)
+    work = make_workloads(backend, products, model, **sizes)
+    work = {key: run for key, run in work.items() if not own or key not in PARTS}
+    return BuiltContestant(facts, work, backend.peak_memory_mib)
 
 
 def _build_peer(request: Mapping[str, Any]) -> BuiltContestant:

@@ -73,7 +73,8 @@ def _without_model(arguments: Sequence[str], command: str) -> list[str]:
     Raises:
         DuetError: if a model is named too.
     """
-    keys = {argument.partition("=")[0].lstrip("+") for argument in arguments if "=" in argument}
+    taken = f"model={OWN_MODEL}"  # as in the words that Hydra keeps of a run or hands to the jobs of a sweep
+    keys = {argument.partition("=")[0].lstrip("+") for argument in arguments if "=" in argument and argument != taken}
     named = [argument for argument in arguments if argument.startswith("network=") and argument[8:] != "null"]
     has_model = "model" in {field.name for field in dataclasses.fields(SCHEMAS[command])} if command in SCHEMAS else ()
     if not named or not has_model:
@@ -81,7 +82,7 @@ def _without_model(arguments: Sequence[str], command: str) -> list[str]:
     for key in sorted(keys):
         if key == "model" or key.startswith("model."):
             raise DuetError(f"{key}: it was given with {named[0]}, which takes the place of the model; leave out one")
-    return [*arguments, f"model={OWN_MODEL}"]
+    return [*(argument for argument in arguments if argument != taken), taken]
 
 
 def config_folders(flags: Sequence[str]) -> list[Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -63,6 +63,7 @@ __all__ = [
     "make_model",
     "network_spec",
     "new_checkpoint_directory",
+    "open_own_network",
     "own_network",
     "preparation_setup",
     "run_directory",
@@ -116,6 +117,11 @@ def network_spec(cfg: DictConfig) -> NetworkSpec:
     """Return the network of a configuration with the group `model`."""
     model = plain(cfg.model)
     if model.get("architecture") == OWN_MODEL:
+        if "network" not in cfg:
+            raise DuetError(
+                f"model: {OWN_MODEL} was given, an own network, whose blocks are unknown; this command needs a network "
+                f"of Duet, such as model=digits"
+            )
         raise DuetError(f"model: {OWN_MODEL} was given, which is a network of yours; name it: network=my_file:build")
     if "architecture" not in model:
         raise DuetError(
@@ -124,10 +130,11 @@ def network_spec(cfg: DictConfig) -> NetworkSpec:
     return make_spec(**model)
 
 
-def own_network(cfg: DictConfig) -> OwnNetwork | None:
+def own_network(cfg: DictConfig, precision: str | None = None) -> OwnNetwork | None:
     """Return the own network that the key `network` names; None without one.
 
-    This runs the user's code, and so imports its framework.
+    It computes in `precision`, by default that of the configuration. This runs the user's code, and so imports its
+    framework.
 
     Raises:
         DuetError: if there is no such network, it is of another framework than the backend, or a model was given too.
@@ -142,17 +149,39 @@ def own_network(cfg: DictConfig) -> OwnNetwork | None:
     reference = named.get(backend) if isinstance(named, dict) else named
     if reference is None:
         raise DuetError(f"network: there is one for {', '.join(named)}, and none for backend={backend}; add one")
-    call = plain(cfg.network_call)
+    setup = backend_setup(cfg, precision)
+    return open_own_network(
+        str(reference), setup, plain(cfg.network_options), plain(cfg.network_call), cfg.get("seed") or 0
+    )
+
+
+def open_own_network(
+    reference: str, backend: BackendSetup, options: Mapping[str, Any], call: Mapping[str, Any], seed: int = 0
+) -> OwnNetwork:
+    """Return the own network of a reference, for a backend.
+
+    Args:
+        reference: see `experiments.runtime.own_files`.
+        backend: what computes it, in its precision.
+        options: keyword arguments of the function that is named.
+        call: keyword arguments of `adapt`.
+        seed: of the weights that it draws.
+
+    Raises:
+        DuetError: if there is no such network, or it is of another framework.
+    """
     known = inspect.signature(adapt).parameters.keys() - {"network", "name"}
     for key in call:
         if key not in known:
             raise one_of("network_call", key, sorted(known))
-    backend_setup(cfg).load()  # first, since a framework takes threads and other processes only before it computes
-    with _user_code(str(reference)), building(backend, cfg.precision, cfg.get("seed") or 0):
-        built = open_network(str(reference), plain(cfg.network_options))
-    own = adapt(built, **call, name=str(reference))
-    if own.framework != backend:
-        raise DuetError(f"network: {reference} is of {own.framework}, not of {backend}; add backend={own.framework}")
+    backend.load()  # first, since a framework takes threads and other processes only before it computes
+    with _user_code(reference), building(backend.name, backend.precision, seed):
+        built = open_network(reference, options)
+    own = adapt(built, **call, name=reference)
+    if own.framework != backend.name:
+        raise DuetError(
+            f"network: {reference} is of {own.framework}, not of {backend.name}; add backend={own.framework}"
+        )
     return own
 
 
@@ -209,17 +238,18 @@ def sample_options(sample: DictConfig) -> SampleOptions:
     return SampleOptions(**plain(sample))
 
 
-def guidance_models(cfg: DictConfig) -> GuidanceModels:
-    """Read the checkpoints of the networks that guide sampling."""
+def guidance_models(cfg: DictConfig, own: OwnNetwork | None = None) -> GuidanceModels:
+    """Read the checkpoints of the networks that guide sampling from a checkpoint, which may be of an own network."""
     values: dict[str, Any] = {f.name: cfg[f.name] for f in fields(GuidanceModels)}
-    return GuidanceModels.load(**values)
+    return GuidanceModels.load(**values, own=own)
 
 
 def sampling_setup(cfg: DictConfig) -> SamplingSetup:
     """Return the checked request of a configuration of `experiments.sample`."""
+    own = own_network(cfg)
     return SamplingSetup.create(
-        cfg.checkpoint, plain(cfg.sampler), sample_options(cfg.sample), guidance_models(cfg), backend_setup(cfg),
-        cfg.save_images, own_network(cfg),
+        cfg.checkpoint, plain(cfg.sampler), sample_options(cfg.sample), guidance_models(cfg, own), backend_setup(cfg),
+        cfg.save_images, own,
     )  # fmt: skip
 
 
@@ -238,10 +268,8 @@ def edit_setup(cfg: DictConfig) -> EditSetup:
     options = _select(
         cfg, "checkpoint", "path", "images", "labels", "variants", "batch", "seed", "weights", "sampler", "mode"
     )
-    data = data_source(cfg.data) if "name" in cfg.data else None
-    return EditSetup(
-        **options, data=data, guidance=guidance_models(cfg), backend=backend_setup(cfg), network=own_network(cfg)
-    )
+    data, own = data_source(cfg.data) if "name" in cfg.data else None, own_network(cfg)
+    return EditSetup(**options, data=data, guidance=guidance_models(cfg, own), backend=backend_setup(cfg), network=own)
 
 
 def training_setup(cfg: DictConfig) -> TrainingSetup:

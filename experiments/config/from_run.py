@@ -198,6 +198,7 @@ def _register(run: Path, command: str, typed: Sequence[str]) -> None:
 def _check_network(own: Any, run: Path, command: str, typed: Sequence[str]) -> None:
     """Refuse to run code that a run names and nobody typed."""
     has_key = "network" in {field.name for field in dataclasses.fields(SCHEMAS[command])}
+    has_key = has_key and (command != "evaluate" or _evaluates_checkpoint(typed))
     if has_key and not any(_key(argument) == "network" for argument in typed):
         raise DuetError(
             f"network: {run} trained an own network, {own}; a run may come from elsewhere, so its code is run only if "
@@ -220,9 +221,8 @@ def _guidance_to_keep(config: Mapping[str, Any], command: str, typed: Sequence[s
 def _paths(run: Path, command: str, keys: set[str], typed: Sequence[str], primary: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a command that name the run."""
     key = FROM[command].path_key
-    if command == "evaluate":
-        chosen = [argument for argument in typed if _key(argument) in _OF_CHECKPOINT and _value(argument) != "none"]
-        key = "checkpoint" if chosen else key
+    if command == "evaluate" and _evaluates_checkpoint(typed):
+        key = "checkpoint"
     if key is None:
         return {}
     named = {key: str(run)}
@@ -232,6 +232,10 @@ def _paths(run: Path, command: str, keys: set[str], typed: Sequence[str], primar
         hydra = dict(primary["hydra"])
         named["hydra"] = hydra | {"run": {"dir": str(run)}}
     return named
+
+
+def _evaluates_checkpoint(typed: Sequence[str]) -> bool:
+    return any(_key(argument) in _OF_CHECKPOINT and _value(argument) != "none" for argument in typed)
 
 
 def _with_choice(entry: Any, chosen: Mapping[str, str]) -> Any:

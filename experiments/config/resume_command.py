@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_core.runtime.distributed import ProcessGroup
 from experiments.config.convert import plain, to_yaml
 from experiments.config.from_run import command_name
+from experiments.config.schema import OWN_MODEL
 from experiments.training.run import RunRecord
 from hydra_plugins.duet_launcher.launcher import inherited_overrides, run_dir_override, source_flags
 
@@ -46,7 +47,8 @@ def resume_command(hydra: HydraConf, directory: Path, group: ProcessGroup, has_b
         group: the processes that compute together.
         has_begun: whether the run has written anything; otherwise it is started again as it was.
     """
-    task = list(hydra.overrides.task)
+    # Not the words that stand for an own network, which nobody types.
+    task = [override for override in hydra.overrides.task if override != f"model={OWN_MODEL}"]
     if has_begun:
         task = [*(override for override in task if not override.startswith("resume=")), "resume=latest"]
     task = [_as_typed(override, directory if has_begun else None) for override in task]

@@ -500,7 +500,7 @@ class StudySchema:
 
 
 @dataclass
-class ReplaySchema:
+class ReplaySchema(OwnNetworkSchema):
     """The configuration of `experiments.replay`; `precision` null is that of the run, `images` are examined."""
 
     bundle: str = MISSING  # the folder non_finite/N of a run
@@ -543,7 +543,16 @@ MODELS = {
 def add_schema(name: str, schema: type) -> None:
     """Register the schema of a command outside `experiments`, whose file is ``configs/<name>.yaml``."""
     SCHEMAS[name] = schema
-    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    ConfigStore.instance().store(name=f"{name}_schema", node=_schema_node(schema))
+
+
+def _schema_node(schema: type) -> Any:
+    """Return the node of a schema; its keyword arguments of other functions may be any, which those check."""
+    node = OmegaConf.structured(schema)
+    if issubclass(schema, OwnNetworkSchema):
+        OmegaConf.set_struct(node.network_options, False)
+        OmegaConf.set_struct(node.network_call, False)
+    return node
 
 
 @functools.cache
@@ -551,14 +560,10 @@ def register() -> None:
     """Give Hydra the schemas, under the names that the files in `configs` refer to."""
     store = ConfigStore.instance()
     for name, schema in SCHEMAS.items():
-        node = OmegaConf.structured(schema)
+        node = _schema_node(schema)
         if schema in (SampleRunSchema, EditSchema):
             # Without a name, these are options of the checkpoint's sampler, which checks them when it is built.
             OmegaConf.set_struct(node.sampler, False)
-        if issubclass(schema, OwnNetworkSchema):
-            # Keyword arguments of the user's function, and of `adapt`, which check them.
-            OmegaConf.set_struct(node.network_options, False)
-            OmegaConf.set_struct(node.network_call, False)
         if schema is TrainSchema:
             # Options of the named function, which checks them when it is called.
             for group in ("schedule", "weighting", "timestep_sampling"):

@@ -9,10 +9,10 @@ from typing import Any
 from diffusion_core.backend.interface import Backend
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.registry import build
+from diffusion_core.networks.own import OwnSpec
 from diffusion_core.runs.checkpoint import load_checkpoint
 from experiments.export.targets import TARGETS
 from experiments.runtime.backends import BackendSetup
-from experiments.runtime.own_networks import with_network
 from experiments.sampling.conditions import describe_weights
 from experiments.sampling.options import choose_weights
 
@@ -40,7 +40,12 @@ def export_checkpoint(
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise DuetError(f"out: {str(out)!r} was given and exists already; give another path")
-    loaded, setup = with_network(load_checkpoint(checkpoint), None, checkpoint), backend or BackendSetup()
+    loaded, setup = load_checkpoint(checkpoint), backend or BackendSetup()
+    if isinstance(loaded.model.spec, OwnSpec):
+        raise DuetError(
+            f"checkpoint: {checkpoint} is of an own network, {loaded.model.spec.reference}, whose blocks are unknown; "
+            f"export duet.load({checkpoint!r}, network=...).network() by its framework"
+        )
     weights = choose_weights("weights", weights, loaded)
     for note in describe_weights(loaded, weights):
         print(note, flush=True)

@@ -79,7 +79,7 @@ def experiment(run: RunFacts) -> list[tuple[str, str]]:
             "validation",
             f"{validation.get('part')}, {validation.get('of_images', 0):,} images" if validation else "none",
         ),
-        ("network", text(option("model", "architecture"))),
+        ("network", " ".join(own_network(run)) or text(option("model", "architecture"))),
         ("parameters", f"{env['parameters']:,}" if isinstance(env.get("parameters"), int) else ""),
         ("process", f"{option('process', 'prediction')} on {schedule}" if schedule else ""),
         ("batch", str(option("trainer", "batch", default=""))),
@@ -104,12 +104,24 @@ def environment(run: RunFacts) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in rows if value not in (None, "")]
 
 
+def own_network(run: RunFacts) -> list[str]:
+    """Return the words that name the own network of a run, as on the command line; none for a network of Duet."""
+    named = run.option("network") or run.option("model", "reference")
+    if isinstance(named, Mapping):
+        named = named.get(run.option("backend", "name"))
+    if not named:
+        return []
+    options = run.option("network_options")
+    return [f"network={named}", *(f"network_options.{key}={value}" for key, value in (options or {}).items())]
+
+
 def commands(run: RunFacts) -> list[tuple[str, str]]:
     """Return titles and commands."""
     path, backend = shlex.quote(str(run.path)), run.option("backend", "name") or run.environment.get("backend")
     with_backend = f"backend={backend} " if backend else ""
+    own = "".join(f" {shlex.quote(word)}" for word in own_network(run))
     commands = []
-    resume = run.resume_command or f"python3 -m duet train from={path} resume=latest hydra.run.dir={path}"
+    resume = run.resume_command or f"python3 -m duet train from={path} resume=latest hydra.run.dir={path}{own}"
     if run.is_complete:
         words = [word for word in shlex.split(resume) if not word.startswith("trainer.images=")]
         commands.append(("Train longer", shlex.join([*words, f"trainer.images={2 * run.total}"])))
@@ -117,7 +129,7 @@ def commands(run: RunFacts) -> list[tuple[str, str]]:
         commands.append(("Continue this run", resume))
     if run.last_checkpoint is not None and run.samples:
         out = shlex.quote(str(run.path / "more"))
-        commands.append(("Sample", f"python3 -m duet sample {with_backend}checkpoint={path} out={out}"))
+        commands.append(("Sample", f"python3 -m duet sample {with_backend}checkpoint={path} out={out}{own}"))
     if run.result.get("sampled"):
         out = shlex.quote(str(run.path / "evaluation"))
         commands.append(("Evaluate the samples", f"python3 -m duet evaluate from={path} out={out}"))

@@ -11,9 +11,11 @@ import numpy as np
 from diffusion_core.backend.interface import Backend, Guidance, Network
 from diffusion_core.common.errors import DuetError
 from diffusion_core.model.diffusion_model import DiffusionModel
+from diffusion_core.networks.own import OwnSpec
 from diffusion_core.networks.program import Program
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.sampling import SamplerPlan
+from experiments.runtime.own_networks import OwnNetwork, with_network
 from experiments.sampling.conditions import check_class_names, check_guided
 from experiments.sampling.options import check_weights_name, choose_weights
 from experiments.sampling.plans import make_sampler_plan
@@ -43,8 +45,11 @@ class GuidanceModels:
         guide_weights: str | None = None,
         classifier: str | None = None,
         classifier_weights: str | None = None,
+        own: OwnNetwork | None = None,
     ) -> GuidanceModels:
         """Read the checkpoints of these run directories, and choose their weights.
+
+        A guide that is of an own network has the code of `own`, the network to sample from, with weights of its own.
 
         Raises:
             DuetError: if a checkpoint cannot be read, or does not have the named weights.
@@ -52,6 +57,8 @@ class GuidanceModels:
         chosen: list[Any] = []
         for key, path, weights in (("guide", guide, guide_weights), ("classifier", classifier, classifier_weights)):
             checkpoint = None if path is None else load_checkpoint(path, key=key)
+            if checkpoint is not None and isinstance(checkpoint.model.spec, OwnSpec):
+                checkpoint = with_network(checkpoint, own, path)
             if checkpoint is not None:
                 weights = choose_weights(f"{key}_weights", weights, checkpoint)
             elif weights is not None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend.interface import Backend, Network, Trainer
+from diffusion_core.networks.own import OwnSpec
 from diffusion_core.networks.weights import Weights
 from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.runs.ema_snapshots import save_snapshots
@@ -161,7 +162,9 @@ class RunCallbacks:
             folder, step, setup.model, setup.seed, self.trainer.state(), batch, setup.adam, setup.objective.distance,
             notes,
         )  # fmt: skip
-        return f"; to examine it: python3 -m duet replay backend={setup.backend.name} bundle={path}"
+        spec = setup.model.spec
+        own = f" network={spec.reference}" if isinstance(spec, OwnSpec) else ""
+        return f"; to examine it: python3 -m duet replay backend={setup.backend.name} bundle={path}{own}"
 
     def on_sample(self, images_seen: int) -> None:
         """Draw the samples of an intermediate moment; a signal that arrives meanwhile stops the run after it."""

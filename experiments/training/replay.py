@@ -8,8 +8,8 @@ are computed once more block by block, next to the NumPy reference in float64 if
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from diffusion_core.backend import reference
 from diffusion_core.backend.interface import Trainer
 from diffusion_core.common.errors import DuetError
+from diffusion_core.networks.own import OwnSpec
 from diffusion_core.networks.weights import parameter_count
 from diffusion_core.optim.adam import global_norm
 from diffusion_core.runs.failure_bundle import (
@@ -29,6 +30,7 @@ from diffusion_core.runs.failure_bundle import (
 )
 from diffusion_core.runs.run_directory import write_json
 from experiments.runtime.backends import BackendSetup
+from experiments.runtime.own_networks import OwnNetwork, with_network
 from experiments.training.resume import compiled_in
 
 __all__ = ["Replay", "replay_step"]
@@ -94,7 +96,13 @@ class Replay:
             yield f"{name:<{width}}  {place.lost:>10,}  {place.largest:>10.3g}{other}"
 
 
-def replay_step(path: str | Path, backend: BackendSetup, precision: str | None = None, images: int = 4) -> Replay:
+def replay_step(
+    path: str | Path,
+    backend: BackendSetup,
+    precision: str | None = None,
+    images: int = 4,
+    network: Callable[[str], OwnNetwork | None] = lambda precision: None,
+) -> Replay:
     """Compute a stored step again, and write ``replay-BACKEND-PRECISION.json`` into its bundle.
 
     Args:
@@ -102,6 +110,7 @@ def replay_step(path: str | Path, backend: BackendSetup, precision: str | None =
         backend: what computes; its precision is replaced.
         precision: of the computation; None is that of the run.
         images: how many are examined block by block.
+        network: returns the own network of the step in a precision.
 
     Raises:
         DuetError: if the bundle cannot be read, or `images` is below 1.
@@ -109,8 +118,10 @@ def replay_step(path: str | Path, backend: BackendSetup, precision: str | None =
     if images < 1:
         raise DuetError(f"images: {images} was given; it must be at least 1")
     bundle = load_bundle(path)
-    moment, program = bundle.moment, bundle.moment.model.program
-    backend = backend.with_precision(precision or str(moment.notes["precision"]))
+    precision = precision or str(bundle.moment.notes["precision"])
+    moment = with_network(bundle.moment, network(precision), path)
+    program, backend = moment.model.program, backend.with_precision(precision)
+    bundle = replace(bundle, moment=moment)
     opened = backend.open(resumed=compiled_in(moment, backend.name))
     trainer = opened.trainer(program, moment.state, bundle.adam, bundle.distance)
     expected: Mapping[str, NDArray] = {}
@@ -119,7 +130,8 @@ def replay_step(path: str | Path, backend: BackendSetup, precision: str | None =
         norm = global_norm(gradients)
         batch = select_images(bundle.batch, _choose_images(bundle, trainer, images))
         values = trainer.activations(batch)
-        if parameter_count(program) <= _MAX_REFERENCE_PARAMETERS:
+        is_own = isinstance(moment.model.spec, OwnSpec)
+        if not is_own and parameter_count(program) <= _MAX_REFERENCE_PARAMETERS:
             expected = reference.activations(program, moment.state.weights, batch, bundle.distance)
         places = [place for place in failure_locations(bundle, values, loss, gradients) if place.lost]
     first = next(iter(places), None)

@@ -207,6 +207,10 @@ def test_a_contestant_that_raises_any_exception_is_left_out_with_the_reason(monk
         (["steps=0"], "steps: 0"),
         (["at_once=0"], "at_once: 0"),
         (["device=gpu"], "cpu, cuda"),
+        (["network=my_file:build"], "shape: [] was given"),
+        (["network=my_file:build", "shape=[8,8,1]", "contestants=[diffusers]"], "is measured in torch or tf"),
+        (["network=my_file:build", "shape=[8,8,1]", "vary=image_size", "values=[8]"], "an own network has one shape"),
+        (["shape=[8,8,1]"], "without a network"),
     ],
 )
 def test_invalid_input_is_a_one_line_error_and_nothing_starts(tmp_path: Path, words: list[str], named: str) -> None:
