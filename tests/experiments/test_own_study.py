@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,3 +80,27 @@ def test_processes_start_from_the_weights_of_the_main_one(tmp_path, backend_name
     for begun in together(2, start):
         np.testing.assert_array_equal(begun.state.weights[name], array)
         np.testing.assert_array_equal(begun.state.ema[name], array)
+
+
+@pytest.mark.slow
+@pytest.mark.backend
+def test_a_killed_process_resumes_to_the_uninterrupted_run(tmp_path, backend_name):
+    """The process is killed at its second checkpoint; the words of both calls are the same."""
+    write(tmp_path)
+    words = [*WORDS, f"backend={backend_name}", f"network=scale_{backend_name}:Scale", "trainer.images=4096"]
+    words += ["trainer.checkpoint_images=16", "resume=auto", "ema=power"]
+    command = [sys.executable, "-m", "experiments.train", *words]
+    options = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "stdout": subprocess.DEVNULL}
+    killed = subprocess.Popen([*command, "hydra.run.dir=killed"], **options)
+    while killed.poll() is None and len(list((tmp_path / "killed/checkpoints").glob("[0-9]*"))) < 2:
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    reached = load_checkpoint(find_checkpoint(tmp_path / "killed")).images_seen
+    assert reached < 4096
+    for run in ("killed", "whole"):
+        subprocess.run([*command, f"hydra.run.dir={run}"], check=True, timeout=300, **options)
+    one, other = (load_checkpoint(find_checkpoint(tmp_path / run)).state.parts for run in ("killed", "whole"))
+    for part, arrays in one.items():
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, other[part][name], err_msg=f"{part}/{name}")
