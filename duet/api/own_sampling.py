@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -55,89 +55,141 @@ def sample_network(
     for name in call:
         raise unknown_option(sample_network, name, CALL, called="sample")
     shape = _shape(shape)
-    count, sample_shape = shape[0], shape[1:]
     if batch is not None and batch < 1:
         raise DuetError(f"batch: {batch} was given; it must be at least 1, or None for all samples at once")
+    kinds, features, null_features = _features(own, conditions, null_conditions, shape[0])
+    numbers = read_labels(own, labels, shape[0])
+    _check_guidance(own, plan, numbers, has_null=guide is not None or bool(null_conditions))
+    _check_times(own, plan)
+    spec = own.spec(
+        shape[1:], classes=own.known_classes(numbers), with_label=numbers is not None or None, conditions=kinds,
+        learned=plan.learned is not None,
+    )  # fmt: skip
+    if numbers is None and spec.num_classes:
+        raise DuetError("labels: the network takes a class; give one for each sample, such as labels=[0, 1, 2]")
+    numbers = np.zeros(shape[0], np.int32) if numbers is None else numbers
+    opened, built = own.open(compile), own.build(spec, compile)
+    guidance = Guidance(
+        guide=_other(own, guide, "guide", shape[1:], spec, compile),
+        classifier=_other(own, classifier, "classifier", shape[1:], spec, compile),
+        features=None if features is None else features.astype(opened.config.host_dtype),
+        null_features=None if null_features is None else null_features.astype(opened.config.host_dtype),
+    )
+    known, mask = (_images(own, name, value, shape) for name, value in (("known", known), ("mask", mask)))
+    if (known is None) != (mask is None):
+        raise DuetError("inpainting: known or mask is missing; give both, or neither")
+    if mask is not None and not np.all((mask == 0) | (mask == 1)):
+        raise DuetError("mask: it must be 1 where samples are known and 0 elsewhere")
+    samples = _Samples(own, opened, built, spec, shape, numbers, seed, first + np.arange(shape[0]))
+    if strength is not None:
+        if start is None:
+            raise DuetError("strength: it was given without start; give the samples to change as start")
+        plan = _last_rows(plan, strength)
+    if differentiable:
+        if callback is not None:
+            raise DuetError("callback: it cannot be combined with differentiable=True; leave it out")
+        return _sample_tensors(samples, plan, guidance, start, strength is not None, known, mask)
+    start = _images(own, "start", start, shape)
+    if strength is not None:
+        start = add_start_noise(plan, start, samples.index, seed)
+    edit = None
+    if start is not None or mask is not None:
+        edit = Edit(plan, samples.index, start=start, images=known, mask=mask)
+    images = generate(
+        opened, built, plan, spec.image_shape, numbers, seed, first=first, batch=batch or shape[0],
+        callback=callback and StepCallback(
+            lambda row, x, x0: callback(row, samples.from_images(x), samples.from_images(x0))
+        ),
+        progress=progress, guidance=guidance, edit=edit,
+    )  # fmt: skip
+    if not np.all(np.isfinite(images)):
+        bad = int(np.sum(~np.isfinite(images).reshape(len(images), -1).all(axis=1)))
+        warnings.warn(
+            f"sample: {bad} of {len(images)} samples have numbers that are not finite; the network returned such "
+            f"numbers, or the plan does not fit what it predicts",
+            stacklevel=4,
+        )
+    return samples.from_images(images)
+
+
+@dataclass(frozen=True, eq=False)
+class _Samples:
+    """The samples to draw: their network in its backend, their shape with the batch, labels and random numbers."""
+
+    own: OwnNetwork
+    opened: Any
+    network: Any
+    spec: OwnSpec
+    shape: tuple[int, ...]
+    labels: NDArray[np.int32]
+    seed: int
+    index: NDArray[np.int64]
+
+    def from_images(self, images: NDArray) -> Any:
+        """Return images b h w c as a tensor of the framework, in the network's layout."""
+        images = images.astype(self.opened.config.host_dtype, copy=False)
+        return self.opened.tensor(images_to_samples(images, self.shape[1:], self.own.layout))
+
+
+def _features(
+    own: OwnNetwork, conditions: Mapping[str, Any] | None, null_conditions: Mapping[str, Any] | None, count: int
+) -> tuple[tuple[tuple[str, tuple[int, ...], str], ...], NDArray | None, NDArray | None]:
+    """Return the kinds of the conditions, and the features with and without them, each (count, F)."""
     to_array = own.backend.own.to_array
     kinds, features = pack_conditions(conditions, count, to_array)
     null_kinds, null_features = pack_conditions(null_conditions, count, to_array)
     if null_conditions and null_kinds != kinds:
         raise DuetError(f"null_conditions: {null_kinds} were given; they must be those of conditions, {kinds}")
-    numbers = read_labels(own, labels, count)
-    _check_guidance(own, plan, numbers, has_null=guide is not None or bool(null_conditions))
-    _check_times(own, plan)
-    spec = own.spec(
-        sample_shape, classes=own.known_classes(numbers), with_label=numbers is not None or None, conditions=kinds,
-        learned=plan.learned is not None,
-    )  # fmt: skip
-    if numbers is None and spec.num_classes:
-        raise DuetError("labels: the network takes a class; give one for each sample, such as labels=[0, 1, 2]")
-    numbers = np.zeros(count, np.int32) if numbers is None else numbers
-    opened, built = own.open(compile), own.build(spec, compile)
-    dtype = opened.config.host_dtype
-    guidance = Guidance(
-        guide=_other(own, guide, "guide", sample_shape, spec, compile),
-        classifier=_other(own, classifier, "classifier", sample_shape, spec, compile),
-        features=None if features is None else features.astype(dtype),
-        null_features=None if null_features is None else null_features.astype(dtype),
-    )
-    index = first + np.arange(count)
-    given = [_images(own, name, value, shape) for name, value in (("known", known), ("mask", mask))]
-    if (known is None) != (mask is None):
-        raise DuetError("inpainting: known or mask is missing; give both, or neither")
-    if mask is not None and not np.all((given[1] == 0) | (given[1] == 1)):
-        raise DuetError("mask: it must be 1 where samples are known and 0 elsewhere")
-    if strength is not None:
-        if start is None:
-            raise DuetError("strength: it was given without start; give the samples to change as start")
-        plan = _last_rows(plan, strength)
-        clean = _images(own, "start", start, shape)
-        noisy = add_start_noise(plan, clean, index, seed).astype(dtype)
-        start = opened.tensor(images_to_samples(noisy, sample_shape, own.layout))
-    if differentiable:
-        if not hasattr(opened, "samplers"):
-            raise DuetError("differentiable: True was given; a function of NumPy arrays has no gradients, so use False")
-        if callback is not None:
-            raise DuetError("callback: it cannot be combined with differentiable=True; leave it out")
-        guidance.check(plan)
-        check_labels(
-            numbers, built.program, plan, guide is not None, guidance.classifier and guidance.classifier.program
-        )
-        image_shape = spec.image_shape
-        if start is None:
-            start = opened.tensor(
-                images_to_samples(start_noise(plan, seed, index, image_shape, dtype), sample_shape, own.layout)
-            )
-        if tuple(start.shape) != shape:
-            raise DuetError(f"start: a tensor with shape {tuple(start.shape)} was given; it must have {shape}")
-        if mask is not None:
-            source = known_source(plan, given[0], seed, index, dtype)
-            guidance = replace(guidance, mask=given[1].astype(dtype), known=source)
-            guidance.check(plan)
-        registers = own.backend.own.from_own(start, sample_shape, own.layout)
-        noise = noise_source(seed, index, image_shape, dtype)
-        result = opened.samplers.sample_tensors(built, plan, registers, numbers, noise, None, guidance)
-        return own.backend.own.to_own(result, sample_shape, own.layout)
-    edit = None
-    if start is not None or mask is not None:
-        edit = Edit(plan, index, start=_images(own, "start", start, shape), images=given[0], mask=given[1])
+    return kinds, features, null_features
 
-    def to_samples(images: NDArray) -> Any:
-        return opened.tensor(images_to_samples(images, sample_shape, own.layout))
 
-    images = generate(
-        opened, built, plan, spec.image_shape, numbers, seed, first=first, batch=batch or count,
-        callback=callback and StepCallback(lambda row, x, x0: callback(row, to_samples(x), to_samples(x0))),
-        progress=progress, guidance=guidance, edit=edit,
-    )  # fmt: skip
-    if not np.all(np.isfinite(images)):
-        bad = int(np.sum(~np.isfinite(images).reshape(count, -1).all(axis=1)))
-        warnings.warn(
-            f"sample: {bad} of {count} samples have numbers that are not finite; the network returned such numbers, or "
-            f"the plan does not fit what it predicts",
-            stacklevel=4,
-        )
-    return to_samples(images)
+def _sample_tensors(
+    samples: _Samples,
+    plan: SamplerPlan,
+    guidance: Guidance,
+    start: Any,
+    is_clean: bool,
+    known: NDArray | None,
+    mask: NDArray | None,
+) -> Any:
+    """Run a plan on tensors from start to end, so that gradients flow from the samples to `start` and the weights.
+
+    Args:
+        samples: what to draw.
+        plan: the rows to run.
+        guidance: without a mask.
+        start: a tensor or an array; None draws it.
+        is_clean: whether noise is added to `start`.
+        known: see `duet.sample`, as images b h w c.
+        mask: like `known`.
+
+    Raises:
+        DuetError: for a function of NumPy arrays, a start of another shape, or labels that do not exist.
+    """
+    opened, network, own, dtype = samples.opened, samples.network, samples.own, samples.opened.config.host_dtype
+    if not hasattr(opened, "samplers"):
+        raise DuetError("differentiable: True was given; a function of NumPy arrays has no gradients, so use False")
+    classifier = guidance.classifier and guidance.classifier.program
+    check_labels(samples.labels, network.program, plan, guidance.guide is not None, classifier)
+    image_shape, sample_shape = samples.spec.image_shape, samples.shape[1:]
+    if start is None:
+        start = samples.from_images(start_noise(plan, samples.seed, samples.index, image_shape, dtype))
+    else:
+        _refuse_bytes("start", start)
+        start = own.backend.own.as_tensor(start, opened.context)
+    if is_clean:  # alpha x + sigma eps, with sigma eps from the host
+        noise = add_start_noise(plan, np.zeros((len(samples.index), *image_shape)), samples.index, samples.seed)
+        start = float(plan.alpha[0]) * start + samples.from_images(noise)
+    if tuple(start.shape) != samples.shape:
+        raise DuetError(f"start: a tensor with shape {tuple(start.shape)} was given; it must have {samples.shape}")
+    if mask is not None:
+        source = known_source(plan, known, samples.seed, samples.index, dtype)
+        guidance = replace(guidance, mask=mask.astype(dtype), known=source)
+    guidance.check(plan)
+    registers = own.backend.own.from_own(start, sample_shape, own.layout)
+    noise = noise_source(samples.seed, samples.index, image_shape, dtype)
+    result = opened.samplers.sample_tensors(network, plan, registers, samples.labels, noise, None, guidance)
+    return own.backend.own.to_own(result, sample_shape, own.layout)
 
 
 def _shape(shape: Any) -> tuple[int, ...]:
@@ -226,13 +278,17 @@ def _images(own: OwnNetwork, name: str, value: Any, shape: tuple[int, ...]) -> N
     if value is None:
         return None
     array = own.backend.own.to_array(value)
-    if array.dtype == np.uint8:
-        raise DuetError(
-            f"{name}: uint8 was given; it must be floats in the value range of the data, for example "
-            f"value / 127.5 - 1 for (-1, 1)"
-        )
+    _refuse_bytes(name, array)
     try:
         array = np.broadcast_to(array.astype(np.float64), shape)
     except ValueError:
         raise DuetError(f"{name}: an array with shape {array.shape} was given; it must have {shape}") from None
     return samples_to_images(array, own.layout)
+
+
+def _refuse_bytes(name: str, value: Any) -> None:
+    if "uint8" in str(getattr(value, "dtype", "")):
+        raise DuetError(
+            f"{name}: uint8 was given; it must be floats in the value range of the data, for example "
+            f"value / 127.5 - 1 for (-1, 1)"
+        )

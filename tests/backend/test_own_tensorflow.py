@@ -367,6 +367,17 @@ def test_gradients_flow_through_sampling(compile: bool) -> None:
     assert float(np.trace(gradient)) == pytest.approx((moved[0] - moved[1]) / (2 * step), rel=2e-3)
 
 
+def test_gradients_flow_through_sampling_to_a_start_with_noise() -> None:
+    import tensorflow as tf
+
+    start, plan = tf.Variable(tf.ones((3, 4, 4, 2))), duet.samplers.ddim(PROCESS, steps=4, clip=None)
+    options = {"shape": (3, 4, 4, 2), "labels": LABELS, "classes": 3, "strength": 0.5, "start": start}
+    with tf.GradientTape() as tape:
+        samples = duet.sample(keras_model("list"), plan, differentiable=True, **options)
+    np.testing.assert_allclose(samples, duet.sample(keras_model("list"), plan, **options), rtol=1e-5, atol=1e-5)
+    assert float(tf.reduce_min(tf.abs(tape.gradient(samples, start)))) > 0
+
+
 def closing_over(make: str) -> Any:
     """Return a network that reads a variable which none of its attributes holds."""
     import keras

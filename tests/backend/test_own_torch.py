@@ -186,12 +186,13 @@ def test_images_stay_where_they_are_and_gradients_flow_to_them() -> None:
     np.testing.assert_allclose(float(slope.detach()), float(gradient.sum()), rtol=1e-4)
 
 
-def test_samples_can_be_differentiated() -> None:
-    module, plan = network().eval(), duet.samplers.ddim(PROCESS, steps=3, guidance=1.5, clip=None, eta=0.5)
+@pytest.mark.parametrize("strength", [None, 0.5])
+def test_samples_can_be_differentiated(strength: float | None) -> None:
+    module, plan = network().eval(), duet.samplers.ddim(PROCESS, steps=4, guidance=1.5, clip=None, eta=0.5)
+    given: dict[str, Any] = {"shape": (2, 2, 4, 4), "labels": [0, 1], "classes": 3, "strength": strength}
 
     def samples(start: Any) -> Any:
-        options = {"labels": [0, 1], "classes": 3, "start": start, "differentiable": True}
-        return duet.sample(module, plan, shape=(2, 2, 4, 4), **options).square().sum()
+        return duet.sample(module, plan, start=start, differentiable=True, **given).square().sum()
 
     start = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(samples(start), start)
@@ -201,8 +202,12 @@ def test_samples_can_be_differentiated() -> None:
     np.testing.assert_allclose(float(slope), float((gradient * direction).sum()), rtol=1e-5)
     samples(start).backward()
     assert module.first.weight.grad.abs().sum() > 0
-    ordinary = duet.sample(module, plan, shape=(2, 2, 4, 4), labels=[0, 1], classes=3, start=start)
+    ordinary = duet.sample(module, plan, start=start, **given)
     np.testing.assert_allclose(float(ordinary.square().sum()), float(samples(start).detach()), rtol=1e-12)
+    of_array = samples(start.detach().numpy())
+    np.testing.assert_allclose(float(of_array.detach()), float(samples(start).detach()), rtol=1e-12)
+    with pytest.raises(duet.DuetError, match="start: uint8"):
+        samples(np.zeros((2, 2, 4, 4), np.uint8))
 
 
 class Small(nn.Module if find_spec("torch") else object):  # type: ignore[misc]
