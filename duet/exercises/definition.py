@@ -151,8 +151,7 @@ def add(
 
     Args:
         reference: a right solution for NumPy arrays in float64, images as b h w c. Its name is that of the exercise,
-        the
-            names of its arguments are those to write, and its docstring is the statement.
+            the names of its arguments are those to write, and its docstring is the statement.
         title: one line.
         source: the paper or code of the convention.
         cases: the arguments of every case; the keys describe the cases. Give numbers, arrays, dicts of arrays or a
