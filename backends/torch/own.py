@@ -324,11 +324,18 @@ def _held_beside(
     """Return what a module holds beside the owned arrays.
 
     These are the buffers that are no weights, such as tables of positions, on the device and in its number type; and
-    the further names of tensors that the module holds twice, each with its first name.
+    the further names of tensors that the module holds twice, each with its first name. A submodule that is reached by
+    two paths has one name for each tensor: a call that replaced it twice would not put the first value back.
     """
-    constants, ties, first = {}, {}, {}
+    constants, ties, first, places = {}, {}, {}, set()
     named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    owners = dict(module.named_modules(remove_duplicate=False))
     for name, tensor in named:
+        path, _, leaf = name.rpartition(".")
+        place = (id(owners[path]), leaf)
+        if place in places:
+            continue
+        places.add(place)
         if id(tensor) in first:
             ties[name] = first[id(tensor)]
             continue

@@ -31,6 +31,7 @@ if find_spec("torch"):
             self.norm = nn.BatchNorm2d(4)
             self.drop = nn.Dropout(0.2)
             self.last = nn.Conv2d(4, 2, 3, padding=1)
+            self.also_last = self.last  # one module by two names
             self.table = nn.Embedding(classes + 1, 4)
             self.frozen = nn.Parameter(torch.ones(4), requires_grad=False)
             self.tied = nn.Linear(4, 4, bias=False)
