@@ -327,7 +327,7 @@ class OwnSpec(NetworkSpec):
         if self.time not in TIMES:
             raise one_of("time", self.time, TIMES)
         arguments = Arguments.parse(self.inputs, [name for name, _, _ in self.conditions])
-        if self.num_classes and not {"label", "one_hot"} & set(arguments.values):
+        if self.num_classes and not self.takes_label:
             raise DuetError(
                 f"classes: {self.num_classes} classes were given, but the network takes ({arguments}) and no label; "
                 f"add it, as in inputs='{arguments}, class_labels=label'"
@@ -338,6 +338,12 @@ class OwnSpec(NetworkSpec):
     def classifies(self) -> bool:  # type: ignore[override]
         """Whether the output is the logits of classes."""
         return self.logits
+
+    @property
+    def takes_label(self) -> bool:
+        """Whether the call has a class."""
+        values = Arguments.parse(self.inputs, [name for name, _, _ in self.conditions]).values
+        return bool({"label", "one_hot"} & set(values))
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -380,7 +386,7 @@ def _(spec: OwnSpec) -> Program:
     options = {name: getattr(spec, name) for name in names}
     first_label = int(spec.null_label == 0 and spec.num_classes > 0)
     block = Own(**options, outputs=spec.out_channels, classes=spec.num_classes, first_label=first_label)
-    takes_label = bool({"label", "one_hot"} & set(block.arguments.values)) and spec.num_classes
+    takes_label = spec.takes_label and spec.num_classes
     null_label = spec.num_classes if spec.null_label is None else spec.null_label
     features = max((piece.stop for piece in block.feature_slices.values()), default=0)
     node = Node(NODE, block, ("x", "c_noise", "label", "features"))

@@ -44,6 +44,16 @@ TIMES = ("float", "int", "column")
 VALUES = ("x", "t", "label", "one_hot")
 # Names of parameters of other people's networks that take the class.
 LABEL_NAMES = ("label", "labels", "class_labels", "class_label", "y", "classes", "cls", "c")
+# Names that take t, so that a network called as (t, x) is known by them.
+TIME_NAMES = (
+    "t", "ts", "time", "times", "timestep", "timesteps", "sigma", "sigmas", "noise_level", "noise_levels", "log_snr",
+    "logsnr",
+)  # fmt: skip
+# Names of parameters that take neither x, t nor the class.
+OTHER_NAMES = (
+    "self_cond", "x_self_cond", "x_cond", "mask", "attention_mask", "context", "encoder_hidden_states", "text",
+    "text_embeddings", "model_kwargs", "return_dict", "training", "train", "deterministic",
+)  # fmt: skip
 # Attributes of networks with their number of classes.
 CLASS_COUNTS = ("null_label", "num_classes", "label_dim")
 
@@ -151,7 +161,8 @@ def call_names(function: Callable[..., Any]) -> CallNames | None:
 def infer_inputs(names: CallNames | None, with_label: bool | None) -> str:
     """Return the arguments of a network from the parameters of a call.
 
-    The first is x and the second t. A class goes to a parameter whose name says so, or to the third.
+    The first is x and the second t, unless their names say the reverse. A class goes to a parameter whose name says so,
+    or to the third, unless its name says that it takes something else.
 
     Args:
         names: (name, whether it must be given) of each parameter, see `call_names`; None if they are unknown.
@@ -170,6 +181,8 @@ def infer_inputs(names: CallNames | None, with_label: bool | None) -> str:
         'x, t, y=label'
         >>> infer_inputs(call_names(lambda x, *, noise: x), with_label=None)
         'x, noise=t'
+        >>> infer_inputs(call_names(lambda t, x: x), with_label=None)
+        't, x'
     """
     advice = "name its arguments, as in duet.adapt(network, inputs='x, t, class_labels=label')"
     if names is None:
@@ -181,10 +194,10 @@ def infer_inputs(names: CallNames | None, with_label: bool | None) -> str:
         raise DuetError(f"network: it takes ({shown}); Duet gives it x and t; {advice}")
     required = [name for name, needed in names[2:] if needed]
     named = [name for name, _ in names[2:] if name in LABEL_NAMES]
-    third = names[2][0] if len(names) == 3 else None
+    third = names[2][0] if len(names) == 3 and names[2][0] not in OTHER_NAMES else None
     label = named[0] if len(named) == 1 else third
     if with_label is None:
-        with_label = required == [label]
+        with_label = label is not None and required == [label]
     if with_label and label is None:
         raise DuetError(
             f"labels: classes were given, but which of the network's arguments takes them is not clear from "
@@ -192,9 +205,10 @@ def infer_inputs(names: CallNames | None, with_label: bool | None) -> str:
         )
     if set(required) - ({label} if with_label else set()):
         raise DuetError(f"network: it takes ({shown}), and what {required[0]} is given is not clear; {advice}")
-    first = [f"{name}={value}" if name in by_keyword else value for (name, _), value in zip(names, "xt", strict=False)]
+    order = "tx" if names[0][0] in TIME_NAMES and names[1][0] not in TIME_NAMES else "xt"
+    first = [f"{name}={value}" if name in by_keyword else value for (name, _), value in zip(names, order, strict=False)]
     if names[0][0] in by_keyword:
-        first[1] = f"{names[1][0]}=t"
+        first[1] = f"{names[1][0]}={order[1]}"
     if not with_label:
         return ", ".join(first)
     # By position where it is the third: a name that a framework makes up, as Keras does, differs in every process.

@@ -21,7 +21,7 @@ from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.training.objective import network_labels
 from duet.api.backends import backend_setup
 from duet.api.options import check_types, unknown_option
-from duet.api.own import CALL, read_labels, split_call
+from duet.api.own import CALL, check_has_labels, read_labels, split_call
 from duet.api.runs import Run, load_run
 from experiments.runtime import own_files, own_networks
 from experiments.runtime.own_networks import pack_conditions
@@ -183,6 +183,8 @@ def _of_own(
         array.shape[1:], classes=own.known_classes(numbers), with_label=numbers is not None or None, conditions=kinds
     )
     network = own.build(spec)
+    if network.program.null_label is None:
+        check_has_labels(spec, numbers)
     if numbers is None:
         numbers = np.full(count, network.program.null_label or 0, np.int32)
     return _Subject(

@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.networks.own import OwnSpec
 from duet.api.options import check_types
 from experiments.runtime import own_networks
 from experiments.runtime.own_networks import OwnNetwork
 
-__all__ = ["CALL", "adapt", "read_labels", "split_call"]
+__all__ = ["CALL", "adapt", "check_has_labels", "read_labels", "split_call"]
 
 # The keywords of `adapt`, which `sample` and `loss` take as well.
 CALL = ("inputs", "layout", "output", "time", "classes", "null_label", "framework")
@@ -77,6 +78,15 @@ def adapt(
 def split_call(options: dict[str, Any]) -> dict[str, Any]:
     """Remove the keywords of `adapt` from options and return them."""
     return {name: options.pop(name) for name in CALL if name in options}
+
+
+def check_has_labels(spec: OwnSpec, labels: NDArray[np.int32] | None) -> None:
+    """Raise a `DuetError` if a network takes a class and no labels were given: class 0 for all would be a guess."""
+    if labels is None and spec.takes_label:
+        raise DuetError(
+            f"labels: the network takes a class in its call ({spec.inputs}); give one for each sample, such as "
+            f"labels=[0, 1, 2]"
+        )
 
 
 def read_labels(own: OwnNetwork, labels: ArrayLike | None, count: int) -> NDArray[np.int32] | None:

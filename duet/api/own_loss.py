@@ -16,7 +16,7 @@ from diffusion_core.diffusion.variational import LEARNED
 from diffusion_core.networks.own_call import samples_to_images
 from diffusion_core.training.objective import OPTIONS, Objective
 from duet.api.options import check_types, unknown_option
-from duet.api.own import CALL, read_labels, split_call
+from duet.api.own import CALL, check_has_labels, read_labels, split_call
 from experiments.runtime import own_networks
 from experiments.runtime.own_networks import pack_conditions
 
@@ -85,8 +85,7 @@ def loss(
         shape[1:], classes=classes, with_label=numbers is not None or None, conditions=kinds,
         learned=variance in LEARNED,
     )  # fmt: skip
-    if numbers is None and spec.num_classes:
-        raise DuetError("labels: the network takes a class; give one for each sample, such as labels=[0, 1, 2]")
+    check_has_labels(spec, numbers)
     built = own.build(spec)
     program = built.program
     distance = options.pop("distance", "mse")

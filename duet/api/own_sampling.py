@@ -19,7 +19,7 @@ from diffusion_core.networks.own_call import images_to_samples, samples_to_image
 from diffusion_core.sampling.edit import Edit, add_start_noise, start_row
 from diffusion_core.sampling.plan import SamplerPlan
 from duet.api.options import check_types, unknown_option
-from duet.api.own import CALL, read_labels, split_call
+from duet.api.own import CALL, check_has_labels, read_labels, split_call
 from experiments.runtime import own_networks
 from experiments.runtime.own_networks import OwnNetwork, pack_conditions
 
@@ -65,8 +65,7 @@ def sample_network(
         shape[1:], classes=own.known_classes(numbers), with_label=numbers is not None or None, conditions=kinds,
         learned=plan.learned is not None,
     )  # fmt: skip
-    if numbers is None and spec.num_classes:
-        raise DuetError("labels: the network takes a class; give one for each sample, such as labels=[0, 1, 2]")
+    check_has_labels(spec, numbers)
     numbers = np.zeros(shape[0], np.int32) if numbers is None else numbers
     opened, built = own.open(compile), own.build(spec, compile)
     guidance = Guidance(

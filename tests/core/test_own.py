@@ -129,10 +129,36 @@ def test_image_to_image_starts_at_the_noise_of_its_first_row() -> None:
         (lambda x, *, t, label: x, True, "x, t=t, label=label"),
         (lambda *, x, t: x, None, "x=x, t=t"),
         (lambda *inputs: inputs, None, "x, t"),
+        (lambda t, x, y: x, None, "t, x, label"),
+        (lambda sigma, noisy: noisy, None, "t, x"),
+        (lambda *, timestep, x: x, None, "timestep=t, x=x"),
+        (lambda t, time: t, None, "x, t"),
+        (lambda x, t, x_self_cond=None: x, None, "x, t"),
     ],
 )
 def test_the_arguments_are_read_off_the_signature(function: Any, with_label: bool | None, wanted: str) -> None:
     assert infer_inputs(call_names(function), with_label) == wanted
+
+
+def test_a_class_that_the_network_needs_is_never_guessed() -> None:
+    def network(x: Any, t: Any, y: Any) -> Any:
+        raise AssertionError("it is not called")
+
+    plan, images = duet.samplers.ddim(PROCESS, steps=2), np.zeros((2, 5))
+    for call in (
+        lambda: duet.sample(network, plan, shape=(2, 5)),
+        lambda: duet.loss(network, images, PROCESS, step=0),
+    ):
+        with pytest.raises(DuetError, match=r"labels: the network takes a class in its call \(x, t, label\)"):
+            call()
+
+
+@pytest.mark.parametrize("name", ["x_self_cond", "mask", "context", "model_kwargs"])
+def test_a_parameter_that_takes_something_else_is_not_given_the_class(name: str) -> None:
+    with pytest.raises(DuetError, match="which of the network's arguments takes them is not clear"):
+        infer_inputs((("x", True), ("t", True), (name, False)), True)
+    with pytest.raises(DuetError, match=f"what {name} is given is not clear"):
+        infer_inputs((("x", True), ("t", True), (name, True)), None)
 
 
 @pytest.mark.parametrize("text", ["x, t", "[x, t]", "{a: x, b: t}", "t, noisy=x", "x, t, class_labels=one_hot"])
