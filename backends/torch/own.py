@@ -119,20 +119,21 @@ class Own(Module):
         return output
 
     def _values(self, x: Tensor, c_noise: Tensor, label: Tensor, features: Tensor) -> dict[str, Tensor]:
-        """Return everything that the network can be given."""
+        """Return copies of the inputs that the network takes."""
         block, taken = self.block, self.arguments.values
         # In half precision, timesteps would be rounded.
         floats = torch.promote_types(self.dtype, torch.float32)
         t = c_noise.round().to(torch.int64) if block.time == "int" else c_noise.to(floats)
         t = t[:, None] if block.time == "column" else t
-        values = {"x": to_own(x, block.shape, block.layout).to(self.dtype), "t": t, "label": label.clone()}
+        values = {"x": to_own(x, block.shape, block.layout).to(self.dtype), "t": t, "label": label}
         if "one_hot" in taken:
             classes = block.first_label + torch.arange(block.classes, device=label.device)
             values["one_hot"] = (label[:, None] == classes).to(self.dtype)
         for (name, shape, kind), columns in zip(block.conditions, block.feature_slices.values(), strict=True):
             value = features[:, columns].reshape(len(x), *shape)
             values[name] = value.to(self.dtype) if kind == "float" else value.round().to(torch.int64)
-        return values
+        # Copies, since a network may change its inputs in place, and other evaluations take them too.
+        return {name: values[name].clone() for name in taken}
 
 
 @contextmanager

@@ -308,7 +308,8 @@ def _own(
     for (key, shape, kind), columns in zip(b.conditions, b.feature_slices.values(), strict=True):
         value = features[:, columns].reshape(len(x), *shape)
         values[key] = value if kind == "float" else np.rint(value).astype(np.int64)
-    output = np.asarray(b.call(b.called, values))
+    # Copies, since a function may change its arguments in place, and other evaluations take them too.
+    output = np.asarray(b.call(b.called, {key: np.array(values[key], order="C") for key in b.arguments.values}))
     if output.dtype.kind not in "fiub":
         raise DuetError(f"network {b.reference}: it returned {output.dtype}; it must return an array of numbers")
     output = output.astype(np.float64)

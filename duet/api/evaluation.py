@@ -112,8 +112,10 @@ def evaluate(
     else:
         given = host_array(images)
         kind = "images" if given.dtype == np.uint8 else "values"
-        if kind == "images" and "images" not in compared.arrays and "values" in compared.arrays:
-            kind, given = "values", from_uint8(given, np.float64)  # bytes that are no pictures, such as two channels
+        values = compared.arrays.get("values")
+        is_like_values = values is not None and "images" not in compared.arrays and given.shape[1:] == values.shape[1:]
+        if kind == "images" and is_like_values:  # bytes that are no pictures, such as two channels
+            kind, given = "values", from_uint8(given, np.float64)
         samples = SampleSet({kind: given}, {"name": "array", "count": len(given)})
     if labels is not None:
         samples = replace(samples, arrays={**samples.arrays, "labels": np.asarray(labels)}, classes=())

@@ -190,3 +190,28 @@ def test_classes_as_vectors_are_those_of_the_reference_for_either_null_label(bac
             for framework in (backend_name, "numpy")
         )
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("framework", ["numpy", None])
+def test_a_network_may_change_its_inputs_in_place(backend_name: str, framework: str | None) -> None:
+    """What guidance, a guide and later rows take must stay as it was."""
+
+    def changing(x: Any, t: Any, c: Any, text: Any) -> Any:
+        x *= 0.5
+        t *= 2
+        c *= 3
+        text *= 4
+        return x + t[:, None] + c[:, :1] + text
+
+    def pure(x: Any, t: Any, c: Any, text: Any) -> Any:
+        return 0.5 * x + 2 * t[:, None] + 3 * c[:, :1] + 4 * text
+
+    def sample(network: Any, guide: Any) -> np.ndarray:
+        call = {"inputs": "x, t, c=one_hot, text=text", "classes": 3, "framework": framework or backend_name}
+        options: dict[str, Any] = {"shape": (3, 1), "labels": twins.LABELS, "conditions": {"text": np.ones((3, 1))}}
+        guide = guide and duet.adapt(guide, **call)
+        plan = duet.samplers.ddim(PROCESS, steps=2, guidance=2.0, clip=None)
+        return np.asarray(duet.sample(network, plan, guide=guide, **options, **call))
+
+    for guide in (None, changing):
+        np.testing.assert_array_equal(sample(changing, guide), sample(pure, guide and pure))
