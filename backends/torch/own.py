@@ -8,7 +8,7 @@ network without owned arrays is called as it is, so that gradients reach its own
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from copy import deepcopy
 from functools import partial
@@ -269,22 +269,32 @@ def _plain(network: Any) -> Any:
     return getattr(network, "_orig_mod", network)
 
 
-def _modules(network: Any, depth: int = 3) -> list[nn.Module]:
-    """Return the modules that a network is or calls, as far as can be seen: of a method, a partial, a closure."""
+def _modules(network: Any, depth: int = 4) -> list[nn.Module]:
+    """Return the modules that a network is or calls, as far as can be seen: in what a function or an object holds."""
     if isinstance(network, nn.Module):
         return [network]
-    if depth == 0:
-        return []
-    if isinstance(network, partial):
-        parts = [network.func, *network.args, *network.keywords.values()]
-    elif inspect.ismethod(network):
-        parts = [network.__self__]
-    elif inspect.isfunction(network):
-        seen = inspect.getclosurevars(network)
-        parts = [*seen.globals.values(), *seen.nonlocals.values()]
-    else:
-        return []
+    parts = _parts(network) if depth else []
     return list(dict.fromkeys(module for part in parts for module in _modules(part, depth - 1)))
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    """Return what a value holds that a call of it may use: closure, defaults, attributes, items."""
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if inspect.ismethod(value):
+        return [value.__self__, value.__func__]
+    if inspect.isfunction(value):
+        seen = inspect.getclosurevars(value)
+        defaults = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        return [*seen.globals.values(), *seen.nonlocals.values(), *defaults]
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, list | tuple):
+        return value
+    if inspect.isclass(value) or inspect.ismodule(value) or not hasattr(value, "__dict__"):
+        return []
+    call = vars(type(value)).get("__call__")
+    return [*vars(value).values(), *([call] if inspect.isfunction(call) else [])]
 
 
 def _call_names(module: nn.Module) -> CallNames | None:

@@ -120,6 +120,32 @@ def test_every_form_of_a_module_gives_the_samples_of_the_module(form: Any, net: 
     agree(samples, ddim(net))
 
 
+class Holder:
+    """An object of the user's that calls a module."""
+
+    def __init__(self, net: Any) -> None:
+        self.nets = {"net": [net]}
+
+    def __call__(self, x: Any, t: Any) -> Any:
+        return self.nets["net"][0](x, t)
+
+    def denoise(self, x: Any, t: Any) -> Any:
+        return self(x, t)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [Holder, lambda net: Holder(net).denoise, lambda net: lambda x, t, net=net: net(x, t)],
+    ids=["object", "method", "default"],
+)
+def test_modules_that_an_object_or_a_function_holds_are_in_evaluation_mode(form: Any, net: Any) -> None:
+    held = Plain(nn.Sequential(nn.Dropout(0.5), net.conv))
+    own = duet.adapt(form(held), inputs="x, t", framework="torch")
+    samples = duet.sample(own, PLAN, shape=SHAPE)
+    assert held.training
+    agree(samples, duet.sample(Plain(net.conv), PLAN, shape=SHAPE))
+
+
 @pytest.mark.parametrize(
     ("inputs", "time", "call"),
     [
