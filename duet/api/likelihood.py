@@ -12,11 +12,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.backend.interface import VJP
 from diffusion_core.common.errors import DuetError
+from diffusion_core.data.arrays import host_array
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range
 from diffusion_core.diffusion.process import Process
 from diffusion_core.likelihood import dequantize, flow_density
 from diffusion_core.networks.own import OwnSpec
 from diffusion_core.networks.own_call import samples_to_images
+from diffusion_core.networks.program import Program
 from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.training.objective import network_labels
 from duet.api.backends import backend_setup
@@ -62,7 +64,8 @@ def log_likelihood(
         images: samples in the network's layout: numbers in the value range of the data, or uint8, to which uniform
             noise below one pixel step is added first. For a run of a network of Duet, with the channels last.
         process: of an own network, see `duet.process`; a run has its own.
-        labels: one class for all samples or one for each; None is "no class" if the network has one.
+        labels: one class for all samples or one for each, numbered from 0 as in the data, also where null_label=0;
+            None is "no class" if the network has one.
         conditions: further inputs of an own network by name, each with one value per sample.
         steps: of the flow's path; each evaluates the network and its derivative once per stage and probe.
         method: ``"rk4"`` (four stages) or ``"heun"`` (two).
@@ -154,15 +157,13 @@ def _of_run(
         raise DuetError(
             f"images: an array with shape {array.shape} was given; it must have (N, {', '.join(map(str, shape))})"
         )
-    program, count = model.program, len(array)
-    null = np.full(count, program.null_label or 0, np.int32)
-    if labels is not None and program.classes:
-        null = network_labels(np.broadcast_to(np.asarray(labels), count), program.classes, program.null_label)
+    program = model.program
+    numbers = _network_labels(None if labels is None else host_array(labels), len(array), program)
     opened = backend_setup(backend, device, precision or "float32", False, None).load()
     network = opened.network(program, run.state.parts[choose_weights("weights", weights, run)])
     outputs = model.spec.out_channels + model.uncertainty
     return _Subject(
-        network, model.process, samples_to_images(array, layout), null, None, outputs, model.value_range
+        network, model.process, samples_to_images(array, layout), numbers, None, outputs, model.value_range
     )  # fmt: skip
 
 
@@ -185,11 +186,22 @@ def _of_own(
     network = own.build(spec)
     if network.program.null_label is None:
         check_has_labels(spec, numbers)
-    if numbers is None:
-        numbers = np.full(count, network.program.null_label or 0, np.int32)
+    numbers = _network_labels(numbers, count, network.program)
     return _Subject(
         network, process, samples_to_images(array, own.layout), numbers, features, spec.out_channels, VALUE_RANGE
     )
+
+
+def _network_labels(labels: NDArray | None, count: int, program: Program) -> NDArray[np.int32]:
+    """Return the network's label of each sample, for classes of the data or for none."""
+    if labels is None:
+        return np.full(count, program.null_label or 0, np.int32)
+    if labels.dtype.kind not in "iu" or labels.shape not in ((), (count,)):
+        raise DuetError(
+            f"labels: {labels.dtype} with shape {labels.shape} was given; it must be one whole number, or one for each "
+            f"of the {count} samples"
+        )
+    return network_labels(np.broadcast_to(labels, count), program.classes, program.null_label)
 
 
 def _numbers(array: NDArray) -> NDArray:

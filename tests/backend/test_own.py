@@ -177,6 +177,15 @@ def test_the_likelihood_by_the_flow_is_that_of_the_program(
         duet.log_likelihood(own, given)
 
 
+def test_the_likelihood_takes_the_classes_of_the_data_for_either_null_label(networks: Any, backend_name: str) -> None:
+    own, given = networks()[0], twins.to_layout(np.random.default_rng(1).normal(size=(2, 4, 4, 2)), backend_name)
+    options = {"steps": 1, "method": "heun"}
+    wanted = duet.log_likelihood(own, given, PROCESS, labels=[1, 2], **options)
+    counted_from_one = duet.adapt(own, classes=3, null_label=0)
+    got = duet.log_likelihood(counted_from_one, given, PROCESS, labels=[0, 1], **options)
+    np.testing.assert_array_equal(got, wanted)
+
+
 def test_classes_as_vectors_are_those_of_the_reference_for_either_null_label(backend_name: str) -> None:
     plan = duet.samplers.ddim(PROCESS, steps=2, guidance=2.0)
 

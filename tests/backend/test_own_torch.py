@@ -142,6 +142,8 @@ def test_a_loaded_run_samples_as_the_network_that_it_gives_back(run: Any) -> Non
     log_p = duet.log_likelihood(loaded, torch.zeros(1, 2, 4, 4, dtype=torch.float64), labels=1, steps=2)
     wanted = duet.log_likelihood(own, torch.zeros(1, 2, 4, 4).double(), PROCESS, labels=1, classes=3, steps=2)
     np.testing.assert_allclose(log_p, wanted, rtol=1e-12)
+    with pytest.raises(duet.DuetError, match=r"labels: int64 with shape \(2,\) .* each of the 1 samples"):
+        duet.log_likelihood(loaded, torch.zeros(1, 2, 4, 4), labels=[1, 0])
 
 
 def test_another_network_is_refused_by_name(run: Any) -> None:
