@@ -10,7 +10,7 @@ A class id without an item cannot be learned, and samples of it would be noise. 
 as 1..K or 0, 5, 10, are therefore mapped to 0..K-1 in their order. The class names keep the numbers ("class 5"), or the
 texts if labels are texts. ``num_classes`` says instead that the classes are 0..num_classes-1, with or without items.
 
-Several labels per item are a condition, since an item has one class at most: a network with so many features is told
+Several labels per item are a condition, since an item has one class at most: a network with one feature per label takes
 all of them at a time. All items are then of one class, "all".
 """
 

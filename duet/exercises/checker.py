@@ -262,13 +262,13 @@ def _compare(caller: Caller, case: str, outcome: Outcome, right: Outcome) -> _Co
         what = "None; is a return statement missing?" if got[0].item() is None else f"{type(got[0].item()).__name__}."
         return _Comparison(np.inf, "nothing" if got[0].item() is None else "dtype", None, (f"It returns {what}", where))
     if len(got) != len(wanted):
-        told = f"It returns {pluralize(len(got), 'result')}; it must return {len(wanted)}."
-        return _Comparison(np.inf, "results", None, (told, where))
+        text = f"It returns {pluralize(len(got), 'result')}; it must return {len(wanted)}."
+        return _Comparison(np.inf, "results", None, (text, where))
     for output, (g, w) in enumerate(zip(got, wanted, strict=True)):
         of = f"Result {output + 1}" if len(wanted) > 1 else "The result"
         if g.shape != w.shape:
-            told = f"{of} has shape {g.shape}; it must be {w.shape}."
-            return _Comparison(np.inf, "shape", None, (told, where))
+            text = f"{of} has shape {g.shape}; it must be {w.shape}."
+            return _Comparison(np.inf, "shape", None, (text, where))
         kinds = "iu" if w.dtype.kind in "iu" else "f"
         if g.dtype.kind not in kinds or g.dtype.itemsize < 4:
             must = "whole numbers" if kinds == "iu" else "float64 or float32"
@@ -359,8 +359,11 @@ def _called(caller: Caller) -> str:
 
 def _exception_lines(caller: Caller, case: str, error: Exception) -> list[str]:
     """Return an exception with the line of the student's code that raised it."""
-    told = str(error).strip().splitlines()[:3]
-    lines = [f"It raises {type(error).__name__}{': ' + told[0] if told else ''}", *(f"    {line}" for line in told[1:])]
+    message = str(error).strip().splitlines()[:3]
+    lines = [
+        f"It raises {type(error).__name__}{': ' + message[0] if message else ''}",
+        *(f"    {line}" for line in message[1:]),
+    ]
     here = os.path.dirname(os.path.abspath(__file__))
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if os.path.dirname(os.path.abspath(frame.filename)) != here]

@@ -42,7 +42,7 @@ def _same(got: NDArray, expected: NDArray, tolerance: float) -> bool:
     if got.shape != expected.shape:
         return False
     if got.dtype.kind not in _NUMBERS or expected.dtype.kind not in _NUMBERS:
-        return got.dtype == expected.dtype  # such as None twice; what is no number is told by its type
+        return got.dtype == expected.dtype  # such as None twice: objects are compared by type
     finite = np.isfinite(expected)
     if not np.array_equal(finite, np.isfinite(got)):
         return False

@@ -24,7 +24,7 @@ def factors_line(arguments: Mapping[str, Any], got: NDArray, expected: NDArray, 
         arguments: of the case.
         got: a result of the student.
         expected: the right one.
-        image: the index of an image with a wrong number; its factors are told if those of the images differ.
+        image: the index of an image with a wrong number; its factors are named if those of the images differ.
 
     Example:
         >>> x, eps = np.array([1.0, 2.0, 4.0]), np.array([1.0, -1.0, 0.0])

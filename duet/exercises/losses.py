@@ -38,7 +38,7 @@ def _loss(
     distance: Callable[[Array], Array] = np.square,
     target: Callable[..., Array] = lambda x0, eps, x, a, s: eps,
     level: Callable[[NDArray], NDArray] = lambda t: t,
-    told: Callable[[NDArray], NDArray] = lambda t: t,
+    passed_t: Callable[[NDArray], NDArray] = lambda t: t,
     noisy: Callable[..., Array] = lambda x0, eps, a, s: a * x0 + s * eps,
     factors: Callable[[Array], tuple[Array, Array]] = lambda bar: (np.sqrt(bar), np.sqrt(1 - bar)),
 ) -> Solution:
@@ -47,7 +47,7 @@ def _loss(
     def solution(predict, x0, eps, t, alpha_bar):
         a, s = (per_image(factor, x0) for factor in factors(np.asarray(alpha_bar)[level(t)]))
         x = noisy(x0, eps, a, s)
-        return reduce(distance(predict(x, told(t)) - target(x0, eps, x, a, s)))
+        return reduce(distance(predict(x, passed_t(t)) - target(x0, eps, x, a, s)))
 
     return solution
 
@@ -142,18 +142,18 @@ add(
         ),
         "one_t_for_all": (
             "The timestep of the first image is used for all; every image has its own t.",
-            _loss(level=lambda t: np.full_like(t, t[0]), told=lambda t: np.full_like(t, t[0])),
+            _loss(level=lambda t: np.full_like(t, t[0]), passed_t=lambda t: np.full_like(t, t[0])),
             _loss(level=lambda t: np.full_like(t, t[0])),
         ),
         "off_by_one_in_the_network": (
             "The network gets t + 1 or t - 1; it must get the t whose noise the image has.",
-            _loss(told=lambda t: t + 1),
-            _loss(told=lambda t: t - 1),
+            _loss(passed_t=lambda t: t + 1),
+            _loss(passed_t=lambda t: t - 1),
         ),
         "scaled_t_in_the_network": (
             "The network gets t divided by the number of timesteps; it must get t itself.",
-            _loss(told=lambda t: t / 10),
-            _loss(told=lambda t: t / 9),
+            _loss(passed_t=lambda t: t / 10),
+            _loss(passed_t=lambda t: t / 9),
         ),
         "off_by_one_earlier": (
             "The level of t - 1 is used in place of t; alpha_bar[0] is the level of t = 0.",

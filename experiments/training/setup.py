@@ -217,7 +217,7 @@ class TrainingSetup:
 def _check_features(augment: float, dataset: Dataset, model: DiffusionModel) -> None:
     """Refuse an augmentation or conditions that the network cannot be trained with.
 
-    A network without features may be trained on data with conditions: it is not told them.
+    A network without features may be trained on data with conditions, which it does not receive.
     """
     features, size = model.program.features, dataset.condition_size
     if augment and features != size + LABEL:
