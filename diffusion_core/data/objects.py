@@ -383,7 +383,15 @@ class _Rows:
     def column(self, name: str) -> Any:
         """Return the labels or the conditions of all items."""
         values = getattr(self, name)
-        return np.asarray(values, np.float32) if name == "conditions" else values
+        if name != "conditions":
+            return values
+        try:
+            return np.asarray(values, np.float32)
+        except (TypeError, ValueError) as error:
+            raise DuetError(
+                f"{self.kind}: the third value of an item is read as its conditions, which must be as many numbers for "
+                f"each, but a {type(values[0]).__name__} was found; give items of image and label"
+            ) from error
 
 
 def _colour(image: NDArray) -> NDArray:

@@ -39,6 +39,7 @@ from diffusion_core.files.safe_read import file_errors, read_bytes, read_json
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.old_names import notes_with_new_names
 from diffusion_core.networks import NetworkSpec, Program, lower
+from diffusion_core.networks.own import OwnSpec
 from diffusion_core.networks.weights import check_finite, check_weights
 from diffusion_core.runs.training_record import TrainingRecord
 
@@ -366,6 +367,8 @@ def _check_network(path: Path, network: NetworkSpec | Program, checkpoint: Check
     if isinstance(network, NetworkSpec) and type(network) is not type(spec):
         raise DuetError(f"{other}, a {type(spec).__name__}, but a {type(network).__name__} was given")
     if isinstance(network, NetworkSpec):
+        if isinstance(spec, OwnSpec):
+            spec.with_network(network)  # names the first array that differs
         pairs = [
             (field.name, getattr(spec, field.name), getattr(network, field.name))
             for field in fields(spec)

@@ -179,8 +179,12 @@ def open_own_network(
         built = open_network(reference, options)
     own = adapt(built, **call, name=reference)
     if own.framework != backend.name:
+        names = ", ".join(inspect.signature(built).parameters) if inspect.isfunction(built) else ""
+        taken = f"a function of ({names}), taken as a network" if names else "a network"
+        makes = "; if it makes the network, give its arguments as network_options.NAME=VALUE" if names else ""
         raise DuetError(
-            f"network: {reference} is of {own.framework}, not of {backend.name}; add backend={own.framework}"
+            f"network: {reference} is {taken} of {own.framework}, not of {backend.name}; add backend={own.framework}"
+            f"{makes}"
         )
     return own
 
@@ -192,7 +196,7 @@ def _user_code(reference: str) -> Iterator[None]:
         yield
     except DuetError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise user_code_error(reference, error) from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -118,6 +118,8 @@ def nearest_key(key: str, command: str | None = None) -> str | None:
     known = known_keys(command)
     if key in known:
         return None
+    if in_group := _in_nearest_group(key, known):
+        return in_group
     if other := other_name(key, known):
         return other[0]
     last = key.rpartition(".")[2]
@@ -134,6 +136,18 @@ def nearest_key(key: str, command: str | None = None) -> str | None:
         near.sort(key=lambda other: (not other.startswith("trainer."), other))
     near = near or difflib.get_close_matches(key, known, 1, 0.5)
     return near[0] if near else None
+
+
+def _in_nearest_group(key: str, known: Sequence[str]) -> str | None:
+    """Return the key in the group that its own, which does not exist, is most like; None if it is not a key there."""
+    group, dot, rest = key.partition(".")
+    groups = {other.partition(".")[0] for other in known}
+    near = difflib.get_close_matches(group, groups, 1, 0.85) if dot and group not in groups else []
+    if not near:
+        return None
+    found = f"{near[0]}.{rest}"
+    is_table = not any(other.startswith(f"{near[0]}.") for other in known)  # of any keys
+    return found if found in known or is_table else None
 
 
 def key_hint(key: str, command: str | None = None) -> str:

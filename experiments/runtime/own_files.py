@@ -89,7 +89,9 @@ def open_network(source: str | Path, options: Mapping[str, Any] | None = None) -
             f"yourself and give the object: {_RUNS_CODE[path.suffix]}"
         )
     if not path.exists():
-        raise DuetError(f"network: {source} does not exist")
+        looks_like_code = all(word.isidentifier() for word in str(source).removesuffix(".py").split("."))
+        hint = f"; code is named as network={source}:NAME, where NAME makes the network" if looks_like_code else ""
+        raise DuetError(f"network: {source} does not exist{hint}")
     if path.suffix == ".onnx":
         return open_onnx_network(path)
     name = _backend_of(path)
@@ -165,6 +167,8 @@ def _file(path: Path) -> ModuleType:
 def _build(reference: str, found: Any, options: dict[str, Any]) -> Any:
     """Return the network that an object is, or that a class or a function without required arguments makes."""
     is_function = inspect.isroutine(found) or inspect.isclass(found)
+    if isinstance(found, str):
+        raise DuetError(f"network: {reference} is a text; it must be a network, or a function or class that makes one")
     if not is_function:
         if options:
             raise DuetError(f"network: {reference} is an object, which has no options; leave them out")
@@ -193,12 +197,20 @@ def _build(reference: str, found: Any, options: dict[str, Any]) -> Any:
     return network
 
 
-def user_code_error(reference: str, error: Exception) -> DuetError:
+def user_code_error(reference: str, error: BaseException) -> DuetError:
     """Return the error for an exception that the user's code raised, with its place in that code."""
+    if isinstance(error, SyntaxError):  # the file was not run, so no frame is in it
+        place = f"{error.filename}, line {error.lineno}"
+        return DuetError(f"network {reference}: {type(error).__name__}: {error.msg} ({place})")
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
         if frame.filename != __file__ and "importlib" not in frame.filename and "site-packages" not in frame.filename
     ]
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    if isinstance(error, SystemExit):
+        return DuetError(
+            f"network {reference}: its code ended the program{place}; put what a script does, such as reading its "
+            f"arguments, under if __name__ == '__main__'"
+        )
     return DuetError(f"network {reference}: {type(error).__name__}: {error}{place}")

@@ -146,9 +146,11 @@ def test_a_loaded_run_samples_as_the_network_that_it_gives_back(run: Any) -> Non
         duet.log_likelihood(loaded, torch.zeros(1, 2, 4, 4), labels=[1, 0])
 
 
-def test_another_network_is_refused_by_name(run: Any) -> None:
+def test_another_network_is_refused_by_name(run: Any, data: Any) -> None:
     with pytest.raises(duet.DuetError, match=r"another network .* table.weight has shape \(4, 4\) .*\(8, 4\)"):
         duet.load(run[2], network=Net(classes=7))
+    with pytest.raises(duet.DuetError, match=r"another network .* table.weight has shape \(4, 4\) .*\(8, 4\)"):
+        duet.train(Net(classes=7), PROCESS, data, out=run[2], resume="latest", **{**TRAINING, "images": 64})
     with pytest.raises(duet.DuetError, match="give it"):
         duet.load(run[2]).sample(2)
 

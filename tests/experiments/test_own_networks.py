@@ -57,6 +57,11 @@ def broken():
 
 def nothing():
     return None
+
+def needs(width):
+    return build(width)
+
+text = "a text"
 """
 WORDS = (
     "data=digits", "process=v_cosine", "process.label_dropout=0.1", "trainer.images=64", "trainer.batch=16",
@@ -70,6 +75,8 @@ def user(tmp_path_factory, backend_name) -> Path:
     """The file of a user."""
     path = tmp_path_factory.mktemp("user") / "mine.py"
     path.write_text(FILES[backend_name] + MORE)
+    (path.parent / "syntax.py").write_text("\ndef build(:\n")
+    (path.parent / "script.py").write_text("import sys\nsys.exit(3)\n")
     return path
 
 
@@ -160,6 +167,12 @@ def test_the_validation_loss_of_a_run_is_evaluated(run, user, backend_name, tmp_
         (["network={user}:broken"], "NameError: name 'undefined_name' is not defined"),
         (["network={user}:nothing"], "it returned None"),
         (["network={folder}/none.py:build"], "there is no file"),
+        (["network={folder}/syntax.py:build"], "SyntaxError: invalid syntax ({folder}/syntax.py, line 2)"),
+        (["network={folder}/script.py:build"], "its code ended the program ({folder}/script.py, line 2)"),
+        (["network={user}:text"], "is a text; it must be a network"),
+        (["network={user}:needs"], "a function of (width), taken as a network of numpy"),
+        (["network=mine"], "code is named as network=mine:NAME"),
+        (["network={user}:build", "network_option.width=3"], "Did you mean network_options.width?"),
         (["network=no_such_package.file:build"], "there is no module 'no_such_package'"),
         (["network={user}:build", "network_options.wdith=3"], "'wdith' was given"),
         (["network={user}:build", "network_call.input=x"], "'input' was given; it must be one of"),
@@ -176,7 +189,8 @@ def test_mistakes_are_one_line_and_leave_nothing(user, backend_name, tmp_path, g
     data = [] if any(word.startswith("data=") for word in words) else ["data=digits"]
     run = tmp_path / "run"
     done = call("train", f"backend={backend_name}", *data, *words, "trainer.images=128", f"hydra.run.dir={run}")
-    assert done.code == 2 and said.replace("it returned", "returned") in done.err, done.err
+    said = said.replace("it returned", "returned").replace("{folder}", str(user.parent))
+    assert done.code == 2 and said in done.err, done.err
     assert done.err.count("\n") <= 1 and not run.exists()
 
 
