@@ -85,7 +85,7 @@ def check_has_labels(spec: OwnSpec, labels: NDArray[np.int32] | None) -> None:
     if labels is None and spec.takes_label:
         raise DuetError(
             f"labels: the network takes a class in its call ({spec.inputs}); give one for each sample, such as "
-            f"labels=[0, 1, 2]"
+            f"labels=[0, 1, 2]; a vector for each is a condition, as in conditions={{'NAME': vectors}}"
         )
 
 

@@ -142,7 +142,8 @@ def _in_nearest_group(key: str, known: Sequence[str]) -> str | None:
     """Return the key in the group that its own, which does not exist, is most like; None if it is not a key there."""
     group, dot, rest = key.partition(".")
     groups = {other.partition(".")[0] for other in known}
-    near = difflib.get_close_matches(group, groups, 1, 0.85) if dot and group not in groups else []
+    is_group = group in groups or any(key in known_keys(name) for name in SCHEMAS)  # of this command, or of another
+    near = difflib.get_close_matches(group, groups, 1, 0.85) if dot and not is_group else []
     if not near:
         return None
     found = f"{near[0]}.{rest}"
