@@ -117,6 +117,9 @@ def _same(default: Any, value: Any) -> bool:
 
 
 def default_sampler(model: DiffusionModel) -> dict[str, Any]:
-    """Return name and options of the sampler for a model whose run names none."""
-    name = "heun" if isinstance(model.process.schedule, ContinuousSchedule) else "ddim"
-    return read_option("sampler", name)
+    """Return name and options of the sampler for a model whose run names none; a short schedule gets fewer steps."""
+    schedule = model.process.schedule
+    if isinstance(schedule, ContinuousSchedule):
+        return read_option("sampler", "heun")
+    sampler = read_option("sampler", "ddim")
+    return sampler | {"steps": min(sampler["steps"], schedule.T)}

@@ -112,7 +112,8 @@ class TrainingSetup:
             adam: by default without weight decay, with gradients clipped to norm 1.
             learning_rate: by default constant, 1e-3; a decay without an end of its own ends with the run.
             ema: by default `make_ema("warmup", decay=0.999)`.
-            sampler: name and options; by default DDIM with 50 steps, or Heun's method in continuous time.
+            sampler: name and options; by default DDIM with 50 steps, or as many as a shorter schedule has, or Heun's
+                method in continuous time.
             sample: by default 64 samples with the moving average.
             backend: by default PyTorch in float32.
             seed: of the weights, the data order, the noise and everything else that is random.

@@ -20,7 +20,7 @@ from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.sampling import SamplerPlan
 from experiments.config import build
 from experiments.config.convert import plain
-from experiments.sampling.plans import choose_sampler, describe_sampler
+from experiments.sampling.plans import choose_sampler, describe_sampler, make_sampler_plan
 from experiments.training.setup import TrainingSetup
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -189,3 +189,11 @@ def test_imported_weights_in_continuous_time_are_sampled_on_the_grid_of_edm() ->
     found = Checkpoint(0, DiffusionModel(UNetSpec(8), {"name": "edm"}, "edm"), 0, TrainerState.fresh({}), {})
     options, line = choose_sampler({}, found)
     assert (options["name"], options["spacing"]) == ("heun", "karras") and "a default" in line
+
+
+@pytest.mark.parametrize(("T", "steps"), [(16, 16), (1000, 50)])
+def test_the_default_sampler_has_at_most_the_steps_of_the_schedule(T: int, steps: int) -> None:
+    model = DiffusionModel(UNetSpec(8), {"name": "cosine", "T": T}, "v")
+    chosen, _ = choose_sampler({}, Checkpoint(0, model, 0, TrainerState.fresh({}), {}))
+    assert (chosen["name"], chosen["steps"]) == ("ddim", steps)
+    assert make_sampler_plan(model, chosen).rows == steps
