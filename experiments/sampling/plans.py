@@ -122,4 +122,4 @@ def default_sampler(model: DiffusionModel) -> dict[str, Any]:
     if isinstance(schedule, ContinuousSchedule):
         return read_option("sampler", "heun")
     sampler = read_option("sampler", "ddim")
-    return sampler | {"steps": min(sampler["steps"], schedule.T)}
+    return sampler | {"steps": min(sampler["steps"], schedule.steps)}
