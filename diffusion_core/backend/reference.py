@@ -618,12 +618,12 @@ def sample(
         c_noise = np.full(len(x), plan.c_noise[i])
         # A self-conditioned network reads D_{i-1}; a guide does not.
         previous = {"estimate": history[0]}
-        output = forward(program, weights, plan.c_in[i] * x, c_noise, label, features, **previous)
+        output = forward(program, weights, plan.c_in[i] * x, c_noise, label, features=features, **previous)
         image, rest = output[..., :channels], output[..., channels : 2 * channels]
         if plan.is_guided[i]:
             inputs = plan.c_in[i] * x, c_noise
             if guide is None:
-                unconditional = forward(program, weights, *inputs, null_label, null_features, **previous)
+                unconditional = forward(program, weights, *inputs, null_label, features=null_features, **previous)
             else:
                 unconditional = guide(*inputs, label)
             image = _guide_output(plan, i, image, unconditional[..., :channels])

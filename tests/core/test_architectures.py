@@ -17,6 +17,7 @@ from diffusion_core.networks import (
     DoubleConvSpec,
     LinearAttentionSpec,
     NetworkSpec,
+    OwnSpec,
     PlainSpec,
     Program,
     SimpleSpec,
@@ -403,8 +404,8 @@ def test_every_option_changes_the_program(name):
 
 
 def test_every_architecture_is_tested_here():
-    # The standard UNet and the classifier have test files of their own.
-    others = {UNetSpec, ClassifierSpec}
+    # The standard UNet, the classifier and own networks have test files of their own.
+    others = {UNetSpec, ClassifierSpec, OwnSpec}
     assert {type(spec) for spec in TINY.values()} | others == set(ARCHITECTURES.values())
 
 
