@@ -59,6 +59,11 @@ def sample_network(
         raise DuetError(f"batch: {batch} was given; it must be at least 1, or None for all samples at once")
     kinds, features, null_features = _features(own, conditions, null_conditions, shape[0])
     numbers = read_labels(own, labels, shape[0])
+    if own.null_label == 0 and numbers is not None and not np.all(numbers):
+        warnings.warn(
+            "labels: 0 was given, which stands for no class with null_label=0; the classes of the network count from 1",
+            stacklevel=4,
+        )
     _check_guidance(own, plan, numbers, has_null=guide is not None or bool(null_conditions))
     _check_times(own, plan)
     spec = own.spec(

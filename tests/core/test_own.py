@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,16 @@ def test_image_to_image_starts_at_the_noise_of_its_first_row() -> None:
 )
 def test_the_arguments_are_read_off_the_signature(function: Any, with_label: bool | None, wanted: str) -> None:
     assert infer_inputs(call_names(function), with_label) == wanted
+
+
+def test_a_label_for_no_class_among_classes_that_count_from_one_is_said() -> None:
+    plan = duet.samplers.ddim(PROCESS, steps=1)
+    call = {"shape": (2, 5), "classes": 3, "null_label": 0}
+    with pytest.warns(UserWarning, match="0 was given, which stands for no class with null_label=0"):
+        duet.sample(lambda x, t, y: 0 * x, plan, labels=[0, 2], **call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        duet.sample(lambda x, t, y: 0 * x, plan, labels=[1, 3], **call)
 
 
 def test_a_class_that_the_network_needs_is_never_guessed() -> None:
