@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.data import Dataset
 from diffusion_core.data.loader import Loader
 from diffusion_core.data.pixels import VALUE_RANGE
 from diffusion_core.networks.own_call import LAYOUTS
-from duet.api.data import load_dataset
+from duet.api.data import as_loaded
 from duet.api.options import check_types
 
 __all__ = ["Batch", "batches"]
@@ -92,7 +91,7 @@ def batches(
         )
     if first_step < 0:
         raise DuetError(f"first_step: {first_step} was given; steps count from 0")
-    data = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
+    data = as_loaded(dataset)
     loader = Loader(data, seed, flip=flip, dtype=np.dtype(precision), value_range=value_range)
 
     def generate() -> Iterator[Batch]:

@@ -18,7 +18,7 @@ from diffusion_core.optim.adam import Adam, LearningRate
 from diffusion_core.training.loop import TrainingConfig
 from diffusion_core.training.objective import OPTIONS
 from duet.api.backends import backend_setup
-from duet.api.data import as_loaded, load_dataset
+from duet.api.data import as_loaded
 from duet.api.options import check_types, plain_values, unknown_option
 from duet.api.own import CALL, split_call
 from duet.api.runs import Run, load_run
@@ -123,9 +123,9 @@ def train(
     if isinstance(model, DiffusionModel):
         if dataset is not None:
             raise DuetError("process: a duet.Model has its process; call duet.train(model, dataset)")
-        dataset = process if isinstance(process, Dataset) else load_dataset(process)
+        dataset = as_loaded(process)
     else:
-        dataset = dataset if isinstance(dataset, Dataset) else load_dataset(dataset)
+        dataset = as_loaded(dataset)
         own = own_networks.adapt(model, **split_call(options))
         model = own_model(own, process, dataset, options)
         if backend not in (None, own.framework):

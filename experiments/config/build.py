@@ -212,13 +212,9 @@ def _process_options(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def make_model(cfg: DictConfig) -> DiffusionModel:
     """Return the network and the process of a configuration with the groups `model` and `process`."""
-    spec, process = network_spec(cfg), plain(cfg.process)
-    if "name" not in process["schedule"]:
-        raise DuetError("process.schedule: no name was given; it is, for example, {name: linear, T: 1000}")
-    return DiffusionModel(
-        spec, process["schedule"], process["prediction"], tuple(process["value_range"]), process["time_scale"],
-        process["sigma_data"], variance=process["variance"], uncertainty=process["uncertainty"],
-    )  # fmt: skip
+    spec = network_spec(cfg)
+    process, rest = _process_options(cfg)
+    return DiffusionModel(spec, **process, **rest)
 
 
 def data_source(data: DictConfig) -> DataSource:
@@ -285,7 +281,7 @@ def training_setup(cfg: DictConfig) -> TrainingSetup:
     if own is not None:
         arguments, rest = _process_options(cfg)
         made = Process(make_schedule(**arguments.pop("schedule")), **arguments)
-        model = own_model(own, made, dataset, **rest)
+        model = own_model(own, made, dataset, label_dropout=process["label_dropout"], **rest)
         with _user_code(own.name):
             own.try_out(model.spec)
     return TrainingSetup.create(

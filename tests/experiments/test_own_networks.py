@@ -23,28 +23,28 @@ import torch
 from torch import nn
 
 class Net(nn.Module):
-    def __init__(self, width=4):
+    def __init__(self, width=4, rows=11):
         super().__init__()
         self.inwards, self.outwards = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, 1, 3, padding=1)
-        self.classes, self.norm, self.dropout = nn.Embedding(11, width), nn.BatchNorm2d(width), nn.Dropout(0.1)
+        self.classes, self.norm, self.dropout = nn.Embedding(rows, width), nn.BatchNorm2d(width), nn.Dropout(0.1)
 
     def forward(self, x, t, label):
         h = self.norm(self.inwards(x)) + self.classes(label)[:, :, None, None] + torch.sin(t / 100)[:, None, None, None]
         return self.outwards(torch.relu(self.dropout(h)))
 
-def build(width=4):
+def build(width=4, rows=11):
     torch.manual_seed(0)
-    return Net(width)
+    return Net(width, rows)
 """,
     "tf": """
 import keras
 from keras import layers
 
-def build(width=4):
+def build(width=4, rows=11):
     keras.utils.set_random_seed(0)
     x, t, label = keras.Input((8, 8, 1)), keras.Input(()), keras.Input((), dtype="int32")
     h = layers.BatchNormalization()(layers.Conv2D(width, 3, padding="same")(x))
-    h = h + layers.Reshape((1, 1, width))(layers.Embedding(11, width)(label))
+    h = h + layers.Reshape((1, 1, width))(layers.Embedding(rows, width)(label))
     h = h + layers.Reshape((1, 1, 1))(keras.ops.sin(t / 100))
     h = layers.Dropout(0.1)(layers.Activation("relu")(h))
     return keras.Model([x, t, label], layers.Conv2D(1, 3, padding="same")(h))
@@ -100,6 +100,13 @@ def assert_equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> No
     assert one.keys() == other.keys()
     for name, array in one.items():
         np.testing.assert_array_equal(array, other[name], err_msg=name)
+
+
+def test_label_dropout_needs_a_row_for_no_class(user, backend_name, tmp_path):
+    network = (f"backend={backend_name}", f"network={user}:build", "network_options.rows=10")
+    done = call("train", *network, *WORDS, f"hydra.run.dir={tmp_path / 'run'}")
+    assert done.code == 2 and 'has 10 classes and "no class" for label_dropout; 11 are needed' in done.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_keeps_weights_and_the_name_of_the_network_and_no_code(run, user):
