@@ -66,7 +66,7 @@ def log_likelihood(
         process: of an own network, see `duet.process`; a run has its own.
         labels: one class for all samples or one for each, numbered from 0 as in the data, also where null_label=0;
             None is "no class" if the network has one.
-        conditions: further inputs of an own network by name, each with one value per sample.
+        conditions: further inputs of an own network by name, each with one value per sample. Those of a run are zeros.
         steps: of the flow's path; each evaluates the network and its derivative once per stage and probe.
         method: ``"rk4"`` (four stages) or ``"heun"`` (two).
         divergence: ``"hutchinson"`` or ``"exact"``, which takes one derivative for each number of a sample.
@@ -99,7 +99,12 @@ def log_likelihood(
         raise DuetError(f"batch: {batch} was given; it must be at least 1")
     options = {"weights": weights, "backend": backend, "device": device, "precision": precision}
     if isinstance(source, Checkpoint) or (isinstance(source, str | Path) and not own_files.is_network(source)):
-        for name, value in {"process": process, "conditions": conditions, **call}.items():
+        if conditions is not None:
+            raise DuetError(
+                "conditions: they were given with a run, whose conditions are zeros here; give the network of the run, "
+                "as in duet.log_likelihood(run.network(), images, process, conditions=...)"
+            )
+        for name, value in {"process": process, **call}.items():
             if value is not None:
                 raise DuetError(f"{name}: it was given, but a run has its own; leave it out")
         subject = _of_run(load_run(source) if isinstance(source, str | Path) else source, images, labels, **options)
