@@ -144,7 +144,7 @@ def test_a_loaded_run_samples_as_the_network_that_it_gives_back(run: Any) -> Non
     np.testing.assert_allclose(log_p, wanted, rtol=1e-12)
     with pytest.raises(duet.DuetError, match=r"labels: int64 with shape \(2,\) .* each of the 1 samples"):
         duet.log_likelihood(loaded, torch.zeros(1, 2, 4, 4), labels=[1, 0])
-    with pytest.raises(duet.DuetError, match=r"conditions: they were given with a run, .* run.network\(\)"):
+    with pytest.raises(duet.DuetError, match=r"conditions: they were given with a run, .*run.network\(\)"):
         duet.log_likelihood(loaded, torch.zeros(1, 2, 4, 4), conditions={"text": np.zeros((1, 2))})
 
 
