@@ -222,8 +222,12 @@ def read_network(network: Any) -> Manifest:
     """Return what Duet must know of a network, see `Manifest`.
 
     Raises:
-        DuetError: if its weights are on several devices, or Keras computes with another framework.
+        DuetError: if it cannot be called, its weights are on several devices, or Keras computes with another framework.
     """
+    if not callable(network) and signature_of(network) is None:
+        raise DuetError(
+            f"network: a {type(network).__name__} was given, which cannot be called; give it a method __call__(x, t)"
+        )
     arrays, layers = arrays_of(network), layers_of(network)
     devices = sorted({device_name(array.variable) for array in arrays.values()})
     if len(devices) > 1:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from backends.tf.device import DeviceContext
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import first_line
-from diffusion_core.networks.own_call import call_names
+from diffusion_core.networks.own_call import call_names, time_position
 
 __all__ = [
     "Array",
@@ -297,10 +297,11 @@ def time_type(network: Any) -> str:
     names = named_inputs(network)
     if names is None or len(names) < 2:
         return "float"
+    position = time_position(names)
     if (signature := signature_of(network)) is not None:
-        t = signature.structured_input_signature[1][names[1]]
+        t = signature.structured_input_signature[1][names[position]]
     else:
-        t = network.input[names[1]] if isinstance(network.input, dict) else network.inputs[1]
+        t = network.input[names[position]] if isinstance(network.input, dict) else network.inputs[position]
     if tf.as_dtype(t.dtype).is_integer:
         return "int"
     return "column" if len(t.shape) == 2 else "float"

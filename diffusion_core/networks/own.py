@@ -212,7 +212,8 @@ class Own(Block):
             shown = ", ".join(f"{name} {values[name].dtype} {tuple(values[name].shape)}" for name in taken)
             error.add_note(
                 f"Duet called network {self.reference} as ({self.inputs}) with {shown}; its layout is {self.layout}. "
-                f"duet.adapt(network, inputs=..., layout=..., time='int', framework=...) names another call."
+                f"duet.adapt(network, inputs='x, t, label', layout=..., time='int' or 'column', framework=...) names "
+                f"another call; one_hot in place of label is the class as a vector."
             )
             raise
         return self.result(result)

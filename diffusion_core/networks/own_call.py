@@ -34,6 +34,7 @@ __all__ = [
     "images_to_samples",
     "infer_inputs",
     "samples_to_images",
+    "time_position",
     "to_image_shape",
 ]
 
@@ -158,6 +159,16 @@ def call_names(function: Callable[..., Any]) -> CallNames | None:
     )
 
 
+def time_position(names: Sequence[str]) -> int:
+    """Return which parameter of a call takes t, by their names: the second, or the first if its name alone says so.
+
+    Example:
+        >>> time_position(["x", "t"]), time_position(["sigma", "x", "y"]), time_position(["t", "time"])
+        (1, 0, 1)
+    """
+    return 0 if names[0] in TIME_NAMES and names[1] not in TIME_NAMES else 1
+
+
 def infer_inputs(names: CallNames | None, with_label: bool | None) -> str:
     """Return the arguments of a network from the parameters of a call.
 
@@ -205,7 +216,7 @@ def infer_inputs(names: CallNames | None, with_label: bool | None) -> str:
         )
     if set(required) - ({label} if with_label else set()):
         raise DuetError(f"network: it takes ({shown}), and what {required[0]} is given is not clear; {advice}")
-    order = "tx" if names[0][0] in TIME_NAMES and names[1][0] not in TIME_NAMES else "xt"
+    order = ("tx", "xt")[time_position([name for name, _ in names])]
     first = [f"{name}={value}" if name in by_keyword else value for (name, _), value in zip(names, order, strict=False)]
     if names[0][0] in by_keyword:
         first[1] = f"{names[1][0]}={order[1]}"

@@ -488,6 +488,25 @@ def test_a_penalty_that_is_no_part_of_the_loss_is_said(open_backend: Any) -> Non
         trainer(network, open_backend)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_a_functional_model_of_t_and_x_is_read_by_the_names_of_its_inputs(dtype: str) -> None:
+    import keras
+
+    t, x = keras.Input((), name="t", dtype=dtype), keras.Input((5,), name="x")
+    level = keras.layers.Reshape((1,))(keras.ops.cast(t, "float32"))
+    plan = duet.samplers.ddim(PROCESS, steps=2, spacing="trailing")
+    got = duet.sample(keras.Model([t, x], 0.5 * x + level / 100), plan, shape=(3, 5))
+    wanted = duet.sample(lambda x, t: 0.5 * x + t[:, None] / 100, plan, shape=(3, 5))
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_module_without_a_call_is_refused() -> None:
+    import tensorflow as tf
+
+    with pytest.raises(DuetError, match="cannot be called; give it a method __call__"):
+        duet.sample(tf.Module(), PLAN, shape=(3, 5))
+
+
 def test_an_input_that_is_not_given_is_named() -> None:
     with pytest.raises(DuetError, match="label"):
         duet.sample(keras_model("list"), PLAN, shape=(3, 4, 4, 2), inputs="x, t")
