@@ -89,14 +89,17 @@ def named_framework(name: str) -> Framework:
 def find_frameworks(function: Callable[..., Any]) -> list[Framework]:
     """Return the frameworks to call a function with, in the order in which to try them.
 
-    First those that its code or its class names, then NumPy, then the others that this program has imported.
+    First those that its code or its class names, then NumPy, then the others that this program has imported. Code that
+    names NumPy alone is called with nothing else: a method such as ``var`` means another thing for another array.
 
     Example:
-        >>> [framework.title for framework in find_frameworks(lambda x: np.sqrt(x))][0]
-        'NumPy arrays'
+        >>> [framework.title for framework in find_frameworks(lambda x: np.sqrt(x))]
+        ['NumPy arrays']
     """
     words = _modules_of(function)
     named = [f for f in FRAMEWORKS.values() if f.module != "numpy" and f.module in words]
+    if "numpy" in words and not named:
+        return [FRAMEWORKS["numpy"]]
     loaded = [f for f in FRAMEWORKS.values() if f.module == "numpy" or f.module in sys.modules]
     return list(dict.fromkeys([*named, *loaded]))
 

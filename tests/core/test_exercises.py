@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -135,6 +136,12 @@ STUDENTS = [
     ("time_embedding", lambda t, dim: np.roll(SOLUTIONS["time_embedding"](t, dim), dim // 2, axis=1), "cosine_first"),
     ("ema_update", lambda average, weights, decay: (1 - decay) * average + decay * weights, "decay_exchanged"),
 ]  # fmt: skip
+
+
+def test_code_that_names_numpy_alone_is_called_with_numpy_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", np)  # as if another part of the program used it
+    assert [f.module for f in find_frameworks(lambda x: np.sqrt(x.var()))] == ["numpy"]
+    assert [f.module for f in find_frameworks(lambda x: x.var())] == ["numpy", "torch"]
 
 
 @pytest.mark.parametrize(("name", "function", "mistake"), STUDENTS, ids=[mistake for _, _, mistake in STUDENTS])
