@@ -43,6 +43,8 @@ def host_array(value: Any) -> NDArray:
     Raises:
         DuetError: it cannot become one.
     """
+    if np.ma.is_masked(value):
+        raise DuetError("a masked array was given, whose masked values are unknown; fill them, as in array.filled(0)")
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "detach"):  # a tensor that may have a gradient, or lie on another device

@@ -142,6 +142,7 @@ def test_the_first_items_of_a_holder_are_its_count():
         ("edm", {}, "Did you mean 'zip'"),
         (IMAGES, {"labels": [0] * 12, "class_names": {1: "a"}}, "the ids must be 0, 1, ... without gaps"),
         (IMAGES, {"labels": [0] * 12, "class_names": "cat"}, "it must be a list of names"),
+        (np.ma.masked_greater(IMAGES, 100), {}, "a masked array was given.* as in array.filled"),
         ([(i, 0, "a name") for i in IMAGES], {}, "third value of an item is read as its conditions.*a str was found"),
         (IMAGES, {"labels": [0.5] * 12}, "numbers that describe an image are conditions"),
         (PETS, {"labels": NAMES}, "a data set has its labels and values already"),
