@@ -46,6 +46,7 @@ from backends.tf.own_variables import (
     time_type,
     untrained_variables,
     variable_to_array,
+    without_global_seed,
 )
 from backends.tf.random import random_words
 from diffusion_core.common.errors import DuetError
@@ -179,7 +180,7 @@ class Own(Module):
         for variable, value in self.counters.held:
             variable.assign(value)
         values = [(array.variable, reads[name]) for name, array in found.items() if array.of_keras]
-        with tf.GradientTape() as tape, keras_reads(values + seeds):
+        with tf.GradientTape() as tape, keras_reads(values + seeds), without_global_seed():
             result = call()
         self._check_read(tape.watched_variables())
         if training is not None:

@@ -54,6 +54,7 @@ __all__ = [
     "type_name",
     "untrained_variables",
     "variable_to_array",
+    "without_global_seed",
 ]
 
 # Parameters of a call that say how to compute, and are not inputs.
@@ -157,6 +158,23 @@ def untrained_variables(network: Any) -> list[tf.Variable]:
     """Return the variables of a `tf.Module` that are not trained, of any type; a call may assign to them."""
     found = [array.variable for _, array in named_variables(network) if not (array.trained or array.of_keras)]
     return list({id(variable): variable for variable in found}.values())
+
+
+@contextmanager
+def without_global_seed() -> Iterator[None]:
+    """Let draws without a seed of their own be refused, although the program has set one for all.
+
+    Such draws follow from how often the graph has run, so a resumed run would draw others.
+    """
+    graph = None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+    seed = getattr(graph, "seed", None)
+    if graph is not None:
+        graph.seed = None
+    try:
+        yield
+    finally:
+        if graph is not None:
+            graph.seed = seed
 
 
 def seed_states(network: Any) -> list[Any]:

@@ -440,8 +440,12 @@ def test_python_that_reads_a_tensor_is_explained() -> None:
         duet.sample(network, PLAN, shape=(2, 4, 4, 2), framework="tf")
 
 
-def test_random_numbers_without_a_seed_are_refused(open_backend: Any) -> None:
+@pytest.mark.parametrize("seed", [None, 0])
+def test_random_numbers_without_a_seed_are_refused(open_backend: Any, seed: int | None) -> None:
+    """Also where the program has set a seed for all draws, as `keras.utils.set_random_seed` does."""
     import tensorflow as tf
+
+    tf.random.set_seed(seed)
 
     class Net(tf.Module):
         def __init__(self) -> None:
@@ -451,8 +455,11 @@ def test_random_numbers_without_a_seed_are_refused(open_backend: Any) -> None:
         def __call__(self, x: Any, t: Any) -> Any:
             return self.scale * x + tf.random.normal(tf.shape(x))
 
-    with pytest.raises(DuetError, match=r"keras\.random, whose seeds Duet sets"):
-        trainer(Net(), open_backend).step(batch(0), 1e-2, [0.9])
+    try:
+        with pytest.raises(DuetError, match=r"keras\.random, whose seeds Duet sets"):
+            trainer(Net(), open_backend).step(batch(0), 1e-2, [0.9])
+    finally:
+        tf.random.set_seed(None)
 
 
 def test_draws_without_a_generator_follow_the_seed_of_the_step(open_backend: Any) -> None:
