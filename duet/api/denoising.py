@@ -16,9 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.networks.own_call import images_to_samples, samples_to_images
 from diffusion_core.runs.checkpoint import Checkpoint
-from duet.api.backends import backend_setup
 from duet.api.options import check_types
-from duet.api.runs import Run, load_run
+from duet.api.runs import load_run, run_setup
 from experiments.sampling.classes import named_labels, names_of_checkpoint
 from experiments.sampling.options import choose_weights, sample_labels
 
@@ -86,9 +85,7 @@ def denoise(
         raise DuetError(f"t: {t.shape} times were given for {len(x)} images; give one, or one for each image")
     columns = model.process.columns(np.broadcast_to(t, len(x)))
     numbers = _labels(loaded, labels, len(x))
-    if isinstance(loaded, Run) and loaded.own is not None:
-        backend, precision = backend or loaded.own.framework, precision or loaded.own.manifest.precision
-    setup = backend_setup(backend, device, precision or "float32", compile, threads)
+    setup = run_setup(loaded, backend, device, precision, compile, threads)
     chosen = loaded.state.parts[choose_weights("weights", weights, loaded)]
     network = setup.choose_mode(setup.load(), calls=-(-len(x) // batch)).network(model.program, chosen)
 

@@ -21,10 +21,9 @@ from diffusion_core.networks.own_call import samples_to_images
 from diffusion_core.networks.program import Program
 from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.training.objective import network_labels
-from duet.api.backends import backend_setup
 from duet.api.options import check_types, unknown_option
 from duet.api.own import CALL, check_has_labels, read_labels, split_call
-from duet.api.runs import Run, load_run
+from duet.api.runs import Run, load_run, run_setup
 from experiments.runtime import own_files, own_networks
 from experiments.runtime.own_networks import pack_conditions
 from experiments.sampling.options import choose_weights
@@ -153,8 +152,6 @@ def _of_run(
 ) -> _Subject:  # fmt: skip
     model, own = run.model, run.own if isinstance(run, Run) else None
     model.check_generates()
-    if own is not None:
-        backend, precision = backend or own.framework, precision or own.manifest.precision
     array = _numbers(own.backend.own.to_array(images) if own else np.asarray(images))
     layout = own.layout if own else "channels_last"
     shape = model.spec.shape if isinstance(model.spec, OwnSpec) else model.spec.image_shape
@@ -164,7 +161,7 @@ def _of_run(
         )
     program = model.program
     numbers = _network_labels(None if labels is None else host_array(labels), len(array), program)
-    opened = backend_setup(backend, device, precision or "float32", False, None).load()
+    opened = run_setup(run, backend, device, precision, compile=False).load()
     network = opened.network(program, run.state.parts[choose_weights("weights", weights, run)])
     outputs = model.spec.out_channels + model.uncertainty
     return _Subject(

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
+from duet.api.backends import backend_setup
 from duet.api.evaluation import Scores, evaluate
 from duet.api.options import check_types
 from experiments.runtime import own_networks
+from experiments.runtime.backends import BackendSetup
 from experiments.runtime.own_networks import OwnNetwork
 
-__all__ = ["Run", "load", "load_run"]
+__all__ = ["Run", "load", "load_run", "run_setup"]
 
 
 class Run(Checkpoint):
@@ -120,3 +122,20 @@ def load_run(path: str | Path, own: OwnNetwork | None = None) -> Run:
     run = Run(**{field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)})
     object.__setattr__(run, "own", own)
     return run
+
+
+def run_setup(
+    run: Checkpoint,
+    backend: str | None,
+    device: str,
+    precision: str | None,
+    compile: bool | str = "auto",
+    threads: int | None = None,
+) -> BackendSetup:
+    """Return how the network of a run is computed; None takes the framework and the precision of an own network.
+
+    Arguments are those of `backend_setup`.
+    """
+    if isinstance(run, Run) and run.own is not None:
+        backend, precision = backend or run.own.framework, precision or run.own.manifest.precision
+    return backend_setup(backend, device, precision or "float32", compile, threads)

@@ -21,10 +21,9 @@ from diffusion_core.model.generate import generate
 from diffusion_core.networks.own_call import images_to_samples
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.sampling import SAMPLERS, SamplerPlan
-from duet.api.backends import backend_setup
 from duet.api.options import check_types, unknown_option
 from duet.api.own_sampling import sample_network
-from duet.api.runs import Run
+from duet.api.runs import run_setup
 from experiments.runtime import own_files
 from experiments.runtime.backends import BackendSetup, sampling_calls
 from experiments.sampling.classes import labels_with_images, named_labels, names_of_checkpoint
@@ -214,10 +213,8 @@ def sample_checkpoint(
     ]
     for note in notes:
         warnings.warn(note, stacklevel=2)
-    if isinstance(loaded, Run) and loaded.own is not None:
-        backend, precision = backend or loaded.own.framework, precision or loaded.own.manifest.precision
-    precision = precision or "float32"
-    opened = _open(backend_setup(backend, device, precision, compile, threads), sampling_calls([(plan, count)], batch))
+    setup = run_setup(loaded, backend, device, precision, compile, threads)
+    opened = _open(setup, sampling_calls([(plan, count)], batch))
     network = opened.network(loaded.model.program, loaded.state.parts[which])
     guidance = models.build(opened)
     if features is not None:  # label dropout does not drop them, so they are those of both evaluations under guidance

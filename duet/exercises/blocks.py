@@ -232,13 +232,6 @@ def _block(
     return solution
 
 
-def _dense_without(*without: str) -> Solution:
-    def solution(x, embedding, p, groups, eps):
-        return _block()(x, embedding, {n: 0 * w if n in without else w for n, w in p.items()}, groups, eps)
-
-    return solution
-
-
 def _p(C: int, E: int) -> dict[str, Array]:
     p = {}
     for name in ("norm1", "norm2"):
