@@ -1,0 +1,16 @@
+"""`duet diff`: where two implementations of a model first differ, and why.
+
+Two processes record what a model computes, one operation at a time; this package compares the two recordings. It knows
+no framework, and its modules import those above them only:
+
+    vocabulary    the kinds of operations that a recording is made of, and their attributes
+    recording     what one side did: values, operations, parameters, gradients; to and from files
+    operations/   each kind of operation in NumPy, and fused operations as a list of simple ones
+    layouts       which arrays are the same numbers in another order
+    weights       which parameter of one side is which of the other
+    walk          one side run again on the other side's values, operation by operation
+    causes/       the catalogue of causes: one change of an operation that makes the two sides agree
+    comparison    the whole comparison, and its findings
+
+`recording` and `vocabulary` need NumPy alone, because they also run in the interpreter of the model's author.
+"""
