@@ -58,6 +58,9 @@ class Operation:
         layer: the path of the innermost module or layer that called it, such as "mid.attention"; "" is the model.
         source: the line of the author's code that called it, as "file.py:31"; "" if there is none.
         code: the text of that line.
+        role: what a simple operation does within a fused one: "mean", "variance", "epsilon", "root", "scale", "shift",
+            "logits", "mask" ...; set by `operations.lower`, and guessed by `graph` for code written by hand.
+        fused: the kind of the fused operation that it is a part of, such as "group_norm"; "" if none.
     """
 
     kind: str
@@ -68,6 +71,8 @@ class Operation:
     layer: str = ""
     source: str = ""
     code: str = ""
+    role: str = ""
+    fused: str = ""
 
 
 @dataclass(frozen=True)

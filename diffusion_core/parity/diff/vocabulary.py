@@ -24,8 +24,8 @@ __all__ = ["BINARY", "COMPOSITE", "KINDS", "LAYOUT_KINDS", "REDUCTIONS", "UNARY"
 UNARY = {
     name: ()
     for name in (
-        "negative", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "abs", "sign", "sin", "cos",
-        "tan", "tanh", "sinh", "cosh", "arctan", "erf", "sigmoid", "log_sigmoid", "silu", "relu", "relu6", "selu",
+        "negative", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "abs", "sign", "sin",
+        "cos", "tan", "tanh", "sinh", "cosh", "arctan", "erf", "sigmoid", "log_sigmoid", "silu", "relu", "relu6", "selu",
         "softsign", "mish", "hardsigmoid", "hardswish", "floor", "ceil", "round", "logical_not", "isnan", "isfinite",
     )
 } | {
@@ -87,7 +87,7 @@ COMPOSITE = {
     "group_norm": ("groups", "epsilon", "axis"),   # (x, gamma?, beta?)
     "layer_norm": ("axes", "epsilon"),             # (x, gamma?, beta?)
     "rms_norm": ("axes", "epsilon"),               # (x, gamma?)
-    "attention": ("scale", "causal"),              # (q, k, v, mask?): b h n d each; mask is added, or boolean (True: seen)
+    "attention": ("scale", "causal"),   # (q, k, v, mask?), b h n d each; a mask is added, or boolean (True: seen)
 }  # fmt: skip
 
 KINDS = {
@@ -100,7 +100,7 @@ KINDS = {
     "log_softmax": ("axis",),
     "cumsum": ("axis",),
     "cumprod": ("axis",),
-    "where": (),                         # (condition, x, y); missing inputs are `scalars`: [x, y] with None for an input
+    "where": ("scalars",),               # (condition, x?, y?); scalars: [x, y], with None for what is an input
     "one_hot": ("size", "axis"),
     "sort": ("axis", "descending"),
     "matmul": ("transpose_a", "transpose_b"),
