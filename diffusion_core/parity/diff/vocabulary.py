@@ -25,8 +25,8 @@ UNARY = {
     name: ()
     for name in (
         "negative", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "abs", "sign", "sin",
-        "cos", "tan", "tanh", "sinh", "cosh", "arctan", "erf", "sigmoid", "log_sigmoid", "silu", "relu", "relu6", "selu",
-        "softsign", "mish", "hardsigmoid", "hardswish", "floor", "ceil", "round", "logical_not", "isnan", "isfinite",
+        "cos", "tan", "tanh", "sinh", "cosh", "arctan", "erf", "sigmoid", "log_sigmoid", "silu", "relu", "relu6",
+        "selu", "softsign", "mish", "hardsigmoid", "hardswish", "floor", "ceil", "round", "logical_not", "isnan", "isfinite",
     )
 } | {
     "leaky_relu": ("slope",),

@@ -16,12 +16,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from diffusion_core.parity.diff.graph import Graph
 
 __all__ = ["CAUSES", "Change", "Read", "Suspect", "cause"]
 
@@ -56,7 +53,7 @@ class Suspect:
     """A place where one side differs, seen from that side.
 
     Attributes:
-        graph: this side.
+        graph: this side, a `graph.Graph`.
         region: indices of operations whose results are not found on the other side although what they need is, and of
             those behind them up to where the sides could meet again; in order.
         other: the other side.
@@ -67,9 +64,9 @@ class Suspect:
             layout), or None.
     """
 
-    graph: Graph
+    graph: Any
     region: tuple[int, ...]
-    other: Graph
+    other: Any
     other_region: tuple[int, ...]
     read: Read
     read_other: Read
