@@ -102,6 +102,7 @@ class Pass:
         gradients: gradients of the loss above by value number, where the framework has one.
         buffers_after: the buffers after the pass, if it changed them; a list with one entry per repeated pass.
         layers: calls of modules and layers, outermost first.
+        notes: what could not be recorded in this pass, one sentence each.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Pass:
     gradients: Mapping[int, NDArray] = field(default_factory=dict)
     buffers_after: tuple[Mapping[str, NDArray], ...] = ()
     layers: tuple[Layer, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def precision(self) -> type:
@@ -242,6 +244,7 @@ def write_pass(record: Pass, directory: Path) -> None:
         "frozen": sorted(record.frozen),
         "repeats": len(record.buffers_after),
         "layers": [asdict(layer) for layer in record.layers],
+        "notes": list(record.notes),
     }
     (directory / f"{record.name}.json").write_text(json.dumps(content), encoding="utf-8")
 
@@ -277,6 +280,7 @@ def read_pass(directory: Path, name: str) -> Pass:
         gradients,
         tuple(after),
         tuple(fixed(item, Layer) for item in content["layers"]),
+        tuple(content.get("notes", ())),
     )
 
 

@@ -1,0 +1,537 @@
+"""Record what a TensorFlow or Keras model computes, one operation at a time, for `duet diff`.
+
+The model runs eagerly, also where it has tf.functions, and TensorFlow reports each operation to `_Recorder.saw`. What
+depends on neither the model's inputs nor its weights is *fixed*: shapes and numbers in the code. It becomes attributes
+of the operations that read it, and a "constant" only where an operation reads it as an array.
+
+Gradients are those of the loss of `recording`. This module, the twin of `backends.torch.recorder`, needs NumPy and
+TensorFlow alone, because it runs in the interpreter of the model's author.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+from tensorflow.python.framework import op_callbacks
+from tensorflow.python.ops import resource_variable_ops
+
+from backends.tf.recorded_calls import CallStack, options_of, remember_lines, watch_calls
+from backends.tf.recorded_operations import ALIASES, MAKERS, RANDOM, SHAPES, TRANSLATIONS, Native, Value
+from backends.tf.recorded_steps import record_steps
+from backends.tf.recorded_variables import (
+    Named,
+    cast_keras,
+    cast_module,
+    modules_of,
+    named_variables,
+    to_array,
+    unnamed,
+)
+from diffusion_core.parity.diff.recording import Layer, Operation, Pass
+
+__all__ = [
+    "FRAMEWORK",
+    "LAYOUT",
+    "building",
+    "layers",
+    "prepare",
+    "read_state",
+    "record_pass",
+    "record_steps",
+    "version",
+    "write_state",
+]
+
+FRAMEWORK = "tf"
+LAYOUT = "channels_last"
+
+
+def version() -> str:
+    """Return the names and versions of TensorFlow and, if it is loaded, Keras."""
+    keras = sys.modules.get("keras")
+    return f"tensorflow {tf.__version__}" + (f", keras {keras.__version__}" if keras else "")
+
+
+@contextmanager
+def building(precision: str, seed: int) -> Iterator[None]:
+    """Set the default float type and the seeds while the author's function builds the model."""
+    import keras
+
+    before = keras.config.floatx(), keras.config.dtype_policy()
+    keras.utils.clear_session()
+    keras.config.set_floatx(precision)
+    keras.config.set_dtype_policy(precision)
+    keras.utils.set_random_seed(seed)
+    try:
+        with remember_lines():
+            yield
+    finally:
+        keras.config.set_floatx(before[0])
+        keras.config.set_dtype_policy(before[1])
+
+
+def prepare(model: Any, precision: str) -> Any:
+    """Return the model in a precision; the float32 model is the one that the author built.
+
+    Raises:
+        ValueError: if TensorFlow cannot run it in float64; the message is one line.
+    """
+    if isinstance(model, type) or not (callable(model) or hasattr(model, "signatures")):
+        raise ValueError(f"a model was expected, but the function returned {type(model).__name__}")
+    if precision != "float64" and not hasattr(model, "_duet_types"):
+        return model
+    if _is_layer(model):
+        cast_keras(model, precision)
+    elif isinstance(model, tf.Module):
+        cast_module(model, precision)
+    fixed = [name for name, each in named_variables(model).items() if each.variable.dtype in (tf.float32, tf.float16)]
+    if precision == "float64" and (fixed or hasattr(model, "signatures")):
+        what = f"the variable {fixed[0]} is float32" if fixed else "a SavedModel has fixed types"
+        raise ValueError(f"float64 is not possible: {what}; build it in the type of the argument `dtype`")
+    return model
+
+
+def read_state(model: Any) -> dict[str, NDArray]:
+    """Return the parameters and buffers of a model by name."""
+    return {name: to_array(each.variable) for name, each in named_variables(model).items() if not each.seed}
+
+
+def write_state(model: Any, arrays: Mapping[str, NDArray]) -> None:
+    """Write parameters and buffers into a model by name."""
+    known = named_variables(model)
+    for name, array in arrays.items():
+        if name not in known:
+            raise ValueError(f"the model has no variable {name}; it has {', '.join(known) or 'none'}")
+        known[name].variable.assign(tf.cast(tf.constant(array), known[name].variable.dtype))
+
+
+def record_pass(model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], name: str) -> Pass:
+    """Record one pass through a model; its state is the same before and after.
+
+    A pass in training mode runs twice in a row for `buffers_after`; operations and gradients are those of the first.
+    """
+    precision = "float64" if name.endswith("64") else "float32"
+    training = name.startswith("train")
+    args, kwargs = _arguments(model, inputs, precision)
+    eager = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        with _only_reading(model):
+            trial = None if training else _flat_outputs(_call(model, args, kwargs, training))
+            if training:
+                _build(model, args, kwargs)
+        with _only_reading(model):
+            recorder = _Recorder(model, [*args, *kwargs.values()])
+            result = recorder.run(lambda: _call(model, args, kwargs, training), training)
+            notes = list(recorder.notes)
+            if trial is not None and _differ(trial, _flat_outputs(result)):
+                notes.append("two passes with the same inputs differ: the model is random or keeps a state")
+            after: tuple[Mapping[str, NDArray], ...] = ()
+            if training:
+                first = recorder.buffers()
+                _call(model, args, kwargs, training)
+                after = (first, recorder.buffers()) if first else ()
+        return recorder.finished(name, result, after, notes)
+    finally:
+        tf.config.run_functions_eagerly(eager)
+
+
+def layers(model: Any) -> dict[str, dict[str, Any]]:
+    """Return the hyper-parameters of each layer or module by path."""
+    if _is_layer(model):
+        return {each.path or each.name: options_of(each) for each in model._flatten_layers()}
+    return {path: options_of(module) for path, module in modules_of(model).items()}
+
+
+def _is_layer(model: Any) -> bool:
+    keras = sys.modules.get("keras")
+    return keras is not None and isinstance(model, keras.layers.Layer)
+
+
+def _tensor(array: Any, precision: str) -> tf.Tensor:
+    array = np.asarray(array)
+    return tf.constant(array.astype(precision) if array.dtype.kind == "f" else array)
+
+
+def _arguments(
+    model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], precision: str
+) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
+    if isinstance(inputs, Mapping):
+        return [], {name: _tensor(array, precision) for name, array in inputs.items()}
+    many = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+    return [_tensor(array, precision) for array in many], {}
+
+
+def _call(model: Any, args: list[tf.Tensor], kwargs: dict[str, tf.Tensor], training: bool) -> Any:
+    """Call a model as its author would: a functional one with all inputs in its own structure."""
+    function = model
+    if hasattr(model, "signatures") and not callable(model):
+        function = model.signatures["serving_default"]
+    mode = {"training": training} if _takes_training(function) else {}
+    if _is_functional(model):
+        struct = model._inputs_struct
+        if kwargs:
+            names = [each.name for each in model.inputs]
+            if isinstance(struct, dict) or set(kwargs) == set(names):
+                return model(kwargs, **mode)
+            args = list(kwargs.values())
+        if isinstance(struct, dict):
+            return model(dict(zip(struct, args, strict=True)), **mode)
+        return model(args if isinstance(struct, (list, tuple)) else args[0], **mode)
+    if kwargs and _is_layer(model) and not set(kwargs) <= set(inspect.signature(model.call).parameters):
+        return function(kwargs, **mode)
+    if args and isinstance(function, tf.types.experimental.ConcreteFunction):
+        return function(*args) if not function.structured_input_signature[1] else _by_name(function, args)
+    return function(*args, **kwargs, **mode)
+
+
+def _by_name(function: Any, args: list[tf.Tensor]) -> Any:
+    names = list(function.structured_input_signature[1])
+    return function(**dict(zip(names, args, strict=True)))
+
+
+def _is_functional(model: Any) -> bool:
+    return _is_layer(model) and hasattr(model, "_inputs_struct")
+
+
+def _takes_training(function: Any) -> bool:
+    if _is_layer(function):
+        return True
+    try:
+        return "training" in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _build(model: Any, args: list[tf.Tensor], kwargs: dict[str, tf.Tensor]) -> None:
+    """Let a model that is built by its first call make its variables."""
+    if _is_layer(model) and any(not each.built for each in model._flatten_layers()):
+        _call(model, args, kwargs, False)
+
+
+@contextmanager
+def _only_reading(model: Any) -> Iterator[None]:
+    """Give all variables, those of random generators too, the values that they had."""
+    held = [each.variable for each in named_variables(model).values()]
+    if keras := sys.modules.get("keras"):
+        held.append(keras.src.random.seed_generator.global_seed_generator().state._value)
+    before = [tf.identity(variable) for variable in held]
+    try:
+        yield
+    finally:
+        for variable, value in zip(held, before, strict=True):
+            variable.assign(value)
+
+
+def _flat_outputs(result: Any, prefix: str = "") -> dict[str, tf.Tensor]:
+    """Return the tensors in what a model returned by name; see `Pass.outputs`."""
+    if isinstance(result, (tf.RaggedTensor, tf.SparseTensor)):
+        raise ValueError(f"the model returns a {type(result).__name__}, which duet diff cannot compare; return tensors")
+    if isinstance(result, Mapping):
+        parts = list(result.items())
+    elif isinstance(result, tuple) and hasattr(result, "_fields"):
+        parts = list(zip(result._fields, result, strict=True))
+    elif isinstance(result, (list, tuple)):
+        parts = list(enumerate(result))
+    elif is_dataclass(result):
+        parts = [(field.name, getattr(result, field.name)) for field in fields(result)]
+    elif isinstance(result, (tf.Tensor, tf.Variable)) or hasattr(result, "__array__"):
+        return {prefix or "0": tf.convert_to_tensor(result)}
+    elif isinstance(result, (bool, int, float)):
+        return {prefix or "0": tf.constant(result)}
+    else:
+        parts = list(getattr(result, "__dict__", {}).items())
+    found: dict[str, tf.Tensor] = {}
+    for key, value in parts:
+        found |= _flat_outputs(value, f"{prefix}.{key}" if prefix else str(key))
+    return found
+
+
+def _differ(a: Mapping[str, tf.Tensor], b: Mapping[str, tf.Tensor]) -> bool:
+    return any(
+        not np.array_equal(to_array(x), to_array(y), equal_nan=x.dtype.is_floating)
+        for x, y in zip(a.values(), b.values(), strict=True)
+    )
+
+
+class _Recorder:
+    """The operations and values of one pass, as TensorFlow reports them."""
+
+    def __init__(self, model: Any, inputs: Sequence[tf.Tensor]) -> None:
+        self.model = model
+        self.operations: list[Operation] = []
+        self.values: dict[int, NDArray] = {}
+        self.tensors: dict[int, tf.Tensor] = {}  # of floats, for their gradients
+        self.numbers: dict[int, int] = {}  # of the values of tensors
+        self.kept: list[Any] = []
+        self.variables: dict[str, Named] = {}
+        self.current: dict[int, int] = {}  # the number of what a variable holds now, by its handle
+        self.first: dict[str, int] = {}
+        self.layers: list[dict[str, Any]] = []
+        self.draws: dict[int, int] = {}  # uniform random values and the places of their operations
+        self.notes: list[str] = []
+        self.opaque: set[str] = set()
+        self.count = 0
+        self.frame: Any = None
+        self.stack = CallStack(self._entered, self._left)
+        self.inputs = tuple(self._new(tensor) for tensor in inputs)
+        self.given = list(inputs)
+        for name, each in named_variables(model).items():
+            self._add_variable(name, each)
+
+    def _add_variable(self, name: str, each: Named) -> None:
+        if each.seed:
+            return
+        while name in self.variables:
+            name += "_"
+        self.variables[name] = each
+        self.count += 1
+        self.first[name] = self.current[each.variable.handle._id] = self.count
+        self.values[self.count] = to_array(each.variable)
+
+    def _new(self, tensor: tf.Tensor | None) -> int:
+        """Give a tensor a value of its own."""
+        self.count += 1
+        if tensor is not None:
+            self.numbers[tensor._id] = self.count
+            self.kept.append(tensor)
+            self.values[self.count] = to_array(tensor)
+            if tensor.dtype.is_floating:
+                self.tensors[self.count] = tensor
+        return self.count
+
+    # What translations call; see `recorded_operations.Sink`.
+
+    def read(self, tensor: tf.Tensor) -> int:
+        """Return the number of the value of a tensor; a fixed one becomes a constant."""
+        if tensor._id not in self.numbers:
+            self._append(Operation("constant", (), (self._new(tensor),), {}, "Const", *self._place()))
+        return self.numbers[tensor._id]
+
+    def is_fixed(self, tensor: Value) -> bool:
+        """Return whether a tensor depends on neither inputs nor weights."""
+        return not isinstance(tensor, int) and tensor._id not in self.numbers
+
+    def write(self, native: Native, kind: str, inputs: list[int], outputs: list[Value], attributes: dict) -> list[int]:
+        """Write an operation."""
+        numbers = [self._new(result) for result in outputs]
+        if kind == "opaque":
+            self.opaque.add(native.name)
+        operation = Operation(kind, tuple(inputs), tuple(numbers), attributes, native.name, *self._place())
+        self._append(operation)
+        return numbers
+
+    def alias(self, tensor: tf.Tensor, number: int) -> None:
+        """Let a tensor be a value that exists."""
+        self.numbers[tensor._id] = number
+        self.kept.append(tensor)
+
+    def _append(self, operation: Operation) -> None:
+        self.operations.append(operation)
+
+    def _place(self) -> tuple[str, str, str]:
+        return (self.stack.path, *self.stack.line(self.frame))
+
+    # What TensorFlow and the layers report.
+
+    def saw(
+        self,
+        op_type: Any,
+        inputs: Sequence,
+        attributes: Sequence,
+        outputs: Sequence,
+        op_name: Any = None,
+        graph: Any = None,
+    ) -> None:
+        """Record one operation that ran."""
+        if graph is not None and not isinstance(graph, type(None)) and not tf.executing_eagerly():
+            return
+        name = op_type.decode() if isinstance(op_type, bytes) else op_type
+        pairs = dict(zip(attributes[::2], attributes[1::2], strict=True)) if attributes else {}
+        self.kept.extend(inputs)
+        self.kept.extend(outputs)
+        native = Native(self, name, inputs, pairs, outputs)
+        if name == "ReadVariableOp":
+            self._read_variable(native)
+        elif name.startswith("Assign") and name.endswith("VariableOp"):
+            self._assign(native)
+        elif name in ("ResourceGather", "ResourceGatherNd"):
+            self._gather(native)
+        elif name in SHAPES or not outputs:
+            return
+        elif name.startswith(RANDOM):
+            self._draw(native)
+        elif all(self.is_fixed(each) for each in inputs):
+            result = outputs[0]
+            if result.dtype.is_floating and result.shape.rank and name not in MAKERS:
+                self._translate(native)
+        else:
+            self._translate(native)
+
+    def _translate(self, native: Native) -> None:
+        if native.name in ALIASES:
+            native.alias()
+        elif native.name == "GreaterEqual" and self._is_dropout(native):
+            return
+        elif (translate := TRANSLATIONS.get(native.name)) is not None:
+            translate(native)
+        else:
+            native.opaque()
+
+    def _variable(self, handle: tf.Tensor) -> int | None:
+        """Return the number of what the variable of a handle holds now; None for a random generator's state."""
+        return self.current.get(handle._id)
+
+    def _read_variable(self, native: Native) -> None:
+        if (number := self._variable(native.inputs[0])) is not None:
+            (result,) = native.outputs
+            self.alias(result, number)
+            if result.dtype.is_floating:
+                self.tensors.setdefault(number, result)
+
+    def _assign(self, native: Native) -> None:
+        handle, value = native.inputs[:2]
+        if (number := self._variable(handle)) is None:
+            return
+        kinds = {"AssignAddVariableOp": "add", "AssignSubVariableOp": "subtract"}
+        if (kind := kinds.get(native.name)) is None:
+            self.current[handle._id] = self.read(value)
+        else:
+            self.current[handle._id] = native.binary(kind, number, value)
+
+    def _gather(self, native: Native) -> None:
+        handle, indices = native.inputs
+        if (number := self._variable(handle)) is not None and native.name == "ResourceGather":
+            native.emit("gather", [number, indices], native.outputs, axis=0)
+        else:
+            native.opaque()
+
+    def _draw(self, native: Native) -> None:
+        (result, *_) = native.outputs
+        if native.name.startswith("StatelessRandomGet"):
+            return
+        if not result.dtype.is_floating:
+            distribution = "integers"
+        else:
+            distribution = "uniform" if "Uniform" in native.name else "normal"
+        number = self.write(native, "random", [], [result], {"distribution": distribution, "rate": None})[0]
+        if distribution == "uniform":
+            self.draws[number] = len(self.operations) - 1
+
+    def _is_dropout(self, native: Native) -> bool:
+        """Write the comparison of uniform numbers with a rate as one draw: that of what dropout keeps."""
+        draw, rate = native.inputs
+        place = self.draws.get(self.numbers.get(draw._id, 0))
+        if place is None or (number := native.scalar(rate)) is None:
+            return False
+        self.operations[place] = None  # type: ignore[call-overload]
+        self.write(native, "random", [], native.outputs, {"distribution": "bernoulli", "rate": number})
+        return True
+
+    def _entered(self, layer: Any, path: str, arguments: Any) -> dict[str, Any]:
+        inputs = [self.numbers[each._id] for each in tf.nest.flatten(arguments) if self._known(each)]
+        call = {"path": path, "type": type(layer).__name__, "options": options_of(layer), "inputs": tuple(inputs)}
+        self.layers.append(call)
+        return call
+
+    def _left(self, call: dict[str, Any], result: Any) -> None:
+        flat = tf.nest.flatten(result)
+        call["outputs"] = tuple(self.numbers[each._id] for each in flat if self._known(each))
+
+    def _known(self, value: Any) -> bool:
+        return isinstance(value, tf.Tensor) and hasattr(value, "_id") and value._id in self.numbers
+
+    # The pass.
+
+    def run(self, call: Callable[[], Any], training: bool) -> Any:
+        """Run the model under the recorder, then take the gradients of the fixed loss."""
+        self.frame = sys._getframe()
+        floats = [each for each in self.given if each.dtype.is_floating]
+        with tf.GradientTape() as tape:
+            tape.watch(floats)
+            with watch_calls(self.stack, modules_of(self.model), training), self._variables_seen():
+                op_callbacks.add_op_callback(self.saw)
+                try:
+                    result = call()
+                finally:
+                    op_callbacks.remove_op_callback(self.saw)
+            outputs = [each for each in _flat_outputs(result).values() if each.dtype.is_floating]
+            loss = _fixed_loss(outputs)
+        self.gradients = self._take_gradients(tape, loss) if outputs else {}
+        return result
+
+    @contextmanager
+    def _variables_seen(self) -> Iterator[None]:
+        """Add the variables that the pass reads and nothing of the model leads to."""
+        owner = resource_variable_ops.BaseResourceVariable
+        before = owner._read_variable_op
+        recorder = self
+
+        def read(variable: Any, *args: Any, **kwargs: Any) -> Any:
+            if variable.handle._id not in recorder.current and not unnamed(variable).seed:
+                if all(each.variable is not variable for each in recorder.variables.values()):
+                    recorder._add_variable(variable.name.split(":")[0], unnamed(variable))
+            return before(variable, *args, **kwargs)
+
+        owner._read_variable_op = read
+        try:
+            yield
+        finally:
+            owner._read_variable_op = before
+
+    def _take_gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> dict[int, NDArray]:
+        parameters = {self.first[name]: each.variable for name, each in self.variables.items()}
+        floats = {number: each for number, each in parameters.items() if each.dtype.is_floating}
+        sources = self.tensors | floats
+        try:
+            found = tape.gradient(loss, list(sources.values()))
+        except (LookupError, tf.errors.OpError, ValueError) as error:
+            self.notes.append(f"gradients are not recorded: {str(error).splitlines()[0]}")
+            return {}
+        return {
+            number: to_array(tf.convert_to_tensor(gradient))
+            for number, gradient in zip(sources, found, strict=True)
+            if gradient is not None
+        }
+
+    def buffers(self) -> dict[str, NDArray]:
+        """Return the buffers as they are now."""
+        return {name: to_array(each.variable) for name, each in self.variables.items() if each.buffer}
+
+    def finished(self, name: str, result: Any, after: tuple[Mapping[str, NDArray], ...], notes: Sequence[str]) -> Pass:
+        """Return the recording."""
+        outputs = {key: self.read(tensor) for key, tensor in _flat_outputs(result).items()}
+        if self.opaque:
+            notes = [*notes, f"compared by their values only: {', '.join(sorted(self.opaque))}"]
+        parameters = {key: number for key, number in self.first.items() if not self.variables[key].buffer}
+        return Pass(
+            name,
+            tuple(each for each in self.operations if each is not None),
+            self.values,
+            self.inputs,
+            outputs,
+            parameters,
+            {key: number for key, number in self.first.items() if self.variables[key].buffer},
+            frozenset(key for key in parameters if not self.variables[key].trained),
+            self.gradients,
+            after,
+            tuple(Layer(**{"outputs": (), **call}) for call in self.layers),
+            tuple(notes),
+        )
+
+
+def _fixed_loss(outputs: Sequence[tf.Tensor]) -> tf.Tensor:
+    """Return the loss of `recording`, summed in float64."""
+    total = tf.constant(0.0, tf.float64)
+    for y in outputs:
+        y = tf.cast(y, tf.float64)
+        total += tf.reduce_sum(y * y / 2 + tf.sin(2 * y) / 4) / max(int(tf.size(y)), 1)
+    return total
