@@ -239,7 +239,7 @@ def watch_calls(stack: CallStack, modules: Mapping[str, Any], training: bool) ->
         return __call__
 
     for owner in {type(each) for each in modules.values()}:
-        if callable(getattr(owner, "__call__", None)):
+        if hasattr(owner, "__call__"):  # noqa: B004 - whether its instances are called
             patch(owner, module_call)
     try:
         yield

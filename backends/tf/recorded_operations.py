@@ -458,6 +458,13 @@ def _patches(native: Native) -> None:
     )
 
 
+@translates("SpaceToBatchND")
+def _space_to_batch(native: Native) -> None:
+    # A part of a dilated convolution, which the recorder writes as one operation.
+    padding = np.asarray(native.inputs[2].numpy()).tolist()
+    native.emit("opaque", native.inputs[:1], native.outputs, block=native.numbers(1), padding=padding)
+
+
 # Products.
 
 

@@ -10,11 +10,9 @@ TensorFlow alone, because it runs in the interpreter of the model's author.
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,16 @@ from tensorflow.python.framework import op_callbacks
 from tensorflow.python.ops import resource_variable_ops
 
 from backends.tf.recorded_calls import CallStack, options_of, remember_lines, watch_calls
+from backends.tf.recorded_model import (
+    arguments,
+    build,
+    call_model,
+    differ,
+    fixed_loss,
+    flat_outputs,
+    is_layer,
+    only_reading,
+)
 from backends.tf.recorded_operations import ALIASES, MAKERS, RANDOM, SHAPES, TRANSLATIONS, Native, Value
 from backends.tf.recorded_steps import record_steps
 from backends.tf.recorded_variables import (
@@ -88,7 +96,7 @@ def prepare(model: Any, precision: str) -> Any:
         raise ValueError(f"a model was expected, but the function returned {type(model).__name__}")
     if precision != "float64" and not hasattr(model, "_duet_types"):
         return model
-    if _is_layer(model):
+    if is_layer(model):
         cast_keras(model, precision)
     elif isinstance(model, tf.Module):
         cast_module(model, precision)
@@ -120,24 +128,24 @@ def record_pass(model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], n
     """
     precision = "float64" if name.endswith("64") else "float32"
     training = name.startswith("train")
-    args, kwargs = _arguments(model, inputs, precision)
+    args, kwargs = arguments(model, inputs, precision)
     eager = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)
     try:
-        with _only_reading(model):
-            trial = None if training else _flat_outputs(_call(model, args, kwargs, training))
+        with only_reading(model):
+            trial = None if training else flat_outputs(call_model(model, args, kwargs, training))
             if training:
-                _build(model, args, kwargs)
-        with _only_reading(model):
+                build(model, args, kwargs)
+        with only_reading(model):
             recorder = _Recorder(model, [*args, *kwargs.values()])
-            result = recorder.run(lambda: _call(model, args, kwargs, training), training)
+            result = recorder.run(lambda: call_model(model, args, kwargs, training), training)
             notes = list(recorder.notes)
-            if trial is not None and _differ(trial, _flat_outputs(result)):
+            if trial is not None and differ(trial, flat_outputs(result)):
                 notes.append("two passes with the same inputs differ: the model is random or keeps a state")
             after: tuple[Mapping[str, NDArray], ...] = ()
             if training:
                 first = recorder.buffers()
-                _call(model, args, kwargs, training)
+                call_model(model, args, kwargs, training)
                 after = (first, recorder.buffers()) if first else ()
         return recorder.finished(name, result, after, notes)
     finally:
@@ -146,120 +154,9 @@ def record_pass(model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], n
 
 def layers(model: Any) -> dict[str, dict[str, Any]]:
     """Return the hyper-parameters of each layer or module by path."""
-    if _is_layer(model):
+    if is_layer(model):
         return {each.path or each.name: options_of(each) for each in model._flatten_layers()}
     return {path: options_of(module) for path, module in modules_of(model).items()}
-
-
-def _is_layer(model: Any) -> bool:
-    keras = sys.modules.get("keras")
-    return keras is not None and isinstance(model, keras.layers.Layer)
-
-
-def _tensor(array: Any, precision: str) -> tf.Tensor:
-    array = np.asarray(array)
-    return tf.constant(array.astype(precision) if array.dtype.kind == "f" else array)
-
-
-def _arguments(
-    model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], precision: str
-) -> tuple[list[tf.Tensor], dict[str, tf.Tensor]]:
-    if isinstance(inputs, Mapping):
-        return [], {name: _tensor(array, precision) for name, array in inputs.items()}
-    many = inputs if isinstance(inputs, (list, tuple)) else [inputs]
-    return [_tensor(array, precision) for array in many], {}
-
-
-def _call(model: Any, args: list[tf.Tensor], kwargs: dict[str, tf.Tensor], training: bool) -> Any:
-    """Call a model as its author would: a functional one with all inputs in its own structure."""
-    function = model
-    if hasattr(model, "signatures") and not callable(model):
-        function = model.signatures["serving_default"]
-    mode = {"training": training} if _takes_training(function) else {}
-    if _is_functional(model):
-        struct = model._inputs_struct
-        if kwargs:
-            names = [each.name for each in model.inputs]
-            if isinstance(struct, dict) or set(kwargs) == set(names):
-                return model(kwargs, **mode)
-            args = list(kwargs.values())
-        if isinstance(struct, dict):
-            return model(dict(zip(struct, args, strict=True)), **mode)
-        return model(args if isinstance(struct, (list, tuple)) else args[0], **mode)
-    if kwargs and _is_layer(model) and not set(kwargs) <= set(inspect.signature(model.call).parameters):
-        return function(kwargs, **mode)
-    if args and isinstance(function, tf.types.experimental.ConcreteFunction):
-        return function(*args) if not function.structured_input_signature[1] else _by_name(function, args)
-    return function(*args, **kwargs, **mode)
-
-
-def _by_name(function: Any, args: list[tf.Tensor]) -> Any:
-    names = list(function.structured_input_signature[1])
-    return function(**dict(zip(names, args, strict=True)))
-
-
-def _is_functional(model: Any) -> bool:
-    return _is_layer(model) and hasattr(model, "_inputs_struct")
-
-
-def _takes_training(function: Any) -> bool:
-    if _is_layer(function):
-        return True
-    try:
-        return "training" in inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return False
-
-
-def _build(model: Any, args: list[tf.Tensor], kwargs: dict[str, tf.Tensor]) -> None:
-    """Let a model that is built by its first call make its variables."""
-    if _is_layer(model) and any(not each.built for each in model._flatten_layers()):
-        _call(model, args, kwargs, False)
-
-
-@contextmanager
-def _only_reading(model: Any) -> Iterator[None]:
-    """Give all variables, those of random generators too, the values that they had."""
-    held = [each.variable for each in named_variables(model).values()]
-    if keras := sys.modules.get("keras"):
-        held.append(keras.src.random.seed_generator.global_seed_generator().state._value)
-    before = [tf.identity(variable) for variable in held]
-    try:
-        yield
-    finally:
-        for variable, value in zip(held, before, strict=True):
-            variable.assign(value)
-
-
-def _flat_outputs(result: Any, prefix: str = "") -> dict[str, tf.Tensor]:
-    """Return the tensors in what a model returned by name; see `Pass.outputs`."""
-    if isinstance(result, (tf.RaggedTensor, tf.SparseTensor)):
-        raise ValueError(f"the model returns a {type(result).__name__}, which duet diff cannot compare; return tensors")
-    if isinstance(result, Mapping):
-        parts = list(result.items())
-    elif isinstance(result, tuple) and hasattr(result, "_fields"):
-        parts = list(zip(result._fields, result, strict=True))
-    elif isinstance(result, (list, tuple)):
-        parts = list(enumerate(result))
-    elif is_dataclass(result):
-        parts = [(field.name, getattr(result, field.name)) for field in fields(result)]
-    elif isinstance(result, (tf.Tensor, tf.Variable)) or hasattr(result, "__array__"):
-        return {prefix or "0": tf.convert_to_tensor(result)}
-    elif isinstance(result, (bool, int, float)):
-        return {prefix or "0": tf.constant(result)}
-    else:
-        parts = list(getattr(result, "__dict__", {}).items())
-    found: dict[str, tf.Tensor] = {}
-    for key, value in parts:
-        found |= _flat_outputs(value, f"{prefix}.{key}" if prefix else str(key))
-    return found
-
-
-def _differ(a: Mapping[str, tf.Tensor], b: Mapping[str, tf.Tensor]) -> bool:
-    return any(
-        not np.array_equal(to_array(x), to_array(y), equal_nan=x.dtype.is_floating)
-        for x, y in zip(a.values(), b.values(), strict=True)
-    )
 
 
 class _Recorder:
@@ -278,7 +175,6 @@ class _Recorder:
         self.layers: list[dict[str, Any]] = []
         self.draws: dict[int, int] = {}  # uniform random values and the places of their operations
         self.notes: list[str] = []
-        self.opaque: set[str] = set()
         self.count = 0
         self.frame: Any = None
         self.stack = CallStack(self._entered, self._left)
@@ -323,8 +219,6 @@ class _Recorder:
     def write(self, native: Native, kind: str, inputs: list[int], outputs: list[Value], attributes: dict) -> list[int]:
         """Write an operation."""
         numbers = [self._new(result) for result in outputs]
-        if kind == "opaque":
-            self.opaque.add(native.name)
         operation = Operation(kind, tuple(inputs), tuple(numbers), attributes, native.name, *self._place())
         self._append(operation)
         return numbers
@@ -379,7 +273,9 @@ class _Recorder:
     def _translate(self, native: Native) -> None:
         if native.name in ALIASES:
             native.alias()
-        elif native.name == "GreaterEqual" and self._is_dropout(native):
+        elif (native.name == "GreaterEqual" and self._is_dropout(native)) or (
+            native.name == "BatchToSpaceND" and self._is_dilated(native)
+        ):
             return
         elif (translate := TRANSLATIONS.get(native.name)) is not None:
             translate(native)
@@ -436,6 +332,28 @@ class _Recorder:
         self.write(native, "random", [], native.outputs, {"distribution": "bernoulli", "rate": number})
         return True
 
+    def _is_dilated(self, native: Native) -> bool:
+        """Write the operations that TensorFlow makes of a dilated convolution or pool as one."""
+        before, inner = self.operations[-2:] if len(self.operations) > 1 else (None, None)
+        number = self.numbers.get(native.inputs[0]._id)
+        if before is None or before.native != "SpaceToBatchND" or inner.outputs != (number,):
+            return False
+        if before.outputs[0] != inner.inputs[0] or "strides" not in inner.attributes:
+            return False
+        block, crops = native.numbers(1), np.asarray(native.inputs[2].numpy()).tolist()
+        pads = before.attributes["padding"]
+        padding = [[p[0] - c[0], p[1] - c[1]] for p, c in zip(pads, crops, strict=True)]
+        plain = (
+            all(list(pair) == [0, 0] for pair in inner.attributes["padding"]) and max(inner.attributes["strides"]) == 1
+        )
+        if not plain or min(map(min, padding)) < 0 or len(block) != len(inner.attributes["strides"]):
+            return False
+        del self.operations[-2:]
+        attributes = {**inner.attributes, "padding": padding, "dilation": block}
+        native.name = inner.native
+        self.write(native, inner.kind, [before.inputs[0], *inner.inputs[1:]], native.outputs, attributes)
+        return True
+
     def _entered(self, layer: Any, path: str, arguments: Any) -> dict[str, Any]:
         inputs = [self.numbers[each._id] for each in tf.nest.flatten(arguments) if self._known(each)]
         call = {"path": path, "type": type(layer).__name__, "options": options_of(layer), "inputs": tuple(inputs)}
@@ -463,8 +381,8 @@ class _Recorder:
                     result = call()
                 finally:
                     op_callbacks.remove_op_callback(self.saw)
-            outputs = [each for each in _flat_outputs(result).values() if each.dtype.is_floating]
-            loss = _fixed_loss(outputs)
+            outputs = [each for each in flat_outputs(result).values() if each.dtype.is_floating]
+            loss = fixed_loss(outputs)
         self.gradients = self._take_gradients(tape, loss) if outputs else {}
         return result
 
@@ -476,9 +394,8 @@ class _Recorder:
         recorder = self
 
         def read(variable: Any, *args: Any, **kwargs: Any) -> Any:
-            if variable.handle._id not in recorder.current and not unnamed(variable).seed:
-                if all(each.variable is not variable for each in recorder.variables.values()):
-                    recorder._add_variable(variable.name.split(":")[0], unnamed(variable))
+            if variable.handle._id not in recorder.current:
+                recorder._add_variable(variable.name.split(":")[0], unnamed(variable))
             return before(variable, *args, **kwargs)
 
         owner._read_variable_op = read
@@ -508,9 +425,9 @@ class _Recorder:
 
     def finished(self, name: str, result: Any, after: tuple[Mapping[str, NDArray], ...], notes: Sequence[str]) -> Pass:
         """Return the recording."""
-        outputs = {key: self.read(tensor) for key, tensor in _flat_outputs(result).items()}
-        if self.opaque:
-            notes = [*notes, f"compared by their values only: {', '.join(sorted(self.opaque))}"]
+        outputs = {key: self.read(tensor) for key, tensor in flat_outputs(result).items()}
+        if opaque := sorted({each.native for each in self.operations if each is not None and each.kind == "opaque"}):
+            notes = [*notes, f"compared by their values only: {', '.join(opaque)}"]
         parameters = {key: number for key, number in self.first.items() if not self.variables[key].buffer}
         return Pass(
             name,
@@ -526,12 +443,3 @@ class _Recorder:
             tuple(Layer(**{"outputs": (), **call}) for call in self.layers),
             tuple(notes),
         )
-
-
-def _fixed_loss(outputs: Sequence[tf.Tensor]) -> tf.Tensor:
-    """Return the loss of `recording`, summed in float64."""
-    total = tf.constant(0.0, tf.float64)
-    for y in outputs:
-        y = tf.cast(y, tf.float64)
-        total += tf.reduce_sum(y * y / 2 + tf.sin(2 * y) / 4) / max(int(tf.size(y)), 1)
-    return total
