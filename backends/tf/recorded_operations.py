@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-__all__ = ["ALIASES", "MAKERS", "RANDOM", "SHAPES", "TRANSLATIONS", "Native"]
+__all__ = ["ALIASES", "MAKERS", "RANDOM", "SHAPES", "TRANSLATIONS", "Native", "space_to_batch_steps"]
 
 Value = Any
 """A tensor, or the number of a value that has no tensor."""
@@ -27,7 +27,16 @@ MAKERS = frozenset({"Fill", "Range", "LinSpace", "Const", "Eye", "MatrixDiag", "
 ALIASES = frozenset(
     {"Identity", "IdentityN", "Snapshot", "EnsureShape", "CheckNumerics", "PlaceholderWithDefault", "PreventGradient"}
 )
-RANDOM = ("Random", "TruncatedNormal", "StatelessTruncated", "Multinomial", "StatefulUniform", "StatefulStandardNormal")
+RANDOM = (
+    "Random",
+    "TruncatedNormal",
+    "StatelessRandom",
+    "StatelessTruncated",
+    "StatelessMultinomial",
+    "Multinomial",
+    "StatefulUniform",
+    "StatefulStandardNormal",
+)
 
 
 class Sink(Protocol):
@@ -460,9 +469,50 @@ def _patches(native: Native) -> None:
 
 @translates("SpaceToBatchND")
 def _space_to_batch(native: Native) -> None:
-    # A part of a dilated convolution, which the recorder writes as one operation.
+    # Until `BatchToSpaceND` comes: then the recorder writes a dilated convolution as one operation, if it is one.
     padding = np.asarray(native.inputs[2].numpy()).tolist()
     native.emit("opaque", native.inputs[:1], native.outputs, block=native.numbers(1), padding=padding)
+
+
+def space_to_batch_steps(shape: Sequence[int], block: Sequence[int], padding: Sequence) -> list[tuple[str, dict]]:
+    """Return `SpaceToBatchND` of an array of this shape as (kind, attributes) of simple operations in a row."""
+    rank, space = len(shape), len(block)
+    pads = [[0, 0], *(list(pair) for pair in padding), *([0, 0] for _ in range(rank - 1 - space))]
+    sizes = [n + before + after for n, (before, after) in zip(shape, pads, strict=True)]
+    split = [sizes[0]]
+    for n, factor in zip(sizes[1:], block, strict=False):
+        split += [n // factor, factor]
+    axes = [2 + 2 * i for i in range(space)] + [0] + [1 + 2 * i for i in range(space)]
+    rest = list(range(1 + 2 * space, rank + space))
+    within = [n // factor for n, factor in zip(sizes[1:], block, strict=False)]
+    final = [sizes[0] * int(np.prod(block)), *within, *sizes[1 + space :]]
+    return [
+        ("pad", {"padding": pads, "mode": "constant", "value": 0.0}),
+        ("reshape", {"shape": split + sizes[1 + space :]}),
+        ("transpose", {"axes": axes + rest}),
+        ("reshape", {"shape": final}),
+    ]
+
+
+@translates("BatchToSpaceND")
+def _batch_to_space(native: Native) -> None:
+    x, (result,) = native.inputs[0], native.outputs
+    block, crops = native.numbers(1), np.asarray(native.inputs[2].numpy()).tolist()
+    space, shape = len(block), list(x.shape)
+    batch = shape[0] // int(np.prod(block))
+    axes = [space]
+    for i in range(space):
+        axes += [space + 1 + i, i]
+    split = native.emit("reshape", [x], shape=[*block, batch, *shape[1:]])
+    turned = native.emit("transpose", [split], axes=axes + list(range(1 + 2 * space, len(shape) + space)))
+    sizes = [batch, *(n * factor for n, factor in zip(shape[1:], block, strict=False)), *shape[1 + space :]]
+    if sizes == list(result.shape):
+        native.emit("reshape", [turned], [result], shape=sizes)
+        return
+    whole = native.emit("reshape", [turned], shape=sizes)
+    pads = [[0, 0], *crops, *([0, 0] for _ in range(len(shape) - 1 - space))]
+    start, stop = [before for before, _ in pads], [n - after for n, (_, after) in zip(sizes, pads, strict=True)]
+    native.emit("slice", [whole], [result], start=start, stop=stop, step=[1] * len(sizes))
 
 
 # Products.

@@ -67,7 +67,11 @@ def _step(model: Any, optimizer: Callable | None, loss: Callable | None, watch: 
                 value = loss(outputs, *args, **kwargs)
             else:
                 value = fixed_loss([each for each in flat_outputs(outputs).values() if each.dtype.is_floating])
-        variables = [each.keras or each.variable for each in named_variables(model).values() if each.trained]
+        variables = [
+            each.variable if each.keras is None else each.keras
+            for each in named_variables(model).values()
+            if each.trained
+        ]
         values = [getattr(each, "_value", each) for each in variables]
         found = zip(tape.gradient(value, values), variables, strict=True)
         made.apply_gradients([(gradient, each) for gradient, each in found if gradient is not None])

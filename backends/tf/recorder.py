@@ -13,6 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tensorflow.python.framework import op_callbacks
 from tensorflow.python.ops import resource_variable_ops
 
 from backends.tf.recorded_calls import CallStack, options_of, remember_lines, watch_calls
+from backends.tf.recorded_graphs import graphs_run_by_node
 from backends.tf.recorded_model import (
     arguments,
     build,
@@ -32,7 +34,16 @@ from backends.tf.recorded_model import (
     is_layer,
     only_reading,
 )
-from backends.tf.recorded_operations import ALIASES, MAKERS, RANDOM, SHAPES, TRANSLATIONS, Native, Value
+from backends.tf.recorded_operations import (
+    ALIASES,
+    MAKERS,
+    RANDOM,
+    SHAPES,
+    TRANSLATIONS,
+    Native,
+    Value,
+    space_to_batch_steps,
+)
 from backends.tf.recorded_steps import record_steps
 from backends.tf.recorded_variables import (
     Named,
@@ -94,15 +105,18 @@ def prepare(model: Any, precision: str) -> Any:
     """
     if isinstance(model, type) or not (callable(model) or hasattr(model, "signatures")):
         raise ValueError(f"a model was expected, but the function returned {type(model).__name__}")
-    if precision != "float64" and not hasattr(model, "_duet_types"):
-        return model
-    if is_layer(model):
-        cast_keras(model, precision)
-    elif isinstance(model, tf.Module):
-        cast_module(model, precision)
+    if precision == "float64" or getattr(model, "_duet_cast", False):
+        # Only what was cast before is cast back: a model of mixed precision is recorded as it is.
+        if is_layer(model):
+            cast_keras(model, precision)
+        elif isinstance(model, tf.Module):
+            cast_module(model, precision)
+        if is_layer(model) or isinstance(model, tf.Module):
+            object.__setattr__(model, "_duet_cast", precision == "float64")
     fixed = [name for name, each in named_variables(model).items() if each.variable.dtype in (tf.float32, tf.float16)]
-    if precision == "float64" and (fixed or hasattr(model, "signatures")):
-        what = f"the variable {fixed[0]} is float32" if fixed else "a SavedModel has fixed types"
+    is_graph = hasattr(model, "signatures") or type(model).__name__ in ("TFSMLayer", "ConcreteFunction")
+    if precision == "float64" and (fixed or is_graph):
+        what = f"the variable {fixed[0]} is float32" if fixed and not is_graph else "a SavedModel has fixed types"
         raise ValueError(f"float64 is not possible: {what}; build it in the type of the argument `dtype`")
     return model
 
@@ -177,6 +191,8 @@ class _Recorder:
         self.notes: list[str] = []
         self.count = 0
         self.frame: Any = None
+        self.tape: tf.GradientTape
+        self.gradients: dict[int, NDArray] = {}
         self.stack = CallStack(self._entered, self._left)
         self.inputs = tuple(self._new(tensor) for tensor in inputs)
         self.given = list(inputs)
@@ -273,10 +289,12 @@ class _Recorder:
     def _translate(self, native: Native) -> None:
         if native.name in ALIASES:
             native.alias()
-        elif (native.name == "GreaterEqual" and self._is_dropout(native)) or (
-            native.name == "BatchToSpaceND" and self._is_dilated(native)
-        ):
+        elif native.name in ("Mul", "Add", "AddV2", "GreaterEqual") and self._is_of_draw(native):
             return
+        elif native.name == "BatchToSpaceND":
+            if not self._is_dilated(native):
+                self._write_space_to_batch()
+                TRANSLATIONS[native.name](native)
         elif (translate := TRANSLATIONS.get(native.name)) is not None:
             translate(native)
         else:
@@ -322,15 +340,20 @@ class _Recorder:
         if distribution == "uniform":
             self.draws[number] = len(self.operations) - 1
 
-    def _is_dropout(self, native: Native) -> bool:
-        """Write the comparison of uniform numbers with a rate as one draw: that of what dropout keeps."""
-        draw, rate = native.inputs
+    def _is_of_draw(self, native: Native) -> bool:
+        """Write what dropout does with uniform numbers as one draw: scaling them by 1, and comparing them with its rate."""
+        draw, other = native.inputs
         place = self.draws.get(self.numbers.get(draw._id, 0))
-        if place is None or (number := native.scalar(rate)) is None:
+        if place is None or (number := native.scalar(other)) is None:
             return False
-        self.operations[place] = None  # type: ignore[call-overload]
-        self.write(native, "random", [], native.outputs, {"distribution": "bernoulli", "rate": number})
-        return True
+        if native.name == "GreaterEqual":
+            self.operations[place] = None  # type: ignore[call-overload]
+            self.write(native, "random", [], native.outputs, {"distribution": "bernoulli", "rate": number})
+            return True
+        if number == (1 if native.name == "Mul" else 0):
+            self.alias(native.outputs[0], self.numbers[draw._id])
+            return True
+        return False
 
     def _is_dilated(self, native: Native) -> bool:
         """Write the operations that TensorFlow makes of a dilated convolution or pool as one."""
@@ -354,6 +377,25 @@ class _Recorder:
         self.write(native, inner.kind, [before.inputs[0], *inner.inputs[1:]], native.outputs, attributes)
         return True
 
+    def _write_space_to_batch(self) -> None:
+        """Write the operations that are left of a `SpaceToBatchND` as simple ones."""
+        written: list[Operation] = []
+        for each in self.operations:
+            if each is None or each.native != "SpaceToBatchND" or each.kind != "opaque":
+                written.append(each)
+                continue
+            x = each.inputs
+            steps = space_to_batch_steps(self.values[x[0]].shape, each.attributes["block"], each.attributes["padding"])
+            for i, (kind, attributes) in enumerate(steps):
+                y = each.outputs if i == len(steps) - 1 else (self._new(None),)
+                written.append(replace(each, kind=kind, inputs=x, outputs=y, attributes=attributes))
+                x = y
+        shift = len(written) - len(self.operations)
+        if shift:  # places of earlier draws do not move, those of later ones do
+            old = {id(each): i for i, each in enumerate(written)}
+            self.draws = {number: old[id(self.operations[i])] for number, i in self.draws.items() if self.operations[i]}
+        self.operations = written
+
     def _entered(self, layer: Any, path: str, arguments: Any) -> dict[str, Any]:
         inputs = [self.numbers[each._id] for each in tf.nest.flatten(arguments) if self._known(each)]
         call = {"path": path, "type": type(layer).__name__, "options": options_of(layer), "inputs": tuple(inputs)}
@@ -374,6 +416,7 @@ class _Recorder:
         self.frame = sys._getframe()
         floats = [each for each in self.given if each.dtype.is_floating]
         with tf.GradientTape() as tape:
+            self.tape = tape
             tape.watch(floats)
             with watch_calls(self.stack, modules_of(self.model), training), self._variables_seen():
                 op_callbacks.add_op_callback(self.saw)
@@ -384,6 +427,7 @@ class _Recorder:
             outputs = [each for each in flat_outputs(result).values() if each.dtype.is_floating]
             loss = fixed_loss(outputs)
         self.gradients = self._take_gradients(tape, loss) if outputs else {}
+        del self.tape
         return result
 
     @contextmanager
@@ -393,14 +437,20 @@ class _Recorder:
         before = owner._read_variable_op
         recorder = self
 
-        def read(variable: Any, *args: Any, **kwargs: Any) -> Any:
+        def seen(variable: tf.Variable) -> None:
+            if variable.trainable:
+                recorder.tape.watch(variable)  # in a graph only its handle is read
             if variable.handle._id not in recorder.current:
                 recorder._add_variable(variable.name.split(":")[0], unnamed(variable))
+
+        def read(variable: Any, *args: Any, **kwargs: Any) -> Any:
+            seen(variable)
             return before(variable, *args, **kwargs)
 
         owner._read_variable_op = read
         try:
-            yield
+            with graphs_run_by_node(seen):
+                yield
         finally:
             owner._read_variable_op = before
 

@@ -25,7 +25,8 @@ UNARY = {
     name: ()
     for name in (
         "negative", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "abs", "sign", "sin",
-        "cos", "tan", "tanh", "sinh", "cosh", "arctan", "erf", "sigmoid", "log_sigmoid", "silu", "relu", "relu6",
+        "cos", "tan", "tanh", "sinh", "cosh", "arcsin", "arccos", "arctan", "arcsinh", "arccosh", "arctanh",
+        "erf", "erfc", "erfinv", "lgamma", "isinf", "sigmoid", "log_sigmoid", "silu", "relu", "relu6",
         "selu", "softsign", "mish", "hardsigmoid", "hardswish", "floor", "ceil", "round", "logical_not", "isnan", "isfinite",
     )
 } | {
@@ -72,6 +73,7 @@ LAYOUT_KINDS = {
     "flip": ("axes",),
     "roll": ("shifts", "axes"),
     "tile": ("repeats",),
+    "take_along": ("axis",),             # (x, indices) of the same rank: NumPy's take_along_axis
     "gather": ("axis",),                 # (x, indices): indices along one axis; an embedding has axis 0
     "depth_to_space": ("block", "order", "layout"),  # order "CRD" (torch's pixel_shuffle) or "DCR" (TensorFlow)
     "space_to_depth": ("block", "order", "layout"),
@@ -98,8 +100,8 @@ KINDS = {
     **COMPOSITE,
     "softmax": ("axis",),
     "log_softmax": ("axis",),
-    "cumsum": ("axis",),
-    "cumprod": ("axis",),
+    "cumsum": ("axis", "exclusive", "reverse"),   # exclusive: without the own place; reverse: from the end
+    "cumprod": ("axis", "exclusive", "reverse"),
     "where": ("scalars",),               # (condition, x?, y?); scalars: [x, y], with None for what is an input
     "one_hot": ("size", "axis"),
     "sort": ("axis", "descending"),
