@@ -142,7 +142,8 @@ class _Watch:
             result = taken(tape, target, sources, *args, **kwargs)
             if not self.applied:
                 pairs = zip(tf.nest.flatten(sources), tf.nest.flatten(result), strict=False)
-                self.gradients = {id(each): value for each, value in pairs if isinstance(each, tf.Variable)}
+                held = [(getattr(each, "_value", each), value) for each, value in pairs]  # within a variable of Keras
+                self.gradients = {id(each): value for each, value in held if isinstance(each, tf.Variable)}
             return result
 
         tf.GradientTape.gradient = gradient

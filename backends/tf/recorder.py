@@ -341,7 +341,7 @@ class _Recorder:
             self.draws[number] = len(self.operations) - 1
 
     def _is_of_draw(self, native: Native) -> bool:
-        """Write what dropout does with uniform numbers as one draw: scaling them by 1, and comparing them with its rate."""
+        """Write what dropout does with uniform numbers, scaling by 1 and comparing with its rate, as one draw."""
         draw, other = native.inputs
         place = self.draws.get(self.numbers.get(draw._id, 0))
         if place is None or (number := native.scalar(other)) is None:

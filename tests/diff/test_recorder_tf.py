@@ -121,15 +121,16 @@ CASES = (
 @pytest.mark.parametrize(("make", "inputs"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_each_operation_evaluated_in_numpy_gives_what_was_recorded(make: Callable[[], Any], inputs: tuple) -> None:
     pytest.importorskip("diffusion_core.parity.diff.operations")
-    from diffusion_core.parity.diff.operations.registry import EVALUATORS, options
-
+    registry = pytest.importorskip("diffusion_core.parity.diff.operations.registry")
     record = recorded(make, inputs)
     values = dict(record.values)
     assert not [each.native for each in record.operations if each.kind == "opaque"]
     for operation in record.operations:
         if operation.kind in ("random", "constant"):
             continue
-        result = EVALUATORS[operation.kind](*(values[i] for i in operation.inputs), **options(operation))
+        result = registry.EVALUATORS[operation.kind](
+            *(values[i] for i in operation.inputs), **registry.options(operation)
+        )
         results = result if isinstance(result, (tuple, list)) else [result]
         for number, found in zip(operation.outputs, results, strict=False):
             if number not in values:
