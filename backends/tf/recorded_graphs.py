@@ -23,8 +23,9 @@ def graphs_run_by_node(found: Callable[[tf.Variable], None]) -> Iterator[None]:
     before = owner._call_flat
 
     def call(function: Any, tensor_inputs: Sequence[tf.Tensor], captured_inputs: Sequence[Any]) -> Any:
-        for variable in function.graph.variables:
-            found(variable)
+        for held in function.graph._weak_variables:
+            if (variable := held()) is not None:  # a signature whose model was let go of keeps handles only
+                found(variable)
         results = _run(function.graph, [*tensor_inputs, *captured_inputs])
         return function.function_type.pack_output(results)
 

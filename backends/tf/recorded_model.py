@@ -57,14 +57,19 @@ def call_model(model: Any, args: list[tf.Tensor], kwargs: dict[str, tf.Tensor], 
         return model(args if isinstance(struct, (list, tuple)) else args[0], **mode)
     if kwargs and is_layer(model) and not set(kwargs) <= set(inspect.signature(model.call).parameters):
         return function(kwargs, **mode)
-    if args and isinstance(function, tf.types.experimental.ConcreteFunction):
-        return function(*args) if not function.structured_input_signature[1] else _by_name(function, args)
+    if isinstance(function, tf.types.experimental.ConcreteFunction):
+        return _call_signature(function, args, kwargs)
     return function(*args, **kwargs, **mode)
 
 
-def _by_name(function: Any, args: list[tf.Tensor]) -> Any:
-    names = list(function.structured_input_signature[1])
-    return function(**dict(zip(names, args, strict=True)))
+def _call_signature(function: Any, args: list[tf.Tensor], kwargs: dict[str, tf.Tensor]) -> Any:
+    """Call a concrete function, which takes its inputs in their own types and those of a signature by name."""
+    positional, named = function.structured_input_signature
+    if named and args:
+        args, kwargs = [], dict(zip(named, args, strict=True))
+    kwargs = {name: tf.cast(each, named[name].dtype) for name, each in kwargs.items()}
+    args = [tf.cast(each, spec.dtype) for each, spec in zip(args, positional, strict=False)]
+    return function(*args, **kwargs)
 
 
 def _is_functional(model: Any) -> bool:

@@ -6,6 +6,7 @@ updates variables by hand, the gradients are those of its last call of `Gradient
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -172,32 +173,35 @@ class _Watch:
         """Return the optimiser's variables, those of a parameter as "NAME/slot"."""
         if self.optimizer is None:
             return {}
-        owners = {
-            each.path.replace("/", "_"): names.get(id(each._value), each.path)
-            for each in self.optimizer._trainable_variables
-        }
-        found = {}
-        for variable in self.optimizer.variables:
-            name = variable.path.split("/")[-1]
-            fits = [prefix for prefix in owners if name.startswith(prefix + "_")]
-            if fits:
-                prefix = max(fits, key=len)
-                name = f"{owners[prefix]}/{name[len(prefix) + 1 :]}"
-            found[name] = to_array(variable)
-        return found
+        trained = list(self.optimizer._trainable_variables)
+        owned: dict[int, str] = {}
+        for slots in vars(self.optimizer).values():
+            # Moments are lists with one variable per parameter, each named PARAMETER_SLOT.
+            if not isinstance(slots, (list, tuple)) or len(slots) != len(trained) or slots is trained:
+                continue
+            for parameter, slot in zip(trained, slots, strict=True):
+                prefix = re.sub("[/:]", "_", getattr(parameter, "path", parameter.name)) + "_"
+                if slot is not parameter and getattr(slot, "name", "").startswith(prefix):
+                    owned[id(slot)] = f"{_name(parameter, names)}/{slot.name.removeprefix(prefix)}"
+        return {owned.get(id(each), each.path.split("/")[-1]): to_array(each) for each in self.optimizer.variables}
 
     def averages(self, names: Mapping[int, str]) -> dict[str, NDArray]:
         """Return the moving averages that the optimiser keeps, if it does."""
         if not getattr(self.optimizer, "use_ema", False):
             return {}
         pairs = zip(self.optimizer._trainable_variables, self.optimizer._model_variables_moving_average, strict=True)
-        return {names.get(id(each._value), each.path): to_array(average) for each, average in pairs}
+        return {_name(each, names): to_array(average) for each, average in pairs}
 
     def description(self) -> dict[str, Any]:
         """Return the class and the hyper-parameters of the optimiser that was seen."""
         if self.optimizer is None:
             return {}
         return {"class": type(self.optimizer).__name__, **_plain_config(self.optimizer.get_config())}
+
+
+def _name(parameter: Any, names: Mapping[int, str]) -> str:
+    """Return the name of a parameter of an optimiser, a variable of Keras or of TensorFlow."""
+    return names.get(id(getattr(parameter, "_value", parameter)), parameter.name)
 
 
 def _plain_config(config: Mapping[str, Any]) -> dict[str, Any]:

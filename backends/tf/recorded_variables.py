@@ -32,9 +32,7 @@ class Named(NamedTuple):
     @property
     def seed(self) -> bool:
         """Whether it is the state of a random generator."""
-        return self.variable.dtype in (tf.uint32, tf.uint64) or (
-            self.keras is not None and self.keras.name == "seed_generator_state"
-        )
+        return self.variable.dtype in (tf.uint32, tf.uint64) or "seed_generator_state" in self.variable.name
 
 
 def named_variables(model: Any) -> dict[str, Named]:

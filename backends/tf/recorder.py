@@ -10,6 +10,7 @@ TensorFlow alone, because it runs in the interpreter of the model's author.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,6 @@ from backends.tf.recorded_calls import CallStack, options_of, remember_lines, wa
 from backends.tf.recorded_graphs import graphs_run_by_node
 from backends.tf.recorded_model import (
     arguments,
-    build,
     call_model,
     differ,
     fixed_loss,
@@ -146,15 +146,13 @@ def record_pass(model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], n
     eager = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)
     try:
-        with only_reading(model):
-            trial = None if training else flat_outputs(call_model(model, args, kwargs, training))
-            if training:
-                build(model, args, kwargs)
+        with only_reading(model), _refusing_precision(precision), graphs_run_by_node(lambda variable: None):
+            trial = flat_outputs(call_model(model, args, kwargs, False))
         with only_reading(model):
             recorder = _Recorder(model, [*args, *kwargs.values()])
             result = recorder.run(lambda: call_model(model, args, kwargs, training), training)
             notes = list(recorder.notes)
-            if trial is not None and differ(trial, flat_outputs(result)):
+            if not training and differ(trial, flat_outputs(result)):
                 notes.append("two passes with the same inputs differ: the model is random or keeps a state")
             after: tuple[Mapping[str, NDArray], ...] = ()
             if training:
@@ -173,6 +171,24 @@ def layers(model: Any) -> dict[str, dict[str, Any]]:
     return {path: options_of(module) for path, module in modules_of(model).items()}
 
 
+@contextmanager
+def _refusing_precision(precision: str) -> Iterator[None]:
+    """Say in one line that a model does not run in float64."""
+    try:
+        yield
+    except (TypeError, ValueError, tf.errors.OpError) as error:
+        if precision != "float64" or "duet diff" in str(error):
+            raise
+        raise ValueError(f"float64 is not possible: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Return the part of an error of TensorFlow or Keras that says what is wrong, in one line."""
+    lines = [line for line in re.sub(r"\x1b\[\d*m", "", str(error)).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Exception encountered")] or [type(error).__name__]
+    return re.sub(r"\{\{function_node[^}]*\}\} ?| ?\[Op:.*", "", lines[0])
+
+
 class _Recorder:
     """The operations and values of one pass, as TensorFlow reports them."""
 
@@ -184,7 +200,7 @@ class _Recorder:
         self.numbers: dict[int, int] = {}  # of the values of tensors
         self.kept: list[Any] = []
         self.variables: dict[str, Named] = {}
-        self.current: dict[int, int] = {}  # the number of what a variable holds now, by its handle
+        self.current: dict[int, int | None] = {}  # the number of what a variable holds now, by its handle
         self.first: dict[str, int] = {}
         self.layers: list[dict[str, Any]] = []
         self.draws: dict[int, int] = {}  # uniform random values and the places of their operations
@@ -201,6 +217,7 @@ class _Recorder:
 
     def _add_variable(self, name: str, each: Named) -> None:
         if each.seed:
+            self.current[each.variable.handle._id] = None  # what it draws is recorded, not its state
             return
         while name in self.variables:
             name += "_"
@@ -461,7 +478,7 @@ class _Recorder:
         try:
             found = tape.gradient(loss, list(sources.values()))
         except (LookupError, tf.errors.OpError, ValueError) as error:
-            self.notes.append(f"gradients are not recorded: {str(error).splitlines()[0]}")
+            self.notes.append(f"gradients are not recorded: {_reason(error)}")
             return {}
         return {
             number: to_array(tf.convert_to_tensor(gradient))

@@ -179,7 +179,8 @@ def test_a_training_pass_moves_the_buffers_and_leaves_the_model_as_it_was() -> N
     record = recorder.record_pass(model, (X,), "train64")
     after = recorder.read_state(model)
     assert all(np.array_equal(before[name], after[name]) for name in before)
-    mean = next(name for name in record.buffers if name.endswith("moving_mean"))
+    assert [name.split("/")[-1] for name in record.buffers] == ["moving_mean", "moving_variance"]
+    mean = next(iter(record.buffers))
     np.testing.assert_allclose(record.buffers_after[0][mean], 0.1 * X.mean((0, 1, 2)), atol=1e-15)
     np.testing.assert_allclose(record.buffers_after[1][mean], 0.19 * X.mean((0, 1, 2)), atol=1e-15)
     (draw,) = (each for each in record.operations if each.kind == "random")
@@ -246,6 +247,32 @@ def test_a_random_model_is_noticed() -> None:
     assert record.notes == ("two passes with the same inputs differ: the model is random or keeps a state",)
 
 
+def test_steps_of_a_module_name_moments_and_averages_by_parameter() -> None:
+    class Twice(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = [tf.Variable(X[0, 0, :4]), tf.Variable(X[0, 1, :4])]
+
+        def __call__(self, x: Any) -> Any:
+            return x @ self.parts[0] @ self.parts[1]
+
+    def adam(model: Any) -> Any:
+        schedule = keras.optimizers.schedules.CosineDecay(1e-3, 10)
+        return keras.optimizers.Adam(schedule, clipnorm=1.0, use_ema=True)
+
+    steps, optimiser = recorder.record_steps(Twice(), [(X[0, 0],)] * 2, None, adam, None)
+    assert {"parts/0/momentum", "parts/0/velocity", "parts/1/momentum"} <= set(steps[1].state)
+    assert list(steps[1].averages) == ["parts/0", "parts/1"]
+    assert steps[1].learning_rate < steps[0].learning_rate
+    assert (optimiser["clipnorm"], optimiser["learning_rate"]["decay_steps"]) == (1.0, 10)
+
+
+def test_what_float64_cannot_do_is_said_in_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^float64 is not possible: .*Mul") as caught:
+        recorded(lambda: lambda x: x * tf.constant([0.5] * 4, tf.float32), (X,))
+    assert "\n" not in str(caught.value)
+
+
 def test_steps_have_what_the_optimiser_received_and_wrote() -> None:
     with recorder.building("float64", 0):
         model = keras.Sequential([keras.Input((4,)), layers.Dense(3, use_bias=False)])
@@ -277,6 +304,11 @@ def test_steps_have_what_the_optimiser_received_and_wrote() -> None:
             return {"loss": value, "learning_rate": 0.1}
 
         return step
+
+    compiled = keras.Sequential([keras.Input((4,)), layers.Dense(1)])
+    compiled.compile("sgd", "mse")
+    steps, _ = recorder.record_steps(compiled, [(X[0, 0], X[0, 0, :, :1])] * 2, None, None, None)
+    assert steps[1].loss < steps[0].loss
 
     steps, _ = recorder.record_steps(model, batches, training, None, None)
     np.testing.assert_allclose(steps[0].gradients[name], gradient, atol=1e-12)
