@@ -7,6 +7,10 @@ no framework, and its modules import those above them only:
     recording     what one side did: values, operations, parameters, gradients; to and from files
     operations/   each kind of operation in NumPy, and fused operations as a list of simple ones
     layouts       which arrays are the same numbers in another order
+    relations     how one parameter is written in terms of another: parts, permutations, flips
+    uses          what a parameter is used for, and what its axes mean
+    places        which parameters stand at the same place of two graphs
+    alignment     parameters that belong together; one side's weights written as the other's
     weights       which parameter of one side is which of the other
     walk          one side run again on the other side's values, operation by operation
     causes/       the catalogue of causes: one change of an operation that makes the two sides agree

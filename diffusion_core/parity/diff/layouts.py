@@ -28,7 +28,17 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Layout", "Lookup", "close", "find_layout", "find_permutation", "fingerprint", "typical_size"]
+__all__ = [
+    "Layout",
+    "Lookup",
+    "close",
+    "find_layout",
+    "find_permutation",
+    "fingerprint",
+    "natural_orders",
+    "typical_size",
+    "without_ones",
+]
 
 _PROBES = 256
 _SEARCH_LIMIT = 3000
@@ -83,7 +93,7 @@ class Layout:
         """The order of a's axes in b, if b is a transposed and nothing more."""
         if self.a_repeated or self.b_repeated or sorted(self.a_shape) != sorted(self.b_shape):
             return None
-        for order in _natural_orders(self.a_shape, self.b_shape):
+        for order in natural_orders(self.a_shape, self.b_shape):
             index = np.arange(math.prod(self.a_shape)) if math.prod(self.a_shape) < _SAMPLE else None
             if index is None:
                 if _same_order(self.a_shape, order, self):
@@ -175,8 +185,8 @@ def find_layout(a: NDArray, b: NDArray, tolerance: float) -> Layout | None:
         moved = flat_a.reshape(factors).transpose(axes)
         return _probe(moved, flat_b, tolerance, size) and close(moved.reshape(-1), flat_b, tolerance, size)
 
-    short_a, short_b = _without_ones(a.shape), _without_ones(b.shape)
-    for axes in _natural_orders(short_a, short_b):
+    short_a, short_b = without_ones(a.shape), without_ones(b.shape)
+    for axes in natural_orders(short_a, short_b):
         if fits(short_a, axes):
             return Layout(a.shape, b.shape, short_a, axes)
     in_order = tuple(range(len(short_a)))
@@ -197,13 +207,13 @@ def find_permutation(a: NDArray, b: NDArray, tolerance: float) -> tuple[Layout, 
     counts in another order. Only transpositions of axes are tried as layouts.
     """
     a, b = np.asarray(a), np.asarray(b)
-    if a.size != b.size or sorted(_without_ones(a.shape)) != sorted(_without_ones(b.shape)):
+    if a.size != b.size or sorted(without_ones(a.shape)) != sorted(without_ones(b.shape)):
         return None
     size = typical_size(a)
     if not _similar(a.reshape(-1), b.reshape(-1), tolerance, size):
         return None
-    short = _without_ones(a.shape)
-    for axes in _natural_orders(short, _without_ones(b.shape)):
+    short = without_ones(a.shape)
+    for axes in natural_orders(short, without_ones(b.shape)):
         moved = a.reshape(short).transpose(axes).reshape(b.shape)
         for axis, length in enumerate(b.shape):
             order = _order_of_slices(moved, b, axis, tolerance, size) if length > 1 else None
@@ -229,11 +239,12 @@ def _order_of_slices(a: NDArray, b: NDArray, axis: int, tolerance: float, size: 
     return order
 
 
-def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+def without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a shape without its axes of length 1."""
     return tuple(n for n in shape if n != 1)
 
 
-def _natural_orders(a: tuple[int, ...], b: tuple[int, ...]) -> list[tuple[int, ...]]:
+def natural_orders(a: tuple[int, ...], b: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Return the orders of a's axes that give the shape b: those first that move the fewest axes."""
     if len(a) > 6 or sorted(a) != sorted(b):
         return []
