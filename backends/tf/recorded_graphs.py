@@ -6,6 +6,7 @@ within a graph stay one operation.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -70,5 +71,12 @@ def _run_node(graph: Any, node: tf.Operation, inputs: list[Any]) -> list[Any]:
         if attribute.name not in inferred and not attribute.name.startswith("_"):
             value = node.get_attr(attribute.name)
             arguments[attribute.name] = value.decode() if isinstance(value, bytes) else value
-    result = function(**arguments)
+    result = function(**_by_python_name(function, arguments))
     return list(tf.nest.flatten(result)) if node.outputs else []
+
+
+def _by_python_name(function: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Give arguments their names in Python, of which some differ, as `axis` for `squeeze_dims`; the order is the same."""
+    names = [name for name in inspect.signature(function).parameters if name != "name"]
+    free = iter([name for name in names if name not in arguments])
+    return {name if name in names else next(free): value for name, value in arguments.items()}

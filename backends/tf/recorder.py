@@ -435,6 +435,9 @@ class _Recorder:
         with tf.GradientTape() as tape:
             self.tape = tape
             tape.watch(floats)
+            for each in self.variables.values():
+                if each.trained:
+                    tape.watch(each.variable)  # the graph of a SavedModel reads its handle only
             with watch_calls(self.stack, modules_of(self.model), training), self._variables_seen():
                 op_callbacks.add_op_callback(self.saw)
                 try:

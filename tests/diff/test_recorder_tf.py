@@ -229,17 +229,24 @@ def test_variables_of_modules_and_closures_are_parameters() -> None:
 
 def test_a_saved_model_is_recorded_node_by_node(tmp_path: Path) -> None:
     with recorder.building("float32", 0):
-        model = keras.Sequential([keras.Input((4,)), layers.Dense(3, activation="relu")])
+        inner = [layers.Conv2D(3, 3, strides=2), layers.BatchNormalization(), layers.GroupNormalization(1)]
+        model = keras.Sequential([keras.Input((8, 8, 4)), *inner, layers.Flatten(), layers.Dense(3, activation="relu")])
     model.export(str(tmp_path), verbose=False)
     loaded = tf.saved_model.load(str(tmp_path))
     with pytest.raises(ValueError, match="float64 is not possible: a SavedModel has fixed types"):
         recorder.prepare(loaded, "float64")
-    record = recorder.record_pass(loaded, (X[0, 0],), "float32")
-    kinds = [each.kind for each in record.operations if each.kind != "identity"]
-    assert kinds[0] == "matmul"
-    assert kinds[-1] == "relu"
-    assert len(record.parameters) == 2
-    assert set(record.parameters.values()) <= set(record.gradients)
+    mine = recorder.record_pass(model, (X,), "float32")
+    layer = layers.TFSMLayer(str(tmp_path), call_endpoint="serve")
+    for other in (loaded, layer, loaded.signatures["serving_default"]):
+        record = recorder.record_pass(other, (X,), "float32")
+        assert [each.kind for each in record.operations if each.kind != "identity"] == [
+            each.kind for each in mine.operations
+        ]
+        (found,), (wanted,) = record.outputs.values(), mine.outputs.values()
+        np.testing.assert_allclose(record.values[found], mine.values[wanted], atol=1e-6)
+        assert len(record.parameters) + len(record.buffers) == len(mine.parameters) + len(mine.buffers)
+        gradients = sum(number in record.gradients for number in record.parameters.values())
+        assert gradients >= len(mine.parameters)
 
 
 def test_a_random_model_is_noticed() -> None:
