@@ -76,7 +76,7 @@ def _run_node(graph: Any, node: tf.Operation, inputs: list[Any]) -> list[Any]:
 
 
 def _by_python_name(function: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Give arguments their names in Python, of which some differ, as `axis` for `squeeze_dims`; the order is the same."""
+    """Give arguments their Python names: some differ, as `axis` for `squeeze_dims`, but their order is the same."""
     names = [name for name in inspect.signature(function).parameters if name != "name"]
     free = iter([name for name in names if name not in arguments])
     return {name if name in names else next(free): value for name, value in arguments.items()}
