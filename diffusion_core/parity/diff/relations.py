@@ -220,7 +220,7 @@ class Whole:
     def __init__(self, array: NDArray) -> None:
         self.array = array
         flat = array.reshape(-1).astype(np.float64, copy=False)
-        self._order = np.argsort(flat, kind="stable")
+        self._order = np.argsort(flat)
         self._sorted = flat[self._order]
         self._size = typical_size(array)
 
@@ -232,9 +232,9 @@ class Whole:
         if not self._find(flat[:8], tolerance)[1]:
             return None
         places, found = self._find(flat, tolerance)
-        if not found or len(np.unique(places)) < array.size:
+        if not found:
             return None
-        index = tuple(np.unique(i) for i in np.unravel_index(places, self.array.shape))
+        index = tuple(np.flatnonzero(np.bincount(i)) for i in np.unravel_index(places, self.array.shape))
         if math.prod(len(i) for i in index) != array.size:
             return None
         part = Part(self.array.shape, index)

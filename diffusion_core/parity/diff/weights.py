@@ -54,6 +54,7 @@ class _Aligner:
         self.pairs: list[Pair] = []
         self.derived: list[Derived] = []
         self.mapped: set[str] = set()
+        self.sorted: dict[int, Whole] = {}
         self.done_a: set[str] = set()
         self.done_b: set[str] = set()
 
@@ -181,7 +182,9 @@ class _Aligner:
                 fits = fits or [y for y in smaller if 2 < y.array.size < whole.array.size and not y.constant]
                 if whole.constant or not fits:
                     continue
-                numbers = Whole(whole.array)
+                if id(whole) not in self.sorted:
+                    self.sorted[id(whole)] = Whole(whole.array)
+                numbers = self.sorted[id(whole)]
                 for y in fits:
                     found = numbers.part(y.array, tolerance)
                     if found is None:
