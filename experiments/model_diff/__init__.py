@@ -1,0 +1,1 @@
+"""The processes, files and reports of `duet diff`."""
