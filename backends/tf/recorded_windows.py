@@ -64,7 +64,7 @@ def _einsum(native: Native) -> None:
 @translates("BiasAdd")
 def _bias_add(native: Native) -> None:
     rank = native.inputs[0].shape.rank
-    axis = 1 if native["data_format"].startswith("NC") else rank - 1
+    axis = 1 if (native["data_format"] or "NHWC").startswith("NC") else rank - 1
     native.emit("bias_add", native.inputs, native.outputs, axis=axis)
 
 

@@ -12,6 +12,7 @@ no framework, and its modules import those above them only:
     places        which parameters stand at the same place of two graphs
     alignment     parameters that belong together; one side's weights written as the other's
     weights       which parameter of one side is which of the other
+    runs          the network of a run of Duet as a side
     walk          one side run again on the other side's values, operation by operation
     causes/       the catalogue of causes: one change of an operation that makes the two sides agree
     comparison    the whole comparison, and its findings
