@@ -28,7 +28,9 @@ from experiments.model_diff.onnx_node import TRANSLATIONS, Node, Value
 __all__ = [
     "FRAMEWORK",
     "LAYOUT",
+    "build",
     "building",
+    "inputs",
     "layers",
     "load",
     "prepare",
@@ -68,6 +70,27 @@ def load(path: str | Path) -> OnnxModel:
     except Exception as error:
         raise ValueError(f"{path}: this is no ONNX file ({type(error).__name__}: {error})") from error
     return OnnxModel(inline_local_functions(proto) if proto.functions else proto)
+
+
+def build(path: str | Path, **_: Any) -> OnnxModel:
+    """Return the model of a file."""
+    return load(path)
+
+
+def inputs(seed: int, path: str | Path, **_: Any) -> tuple[NDArray, ...]:
+    """Return inputs of the declared shapes, with 2 for sizes that are free: normal floats, and zeros and ones."""
+    from onnx.helper import tensor_dtype_to_np_dtype
+
+    rng = np.random.default_rng(seed)
+    proto = load(path).proto
+    drawn = []
+    for each in proto.graph.input:
+        if each.name in _input_names(proto):
+            kind = each.type.tensor_type
+            shape = [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else 2 for d in kind.shape.dim]
+            dtype = np.dtype(tensor_dtype_to_np_dtype(kind.elem_type))
+            drawn.append((rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)).astype(dtype))
+    return tuple(drawn)
 
 
 def version() -> str:

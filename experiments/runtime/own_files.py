@@ -28,10 +28,18 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.convert.onnx_network import open_onnx_network
 from experiments.runtime.options import CONFIGS
 
-__all__ = ["is_network", "is_reference", "open_network", "split_reference", "user_code_error"]
+__all__ = [
+    "RUNS_CODE",
+    "backend_of_file",
+    "is_network",
+    "is_reference",
+    "open_network",
+    "split_reference",
+    "user_code_error",
+]
 
 # Formats whose readers may run code that is in the file, with how their users read them.
-_RUNS_CODE = {
+RUNS_CODE = {
     ".pt2": "torch.export.load(FILE).module()",
     ".pt": "the module, after module.load_state_dict(...)",
     ".pth": "the module, after module.load_state_dict(...)",
@@ -65,7 +73,9 @@ def is_reference(text: str | Path) -> bool:
 def is_network(source: str | Path) -> bool:
     """Return whether a text or a path names an own network, rather than a checkpoint of Duet."""
     path = Path(source)
-    return is_reference(source) or path.suffix == ".onnx" or path.suffix in _RUNS_CODE or _backend_of(path) is not None
+    return (
+        is_reference(source) or path.suffix == ".onnx" or path.suffix in RUNS_CODE or backend_of_file(path) is not None
+    )
 
 
 def open_network(source: str | Path, options: Mapping[str, Any] | None = None) -> Any:
@@ -83,10 +93,10 @@ def open_network(source: str | Path, options: Mapping[str, Any] | None = None) -
     path = Path(source).expanduser()
     if options:
         raise DuetError(f"network: {source} is a file, which has no options; leave them out")
-    if path.suffix in _RUNS_CODE:
+    if path.suffix in RUNS_CODE:
         raise DuetError(
             f"network: {source} is in a format whose reader may run code that is in the file; if you trust it, read it "
-            f"yourself and give the object: {_RUNS_CODE[path.suffix]}"
+            f"yourself and give the object: {RUNS_CODE[path.suffix]}"
         )
     if not path.exists():
         looks_like_code = all(word.isidentifier() for word in str(source).removesuffix(".py").split("."))
@@ -94,7 +104,7 @@ def open_network(source: str | Path, options: Mapping[str, Any] | None = None) -
         raise DuetError(f"network: {source} does not exist{hint}")
     if path.suffix == ".onnx":
         return open_onnx_network(path)
-    name = _backend_of(path)
+    name = backend_of_file(path)
     if name is None:
         raise DuetError(
             f"network: {source} is no file of a network; it must be an ONNX file, a SavedModel, a .keras file, or a "
@@ -103,7 +113,7 @@ def open_network(source: str | Path, options: Mapping[str, Any] | None = None) -
     return entry_points(group="duet.backends")[name].load().files.load_network(path)
 
 
-def _backend_of(path: Path) -> str | None:
+def backend_of_file(path: Path) -> str | None:
     """Return the backend that reads a path as a network: by its ending, or by a file that the directory holds."""
     for config in sorted((CONFIGS / "backend").glob("*.yaml")):
         for form in yaml.safe_load(config.read_text(encoding="utf-8")).get("network_files", ()):

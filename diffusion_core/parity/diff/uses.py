@@ -99,7 +99,10 @@ def entries(record: Pass) -> list[Entry]:
         by_name = _BY_NAME.get(last, "")
         if last == "weight":
             by_name = "scale" if array.ndim == 1 else "" if purpose == "table" else "kernel"
-        found.append((at, name, array, number, buffer, by_name or purpose, roles))
+        # "ln_g", "w5": what the last word says, where nothing else does.
+        word = re.split("_", last.rstrip("0123456789"))[-1]
+        purpose = by_name or purpose or _BY_NAME.get(word, "")
+        found.append((at, name, array, number, buffer, purpose, roles))
     found.sort(key=lambda item: item[0])
     return [
         Entry(name, array, number, buffer, order, purpose, roles, record.gradients.get(number), _words(name))
