@@ -171,7 +171,7 @@ def _fused_batch_norm(native: Native) -> None:
     epsilon = float(np.float64(native["epsilon"]))
     has = ["x", "gamma", "beta"]
     if not native["is_training"]:
-        inputs, has = [x, gamma, beta, mean, variance], [*has, "mean", "var"]
+        inputs, has = [x, gamma, beta, mean, variance], [*has, "mean", "variance"]
         native.emit("batch_norm", inputs, result, epsilon=epsilon, axis=axis, training=False, momentum=None, has=has)
         return
     native.emit(

@@ -41,7 +41,7 @@ _BY_KIND = {
     **dict.fromkeys(("multiply", "divide"), "scale"),
     "gather": "table",
 }
-_BY_INPUT = {"gamma": "scale", "beta": "shift", "mean": "mean", "var": "variance", "variance": "variance"}
+_BY_INPUT = {"gamma": "scale", "beta": "shift", "mean": "mean", "variance": "variance"}
 
 
 @dataclass(frozen=True, eq=False)

@@ -85,7 +85,7 @@ _WINDOW = ("window", "strides", "padding", "dilation", "layout")
 
 # Operations that `operations` writes as several simple ones when a recording is compared.
 COMPOSITE = {
-    "batch_norm": ("epsilon", "axis", "training", "momentum"),  # (x, gamma?, beta?, mean, var); see `has`
+    "batch_norm": ("epsilon", "axis", "training", "momentum"),  # (x, gamma?, beta?, mean?, variance?); see `has`
     "group_norm": ("groups", "epsilon", "axis"),   # (x, gamma?, beta?)
     "layer_norm": ("axes", "epsilon"),             # (x, gamma?, beta?)
     "rms_norm": ("axes", "epsilon"),               # (x, gamma?)
