@@ -208,7 +208,7 @@ def compare(torch_file: Path, keras_file: Path, pairs: list[Path]) -> list[str]:
         content = json.loads((pair / "faults.json").read_text(encoding="utf-8"))
         bound = content.get("tolerance", 1e-10)
         for side, other in (("torch", "keras"), ("keras", "torch")):
-            for name, fault, variant in cases(pair, side):
+            for name, fault, _ in cases(pair, side):
                 if fault is None:
                     for kind in ("forward", "optimiser", "averages"):
                         gap = differ(items(other, pair.name, "clean", kind), items(side, pair.name, name, kind))
@@ -236,7 +236,6 @@ def compare(torch_file: Path, keras_file: Path, pairs: list[Path]) -> list[str]:
                     wrong.append(f"{pair.name} {side} {fault}: forward differs by {gaps['forward']:.1e}")
                 if shows == "training" and not gaps["gradient"] < 1e-9:
                     wrong.append(f"{pair.name} {side} {fault}: gradient differs by {gaps['gradient']:.1e}")
-        del variant
     return wrong
 
 

@@ -62,21 +62,18 @@ def load_keras(model, w, untied=False):
         if name in path:
             where = path[name]
         else:
-            _, _, i, *rest = name.split(".")
-            rest = (
-                {
-                    "weight": "gamma" if "LayerNorm" in rest else "kernel",
-                    "bias": "beta" if "LayerNorm" in rest else "bias",
-                }[rest[-1]],
-                rest[:-1],
-            )
-            part = ".".join(rest[1])
+            _, _, i, *rest, end = name.split(".")
+            if "LayerNorm" in rest:
+                end = {"weight": "gamma", "bias": "beta"}[end]
+            else:
+                end = {"weight": "kernel", "bias": "bias"}[end]
+            part = ".".join(rest)
             short = {
                 "attention.query": "attention/q", "attention.key": "attention/k", "attention.value": "attention/v",
                 "attention.dense": "attention/o", "attention.LayerNorm": "norm1", "intermediate": "up", "output": "down",
                 "LayerNorm": "norm2",
             }[part]  # fmt: skip
-            where = f"layer{i}/{short}/{rest[0]}"
+            where = f"layer{i}/{short}/{end}"
         left.pop(where).assign(array.T if array.ndim == 2 and "embed" not in name else array)
     if untied:
         left.pop("head/table").assign(w["embeddings.word_embeddings.weight"])
