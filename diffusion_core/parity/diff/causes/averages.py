@@ -135,12 +135,13 @@ def _kind(one: AverageRule, other: AverageRule) -> str:
         return "ema_interval"
     if (abs(a[0]) < 1e-9) != (abs(b[0]) < 1e-9) and np.allclose(a[1:], b[1:], atol=1e-5):
         return "ema_start"
-    if len(a) > 2 and not _flat(a):
-        if np.allclose(a[1:], b[:-1], atol=1e-5) or np.allclose(b[1:], a[:-1], atol=1e-5):
-            return "ema_off_by_one"
+    zeros = [int(np.argmax(np.abs(d) > 1e-9)) for d in (a, b)]
+    if zeros[0] != zeros[1] and _flat(a[zeros[0] :]) and _flat(b[zeros[1] :]):
+        return "ema_start"
+    if len(a) > 2 and not _flat(a) and (np.allclose(a[1:], b[:-1], atol=1e-5) or np.allclose(b[1:], a[:-1], atol=1e-5)):
+        return "ema_off_by_one"
     if _flat(a[1:]) != _flat(b[1:]):
         return "ema_warmup"
-    zeros = [int(np.argmax(np.abs(d) > 1e-9)) for d in (a, b)]
     return "ema_start" if zeros[0] != zeros[1] else "ema_decay"
 
 

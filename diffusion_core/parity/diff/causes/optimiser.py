@@ -24,6 +24,7 @@ from diffusion_core.parity.diff.causes.update_history import (
     NEAR,
     Explained,
     History,
+    Updates,
     described,
     explain_updates,
     make_history,
@@ -49,7 +50,10 @@ def step_findings(a: Recording, b: Recording, parameters: Alignment) -> list[Fin
         return []
     one, other = make_history(a), make_history(b)
     told_a, told_b = described(one), described(other)
-    rule_a, rule_b = explain_updates(one, told_b), explain_updates(other, told_a)
+    rule_a = explain_updates(one, told_b)
+    rule_b = explain_updates(other, rule_a.rule if rule_a and rule_a.error < NEAR[one.size] else told_a)
+    if rule_a and rule_b and rule_b.error < NEAR[one.size] <= rule_a.error:
+        rule_a = explain_updates(one, rule_b.rule)
     findings: list[Finding] = []
     random = any(_random(side) for side in (a, b))
     findings += first_gradients(one, other, rule_a and rule_a.rule, rule_b and rule_b.rule, parameters, random)
@@ -125,6 +129,7 @@ def rules(one: History, other: History, a: Explained, b: Explained, parameters: 
         effect = difference(one, a, swap)
         return [finding("optimiser", rule_words(a.rule), rule_words(b.rule), effect, status, explained)]
     found: list[Finding] = []
+    b = replace(b, rule=_like(a, b))
     for names in _groups(a.rule, b.rule):
         changes = {n: getattr(b.rule, n) for n in names}
         if "undecayed" in changes:
@@ -141,6 +146,16 @@ def rules(one: History, other: History, a: Explained, b: Explained, parameters: 
             words = tuple(_decay_words(r.undecayed, h) for r, h in ((a.rule, one), (b.rule, other)))
         found.append(finding(kind, *words, effect, status, explained, benign=benign))
     return sorted(found, key=lambda f: f.benign)
+
+
+def _like(a: Explained, b: Explained) -> Rule:
+    """Return B's rule with its decay written as A's: at a constant rate, a decay with and without it are the same."""
+    forms, rates = {a.rule.decay_at, b.rule.decay_at}, [r for r in b.rates if r]
+    one_rate = bool(rates) and np.ptp(rates) <= 1e-6 * abs(rates[0])
+    if forms != {"before", "before without rate"} or a.rule.decay == b.rule.decay or not one_rate or not a.rule.decay:
+        return b.rule
+    factor = 1 / rates[0] if b.rule.decay_at == "before without rate" else rates[0]
+    return replace(b.rule, decay=float(f"{b.rule.decay * factor:.9g}"), decay_at=a.rule.decay_at)
 
 
 def _groups(a: Rule, b: Rule) -> list[tuple[str, ...]]:
@@ -175,27 +190,15 @@ def _names_in_a(names: frozenset[str], parameters: Alignment) -> frozenset[str]:
 
 def difference(history: History, explained: Explained, rule: Rule) -> float:
     """Return how far another rule is from the one that explains a history, relative to the updates."""
-    mine, _ = predict(explained.rule, history, explained.rates)
-    theirs, _ = predict(rule, history, explained.rates)
+    data = Updates(history)
+    mine, _ = predict(explained.rule, data, explained.rates)
+    theirs, _ = predict(rule, data, explained.rates)
     worst = 0.0
-    for x, y, k in zip(mine, theirs, range(len(mine)), strict=True):
-        before = history.before(k)
-        for name in x:
-            moved = max(
-                np.ptp(x[name] - _like(before[name], x[name])),
-                np.max(np.abs(x[name] - _like(before[name], x[name])), initial=0),
-            )
-            away = np.max(np.abs(x[name] - y[name]), initial=0.0)
-            if moved > 1e-13 * np.max(np.abs(x[name]), initial=1e-300):
-                worst = max(worst, float(away / moved))
-            elif away > 1e-13 * np.max(np.abs(x[name]), initial=0):
-                worst = max(worst, 1.0)
+    for x, y, before in zip(mine, theirs, data.before, strict=True):
+        away, size = data.largest(x - y), np.maximum(data.largest(x - before), data.largest(y - before))
+        seen = away > 1e-13 * data.largest(before)
+        worst = max(worst, float(np.max(away[seen] / size[seen], initial=0.0)))
     return worst
-
-
-def _like(array: NDArray, sample: NDArray) -> NDArray:
-    flat = array.reshape(-1)
-    return flat[:: max(1, flat.size // 512)].astype(np.float64)[: sample.size]
 
 
 def doubled(one: History, other: History, parameters: Alignment) -> list[Finding]:

@@ -68,21 +68,21 @@ TITLES = {
 }
 
 ADVICE = {
-    "momentum_form": "torch: p -= lr v; Keras: v = mu v - lr g. They differ when the rate changes: write the velocity by hand",
+    "momentum_form": "torch: p -= lr v; Keras: v = mu v - lr g. They differ when the rate changes",
     "optimiser_epsilon": "eps= in PyTorch (1e-8), epsilon= in Keras (1e-7)",
-    "optimiser_epsilon_form": "Keras adds epsilon to the uncorrected root, so no constant makes it torch's: write the update by hand",
+    "optimiser_epsilon_form": "Keras adds epsilon to the uncorrected root, so no constant makes it torch's",
     "moment_decay": "betas= in PyTorch, beta_1= and beta_2= in Keras; alpha= and rho= of RMSprop (0.99 and 0.9)",
     "weight_decay": "weight_decay= in both; AdamW has 0.01 in PyTorch and 0.004 in Keras",
-    "weight_decay_coupling": "torch's SGD and Adam add it to the gradient; AdamW and every optimiser of Keras shrink the weights",
+    "weight_decay_coupling": "torch's SGD and Adam add it to the gradient; AdamW and all of Keras's shrink the weights",
     "weight_decay_exclusion": "parameter groups in PyTorch, exclude_from_weight_decay() in Keras",
-    "gradient_clipping": "clip_grad_norm_ is Keras's global_clipnorm; clipnorm is per variable; clip_grad_value_ is clipvalue",
-    "gradient_accumulation": "Keras's gradient_accumulation_steps takes the mean; in PyTorch divide the loss by the number of batches",
+    "gradient_clipping": "clip_grad_norm_ is global_clipnorm; clipnorm is per variable; clip_grad_value_ is clipvalue",
+    "gradient_accumulation": "gradient_accumulation_steps takes the mean; in PyTorch divide the loss by that number",
     "loss_reduction": "reduction= in both; a sum is the mean times the number of elements",
     "adagrad_accumulator": "initial_accumulator_value: 0 in PyTorch, 0.1 in Keras",
-    "learning_rate_off_by_one": "schedulers of torch step after the update; schedules of Keras count from iteration 0: feed the rate of each step",
+    "learning_rate_off_by_one": "torch's schedulers step after the update; Keras's schedules count from iteration 0",
     "bias_correction": "divide m by 1 - beta1^k and v by 1 - beta2^k, with k = 1 at the first update",
     "doubled_bias": "freeze one of torch's two LSTM biases at zero, or halve its learning rate",
-    "frozen_parameter": "requires_grad in PyTorch, trainable in Keras; and the list of parameters that the optimiser has",
+    "frozen_parameter": "requires_grad in PyTorch, trainable in Keras; and what the optimiser is given",
 }
 
 _NAMES = {

@@ -62,7 +62,7 @@ def first_gradients(
     wrong = {n: e for n, e in off.items() if e > 0}
     if not wrong:
         return found + (_loss(one, other) if first == 0 else [])
-    return found + [_explained(pairs, wrong, one, other, rule_a, rule_b, parameters, first, size)]
+    return [*found, _explained(pairs, wrong, one, other, rule_a, rule_b, parameters, first, size)]
 
 
 def _paired(

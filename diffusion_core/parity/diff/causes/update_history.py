@@ -18,7 +18,18 @@ from numpy.typing import NDArray
 from diffusion_core.parity.diff.causes.update_rules import FIELDS, METHODS, Rule, clipped, make_state, update
 from diffusion_core.parity.diff.recording import Recording
 
-__all__ = ["Explained", "History", "described", "explain_updates", "make_history", "predict"]
+__all__ = [
+    "EXACT",
+    "NEAR",
+    "Explained",
+    "History",
+    "Updates",
+    "described",
+    "effective_gradients",
+    "explain_updates",
+    "make_history",
+    "predict",
+]
 
 Arrays = dict[str, NDArray]
 
@@ -153,28 +164,59 @@ def _flat(description: Mapping[str, Any]) -> dict[str, Any]:
     return told
 
 
-def _sampled(array: NDArray) -> NDArray:
-    flat = array.reshape(-1)
-    return flat[:: max(1, flat.size // _ELEMENTS)].astype(np.float64)
+class Updates:
+    """The updates of a history as vectors: some elements of every parameter, one parameter after the other.
 
-
-class _Data:
-    """A history with a sample of the elements; gradients clipped once for each way of clipping."""
+    Attributes:
+        history: where they come from.
+        names: the parameters, in order; `starts` are their first places.
+        before, after: the parameters of each step.
+    """
 
     def __init__(self, history: History) -> None:
         self.history = history
         self.names = history.names
-        self.before = [{n: _sampled(history.before(k)[n]) for n in self.names} for k in range(len(history.after))]
-        self.after = [{n: _sampled(after[n]) for n in self.names} for after in history.after]
-        self._effective: dict[tuple, list[Arrays]] = {}
+        self._most = max(8, min(_ELEMENTS, 20_000 // max(len(self.names), 1)))
+        self.sizes = [self._sample(history.start[name]).size for name in self.names]
+        self.starts = np.cumsum([0, *self.sizes[:-1]]) if self.names else np.zeros(0, int)
+        self.before = [self._vector(history.before(k)) for k in range(len(history.after))]
+        self.after = [self._vector(after) for after in history.after]
+        self._effective: dict[tuple, list[tuple[NDArray, NDArray] | None]] = {}
 
-    def effective(self, rule: Rule) -> list[Arrays]:
-        """Return the gradients of each update after accumulation and clipping; empty where there is no update."""
+    def _sample(self, array: NDArray) -> NDArray:
+        flat = array.reshape(-1)
+        return flat[:: max(1, flat.size // self._most)].astype(np.float64)
+
+    def _vector(self, arrays: Mapping[str, NDArray]) -> NDArray:
+        return np.concatenate([self._sample(arrays[name]) for name in self.names])
+
+    def effective(self, rule: Rule) -> list[tuple[NDArray, NDArray] | None]:
+        """Return the gradient of each update, and where there is one; None where there is no update."""
         key = (rule.clip, rule.limit, rule.every, rule.total)
         if key not in self._effective:
-            found = effective_gradients(self.history, rule)
-            self._effective[key] = [{n: _sampled(g) for n, g in each.items()} for each in found]
+            self._effective[key] = [
+                (
+                    np.concatenate(
+                        [
+                            self._sample(g[n]) if n in g else np.zeros(m)
+                            for n, m in zip(self.names, self.sizes, strict=True)
+                        ]
+                    ),
+                    self.spread([n in g for n in self.names]),
+                )
+                if g
+                else None
+                for g in effective_gradients(self.history, rule)
+            ]
         return self._effective[key]
+
+    def spread(self, each: Sequence[bool]) -> NDArray:
+        """Return one thing of each parameter at each of its elements."""
+        return np.repeat(np.asarray(each), self.sizes)
+
+    def largest(self, vector: NDArray) -> NDArray:
+        """Return the largest size of the elements of each parameter."""
+        return np.maximum.reduceat(np.abs(vector), self.starts)
 
 
 def effective_gradients(history: History, rule: Rule) -> list[Arrays]:
@@ -193,63 +235,47 @@ def effective_gradients(history: History, rule: Rule) -> list[Arrays]:
     return result
 
 
-def predict(rule: Rule, data: _Data | History, rates: Sequence[float | None]) -> tuple[list[Arrays], tuple[float, ...]]:
+def predict(rule: Rule, data: Updates, rates: Sequence[float | None]) -> tuple[list[NDArray], tuple[float, ...]]:
     """Return the parameters after each step by a rule, each from the recorded ones before it, and the rates.
 
     A rate that is None is solved for: the update of every rule is linear in it.
     """
-    data = data if isinstance(data, _Data) else _Data(data)
-    states = {name: make_state(rule, data.before[0][name]) for name in data.names}
-    result: list[Arrays] = []
+    state = make_state(rule, data.before[0])
+    decays = data.spread([name not in rule.undecayed for name in data.names]) if rule.undecayed else True
+    result: list[NDArray] = []
     used: list[float] = []
     count = 0
-    for k, gradients in enumerate(data.effective(rule)):
-        count += bool(gradients)
-
-        def step(name: str, rate: float, gradients: Arrays = gradients, k: int = k, count: int = count):
-            return update(
-                rule, data.before[k][name], gradients[name], rate, count, states[name], name not in rule.undecayed
-            )
-
-        moving = [name for name in data.names if name in gradients]
+    for k, found in enumerate(data.effective(rule)):
         rate = rates[k] if k < len(rates) else None
+        if found is None:
+            result.append(data.before[k])
+            used.append(0.0 if rate is None else rate)
+            continue
+        gradient, there = found
+        p = data.before[k]
+        count += 1
         if rate is None:
-            rate = _solved(moving, step, data.after[k])
-        moved = {name: step(name, rate) for name in moving}
-        states.update({name: state for name, (_, state) in moved.items()})
-        result.append({name: moved[name][0] if name in moved else data.before[k][name] for name in data.names})
+            zero, one = (update(rule, p, gradient, r, count, state, decays)[0] for r in (0.0, 1.0))
+            along = np.where(there & np.isfinite(one - zero), one - zero, 0.0)
+            whole = float(along @ along)
+            rate = float(along @ (data.after[k] - zero)) / whole if whole else 0.0
+        new, state = update(rule, p, gradient, rate, count, state, decays)
+        result.append(np.where(there, new, p))
         used.append(rate)
     return result, tuple(used)
 
 
-def _solved(names: Sequence[str], step, after: Arrays) -> float:  # noqa: ANN001 - a function of name and rate
-    along, whole = 0.0, 0.0
-    for name in names:
-        zero, one = step(name, 0.0)[0], step(name, 1.0)[0]
-        direction = one - zero
-        if np.all(np.isfinite(direction)):
-            along += float(np.sum(direction * (after[name] - zero)))
-            whole += float(np.sum(direction * direction))
-    return along / whole if whole else 0.0
-
-
-def errors_of(rule: Rule, data: _Data, rates: Sequence[float | None]) -> Explained:
+def errors_of(rule: Rule, data: Updates, rates: Sequence[float | None]) -> Explained:
     """Return how far a rule is from the recorded updates, by parameter, relative to the updates."""
     predicted, used = predict(rule, data, rates)
     unit = 2.0**-52 if data.history.size == 8 else 2.0**-23
-    errors = {}
-    for name in data.names:
-        worst = 0.0
-        for k in range(len(predicted)):
-            p, after, before = predicted[k][name], data.after[k][name], data.before[k][name]
-            moved = np.max(np.abs(after - before), initial=0.0)
-            rounding = 4 * unit * np.max(np.abs(before), initial=0.0)
-            size = max(moved, float(np.max(np.abs(p - before), initial=0.0)))
-            away = np.max(np.abs(p - after), initial=0.0)
-            away = max(float(away) - rounding, 0.0) if np.isfinite(away) else np.inf
-            worst = max(worst, away / size if size > 0 else 0.0)
-        errors[name] = worst
-    return Explained(rule, errors, used)
+    worst = np.zeros(len(data.names))
+    for p, before, after in zip(predicted, data.before, data.after, strict=True):
+        size = np.maximum(data.largest(after - before), data.largest(np.nan_to_num(p - before)))
+        away = data.largest(np.where(np.isfinite(p), p - after, np.inf))
+        away = np.maximum(away - 4 * unit * data.largest(before), 0.0)
+        worst = np.maximum(worst, away / np.where(size > 0, size, 1.0))
+    return Explained(rule, dict(zip(data.names, map(float, worst), strict=True)), used)
 
 
 _NUMBERS: dict[str, tuple[float, ...]] = {
@@ -282,24 +308,24 @@ def explain_updates(history: History, told_there: Rule | None = None) -> Explain
         history: of one side.
         told_there: the rule that the other side names, whose numbers are tried as well.
     """
-    data = _Data(history)
+    data = Updates(history)
     if not data.names or not any(history.gradients):
         return None
     told = described(history)
     rates = _usable(history.rates)
     starts = [told] if told else []
-    starts += [replace(told_there, rounded=False)] if told_there else []
+    there = replace(told_there, rounded=False, undecayed=frozenset(), clip="", every=1) if told_there else None
+    starts += [there] if there else []
     starts += [Rule(m, epsilon_at="inside" if m == "adamax" else "outside") for m in METHODS]
     best: Explained | None = None
     for used in dict.fromkeys((rates, (None,) * len(rates))):
-        for start in dict.fromkeys(starts):
-            if best is not None and best.error < NEAR[history.size] and start is not told:
-                continue
-            found = _improved(errors_of(start, data, used), data, used, told_there)
+        tried = [errors_of(start, data, used) for start in dict.fromkeys(starts)]
+        for found in sorted(tried, key=lambda each: (each.rule not in (told, there), _total(each))):
+            found = _improved(found, data, used, told_there)
             if best is None or found.error < 0.5 * best.error:
                 best = replace(found, solved=used != rates or None in rates)
-        if best is not None and best.error < NEAR[history.size]:
-            return best
+            if best.error < NEAR[history.size]:
+                return best
     return best
 
 
@@ -307,7 +333,7 @@ def _usable(rates: Sequence[float | None]) -> tuple[float | None, ...]:
     return tuple(None if rate is None or not np.isfinite(rate) else float(rate) for rate in rates)
 
 
-def _improved(found: Explained, data: _Data, rates: Sequence[float | None], there: Rule | None) -> Explained:
+def _improved(found: Explained, data: Updates, rates: Sequence[float | None], there: Rule | None) -> Explained:
     """Exchange fields of a rule one by one as long as that explains more."""
     exact = EXACT[data.history.size]
     for _ in range(6):
@@ -330,7 +356,7 @@ def _total(found: Explained) -> float:
     return float(np.mean(logs)) if logs else -13.0
 
 
-def _decaying(found: Explained, data: _Data, rates: Sequence[float | None]) -> Explained:
+def _decaying(found: Explained, data: Updates, rates: Sequence[float | None]) -> Explained:
     """Leave out of the weight decay what is explained better without it."""
     if not found.rule.decay or found.error < EXACT[data.history.size]:
         return found
@@ -353,8 +379,12 @@ def _options(rule: Rule, history: History, there: Rule | None) -> list[dict[str,
         known = [getattr(there, name)] if there is not None else []
         values = [*known, *_NUMBERS.get(name, ()), *_FORMS.get(name, ())]
         options += [{name: value} for value in dict.fromkeys(values) if value != getattr(rule, name)]
-    if not rule.decay:  # a decay alone may be in the wrong place for it to explain anything
-        options += [{"decay": d, "decay_at": at} for d in _decays(there) for at in _FORMS["decay_at"] if d]
+    # A decay in the wrong place explains nothing, nor does an epsilon.
+    decays = dict.fromkeys((*([there.decay] if there else []), *_NUMBERS["decay"]))
+    options += [{"decay": d, "decay_at": at} for at in _FORMS["decay_at"] for d in decays if d and not rule.decay]
+    if "epsilon" in names and "epsilon_at" in names:
+        numbers = dict.fromkeys((rule.epsilon, *([there.epsilon] if there else []), *_NUMBERS["epsilon"]))
+        options += [{"epsilon": e, "epsilon_at": at} for at in _FORMS["epsilon_at"][1:] for e in numbers]
     if not rule.clip:
         limits = {0.01, 0.1, 0.5, 1.0, 5.0, 10.0} | ({there.limit} if there and there.limit else set())
         kinds = ("value", "norm", "global norm")
@@ -363,10 +393,6 @@ def _options(rule: Rule, history: History, there: Rule | None) -> list[dict[str,
     if pause > 1 and rule.every == 1 and any(history.gradients[:1]):
         options += [{"every": pause, "total": total} for total in (False, True)]
     return options
-
-
-def _decays(there: Rule | None) -> tuple[float, ...]:
-    return tuple(dict.fromkeys((*([there.decay] if there else []), *_NUMBERS["decay"])))
 
 
 def _pause(history: History) -> int:

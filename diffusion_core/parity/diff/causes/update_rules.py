@@ -127,19 +127,24 @@ def clip_words(kind: str, limit: float) -> str:
 
 
 def update(
-    rule: Rule, p: NDArray, g: NDArray, rate: float, k: int, state: State, decays: bool = True
+    rule: Rule, p: NDArray, g: NDArray, rate: float, k: int, state: State, decays: bool | NDArray = True
 ) -> tuple[NDArray, State]:
-    """Return a parameter and its state after update number k = 1, 2, ... with a clipped gradient."""
-    decay = rule.decay if decays else 0.0
-    if decay and rule.decay_at == "gradient":
+    """Return a parameter and its state after update number k = 1, 2, ... with a clipped gradient.
+
+    `decays` says whether the parameter decays, or which of its elements do.
+    """
+    if not rule.decay:
+        return _STEPS[rule.method](rule, p, g, rate, k, state)
+    decay = np.where(decays, rule.decay, 0.0)
+    if rule.decay_at == "gradient":
         g = g + decay * p
-    if decay and rule.decay_at == "before":
+    if rule.decay_at == "before":
         p = p - p * decay * rate
-    if decay and rule.decay_at == "before without rate":
+    if rule.decay_at == "before without rate":
         p = p - p * decay
     new, state = _STEPS[rule.method](rule, p, g, rate, k, state)
-    if decay and rule.decay_at == "after":
-        new = new - p * decay * rate
+    if rule.decay_at == "after":
+        new = new - new * decay * rate
     return new, state
 
 
