@@ -58,6 +58,9 @@ _PUBLIC = {
     "kernel_distance": "diffusion_core.metrics.kernel",
     "log_likelihood": "duet.api.likelihood",
     "sample": "duet.api.sampling",
+    # comparison of two implementations
+    "Difference": "duet.api.diff",
+    "diff": "duet.api.diff",
     # exercises
     "check": "duet.exercises",
     "exercise": "duet.exercises",

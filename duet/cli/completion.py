@@ -13,13 +13,14 @@ import sys
 from pathlib import Path
 
 from duet.cli.backends import CONFIGS, ROOT, backends
+from duet.cli.diff import MODES, make_parser
 from duet.cli.experiments import Command, experiments
 from duet.cli.terminal import Stop, one_of
 from duet.layout import INSTALLED
 
 __all__ = ["complete", "completion_command"]
 
-TOOLS = ("demo", "test", "setup", "run", "launch", "completion")
+TOOLS = ("demo", "test", "setup", "run", "launch", "diff", "completion")
 
 # Where the script `duet` is not installed, the first line defines it as a function.
 DEFINE = """type duet >/dev/null 2>&1 ||
@@ -88,11 +89,21 @@ def complete(words: list[str]) -> list[str]:
         candidates = overrides(commands[before[0]], last)
     elif before == ["completion"]:
         candidates = list(SHELLS)
+    elif before[0] == "diff":
+        candidates = diff_words(before)
     elif before[0] == "setup" or before == ["run"]:
         candidates = [*backends(), *(("--cpu", "--extra", "--default") if before[0] == "setup" else ())]
     else:
         candidates = []
     return sorted(word for word in set(candidates) if word.startswith(last))
+
+
+def diff_words(before: list[str]) -> list[str]:
+    """Return the options of `diff`, or the values of the option before; file names are the shell's."""
+    values = {"--mode": MODES, "--precision": ("float64", "float32"), "--copy-weights": ("a-to-b", "b-to-a")}
+    if before[-1] in values:
+        return list(values[before[-1]])
+    return [option for action in make_parser()._actions for option in action.option_strings if option != "-h"]
 
 
 def overrides(command: Command, last: str) -> list[str]:

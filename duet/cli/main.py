@@ -10,6 +10,7 @@ import sys
 from duet.cli.backends import backends
 from duet.cli.completion import completion_command
 from duet.cli.demo import demo_command
+from duet.cli.diff import diff_command, make_parser
 from duet.cli.environments import setup_command
 from duet.cli.experiments import experiments, launch_command, run_command, run_experiment
 from duet.cli.terminal import Stop, one_of, say
@@ -24,6 +25,7 @@ COMMANDS = {
     "setup": setup_command,
     "run": run_command,
     "launch": launch_command,
+    "diff": diff_command,
     "completion": completion_command,
 }
 
@@ -44,7 +46,8 @@ Environment variables:
     DUET_<BACKEND>_PYTHON   another interpreter for a backend, for example one of conda
     DUET_BROWSER            the Chromium in which `test` operates the reports, or none
 
-Exit code: 0 for success, 2 for arguments that do not fit, else that of the command that failed."""
+Exit code: 0 for success, 1 for models that `diff` finds unequal, 2 for arguments that do not fit, else that of the
+command that failed."""
 
 IN_CHECKOUT = """\
 Every backend ({backends}) has a virtual environment of its own. It is set up when a command first needs it,
@@ -69,7 +72,7 @@ def main(args: list[str] | None = None) -> int:
         if name not in COMMANDS:
             return run_experiment(name, rest)
         if rest[:1] in (["-h"], ["--help"]):
-            print(inspect.getdoc(COMMANDS[name]))
+            print(make_parser().format_help().rstrip() if name == "diff" else inspect.getdoc(COMMANDS[name]))
             return 0
         return COMMANDS[name](rest)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has enough

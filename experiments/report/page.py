@@ -79,6 +79,8 @@ def render_page(
         colours: CSS colours by the names of the custom properties that they set.
     """
     css, script = (files(__package__).joinpath("templates", name).read_text("utf-8") for name in _ASSETS)
+    own = files(__package__).joinpath("templates", template.replace(".html", ".css"))  # rules that one page needs
+    css += own.read_text("utf-8") if own.is_file() else ""
     page = templates().get_template("page.html").render(
         parts=templates().get_template(template).module, title=title, header=header, mark=mark, style=style,
         sections=[section for section in sections if section.data], colours=colours or {}, css=css, script=script,

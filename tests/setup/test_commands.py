@@ -91,7 +91,7 @@ def test_an_argument_that_does_not_fit_is_one_clear_line(checkout, one_line, arg
 def test_help_lists_every_command_in_one_line_and_sets_nothing_up(checkout, flag):
     result = checkout.duet(flag)
     assert result.returncode == 0 and checkout.calls() == []
-    tools = ("setup", "run", "test", "demo", "launch", "completion")
+    tools = ("setup", "run", "test", "demo", "launch", "diff", "completion")
     lines = {line.split()[0]: line for line in result.stdout.splitlines() if re.match(r"    [a-z_]+  +\S", line)}
     assert lines.keys() == {*tools, *experiments()}
     assert {"train", "sample", "evaluate", "compare", "study", "bench"} <= lines.keys()

@@ -37,7 +37,7 @@ if (expand) {
   expand.addEventListener("click", () => {
     const open = rungs.some((rung) => !rung.open);
     for (const rung of rungs) rung.open = open;
-    expand.textContent = open ? "Hide the checks" : "Show every check";
+    expand.textContent = open ? expand.dataset.hide : expand.dataset.show;
   });
 }
 let before = [];

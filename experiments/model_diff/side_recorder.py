@@ -1,0 +1,318 @@
+"""What one side of `duet diff` does: load the author's code, build the model, find its inputs, and record it.
+
+The framework's own recorder does the recording. Of the model two instances are built: the one in float32 is recorded as
+the author made it, and its weights, cast up, are given to the one in float64. Whatever float64 cannot do is a note.
+
+This module needs NumPy and the standard library alone; see `record_side`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from diffusion_core.parity.diff.recording import Pass, Recording, write_recording
+from experiments.model_diff import author_code
+from experiments.model_diff.author_code import Refused
+
+__all__ = ["Inputs", "Job", "SideRecorder"]
+
+Inputs = tuple[NDArray, ...] | dict[str, NDArray] if sys.version_info >= (3, 10) else Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is recorded.
+
+    Attributes:
+        reference: what the user named.
+        place, name: the module or file and the object in it; of a file of a model, the function that opens it.
+        folder: the working directory.
+        options: arguments of the function.
+        seed: of the inputs, and of random initial weights.
+        recorders: by the name of a backend, the packages of its framework; the first is that which it needs.
+        hint: the backend that the file's imports show, or "".
+        recorder: the module of the recorder, if the kind of file determines it.
+        path: the file that `name` opens, or "".
+        drawn: the function that draws inputs for that file, as "module:function".
+        fixed: whether the precision of the weights is in that file.
+    """
+
+    reference: str
+    place: str = ""
+    name: str = ""
+    folder: str = "."
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    recorders: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    hint: str = ""
+    recorder: str = ""
+    path: str = ""
+    drawn: str = ""
+    fixed: bool = False
+
+
+class SideRecorder:
+    """One side: `load`, then `record` once or, with other weights, again.
+
+    Attributes:
+        recorder: the module of the framework's recorder.
+        layout: "channels_first" or "channels_last".
+    """
+
+    def __init__(self, job: Job, find_recorder: Callable[[str], ModuleType], model: Any = None) -> None:
+        """Store what is to be recorded.
+
+        Args:
+            job: what.
+            find_recorder: returns the recorder of a backend by name, or that of "plain" functions.
+            model: the model or the function that returns it, where it is no reference but an object of this process.
+        """
+        self.job, self.find_recorder = job, find_recorder
+        self.module: Any = None
+        self.source = model
+        self.model: Any = None
+        self.recorder: ModuleType
+        self.notes: list[str] = []
+
+    @property
+    def layout(self) -> str:
+        """Where the framework has channels."""
+        return self.recorder.LAYOUT
+
+    # Loading and building.
+
+    def load(self) -> None:
+        """Load the author's code, choose the recorder and build the model in float32."""
+        job = self.job
+        if job.recorder:
+            self.recorder = self.find_recorder(job.recorder)
+        if self.source is None and job.path:
+            self.source = getattr(importlib.import_module(job.place), job.name)
+        elif self.source is None:
+            self.module = author_code.load_module(job.place, job.folder)
+            self.source = author_code.find(self.module, job.place, job.name)
+        names = self._frameworks()
+        self.model = self._build("float32", names)
+        if not job.recorder:
+            after = self._frameworks()
+            if after != names and not names:  # the function imported its framework itself
+                self.model = self._build("float32", after)
+            self.recorder = self.find_recorder(self._framework_of(self.model, after))
+        self.model = self.recorder.prepare(self.model, "float32")
+
+    def _frameworks(self) -> list[str]:
+        """Return the backends whose frameworks are loaded."""
+        return [name for name, packages in self.job.recorders.items() if packages[0] in sys.modules]
+
+    def _framework_of(self, model: Any, loaded: list[str]) -> str:
+        """Return the backend that a model belongs to: by its classes, else by what is loaded."""
+        for cls in type(model).__mro__:
+            package = cls.__module__.split(".")[0]
+            for name in loaded:
+                if package in self.job.recorders[name]:
+                    return name
+        if self.job.hint in loaded:
+            return self.job.hint
+        if self.module is None and not self.job.path:  # this process may have loaded what the function does not use
+            loaded = [name for name in loaded if set(self.job.recorders[name]) & author_code.packages_used(model)]
+        if len(loaded) > 1:
+            raise Refused(
+                f"its code loads {' and '.join(loaded)}, and the model is of neither's classes; put each side into a "
+                f"file that imports one framework"
+            )
+        return loaded[0] if loaded else "plain"
+
+    def _build(self, precision: str, frameworks: list[str]) -> Any:
+        """Return a new model, with the default types and the seeds of these frameworks set."""
+        job = self.job
+        chosen = [self.recorder] if job.recorder else [self.find_recorder(name) for name in frameworks]
+        with ExitStack() as stack:
+            for recorder in chosen:
+                stack.enter_context(recorder.building(precision, job.seed))
+            if job.path:
+                offered = {"path": job.path, "dtype": precision, **job.options}
+                return author_code.call_with(self.source, offered) if not job.fixed else self.source(Path(job.path))
+            return author_code.build_model(job.reference, self.source, job.options, precision, job.seed)
+
+    @property
+    def is_built(self) -> bool:
+        """Whether the side is a function that returns the model, so that it can be built again."""
+        return bool(self.job.path) or author_code.is_builder(self.source, self.job.options)
+
+    # Inputs.
+
+    def own_inputs(self, seed: int) -> Inputs | None:
+        """Return the inputs that the author's file draws, or None if it has no function for that."""
+        if self.job.path:
+            if not self.job.drawn:
+                return None
+            module, name = self.job.drawn.split(":")
+            return author_code.to_inputs(getattr(importlib.import_module(module), name)(seed, self.job.path), "inputs")
+        function = getattr(self.module, "inputs", None)
+        if not callable(function):
+            return None
+        return author_code.to_inputs(author_code.call_with(function, {"seed": seed}), f"inputs({seed})")
+
+    def declared(self) -> list[dict[str, Any]] | None:
+        """Return name, shape and type of each input that the model declares, or None if it declares none."""
+        inputs = getattr(self.model, "inputs", None)
+        if not isinstance(inputs, (list, tuple)) or not inputs or not all(hasattr(each, "shape") for each in inputs):
+            return None
+        return [
+            {
+                "name": str(getattr(each, "name", "")),
+                "shape": [None if size is None else int(size) for size in each.shape],
+                "dtype": str(getattr(each.dtype, "name", each.dtype)),
+            }
+            for each in inputs
+        ]
+
+    def fitted(self, inputs: Inputs) -> Inputs:
+        """Return inputs by argument name where the model has these arguments, else in order."""
+        if isinstance(inputs, Mapping) and not author_code.accepts(self.model, inputs):
+            return tuple(inputs.values())
+        return inputs
+
+    # Recording.
+
+    def record(
+        self,
+        directory: Path,
+        candidates: list[Inputs],
+        passes: list[str],
+        batches: list[list[Inputs]],
+        state: Mapping[str, NDArray] | None,
+        say: Callable[[str], None] = lambda text: None,
+    ) -> int:
+        """Record the model, and write the recording to a directory.
+
+        Args:
+            directory: where.
+            candidates: inputs; the first that the model accepts are used.
+            passes: which of "float64", "float32", "train64" and "train32".
+            batches: the inputs of each training step, in the same forms; none if no steps are asked for.
+            state: weights that replace the model's own, by name.
+            say: told what is being done.
+
+        Returns:
+            which of the candidates was used.
+        """
+        self.notes = []
+        if state is not None:
+            self.recorder.write_state(self.model, state)
+        if "float32" not in passes and "float64" not in passes:
+            passes = ["float32", *passes]
+        say("recording float32")
+        used, first = self._first_pass(candidates)
+        inputs = candidates[used]
+        found = {"float32": first}
+        weights = self.recorder.read_state(self.model)
+        wide = None
+        if {"float64", "train64"} & set(passes):
+            say("recording float64")
+            wide, found["float64"] = self._in_float64(inputs, weights)
+        training = "train64" in passes or "train32" in passes
+        if training:
+            say("recording training mode")
+            found |= self._in_training(inputs, wide if "train64" in passes else None)
+        steps, optimiser = (), {}
+        if batches:
+            say(f"recording {len(batches)} training steps")
+            steps, optimiser = self._steps([several[used] for several in batches], weights, wide is not None)
+        if wide is not None and not self.is_built:
+            self._restore(weights)
+        kept = {
+            name: each for name, each in found.items() if each is not None and (name in passes or name == "float32")
+        }
+        recording = Recording(
+            self.job.reference,
+            self.recorder.version(),
+            kept,
+            steps,
+            optimiser,
+            tuple(dict.fromkeys([*self.notes, *(note for each in kept.values() for note in each.notes)])),
+            self.layout,
+        )
+        write_recording(recording, directory)
+        return used
+
+    def _first_pass(self, candidates: list[Inputs]) -> tuple[int, Pass]:
+        """Record the first of several forms of the inputs that the model accepts."""
+        for i, inputs in enumerate(candidates):
+            try:
+                return i, self.recorder.record_pass(self.model, self.fitted(inputs), "float32")
+            except Exception:
+                if i == len(candidates) - 1:
+                    raise
+        raise AssertionError("there is a candidate")
+
+    def _in_float64(self, inputs: Inputs, weights: Mapping[str, NDArray]) -> tuple[Any, Pass | None]:
+        """Return a model in float64 with these weights, and its pass; (None, None) where float64 is not possible."""
+        try:
+            model = self._build("float64", self._frameworks()) if self.is_built else self.model
+            model = self.recorder.prepare(model, "float64")
+            if len(self.recorder.read_state(model)) < len(weights):  # it makes its variables when it is first called
+                self.recorder.record_pass(model, self.fitted(inputs), "float64")
+            self.recorder.write_state(model, self._matched(self.recorder.read_state(model), weights))
+            return model, self.recorder.record_pass(model, self.fitted(inputs), "float64")
+        except Refused:
+            raise
+        except Exception as error:
+            line, _ = author_code.describe_error("", error)
+            reason = line.removeprefix(": ").removeprefix("float64 is not possible: ")
+            self.notes.append(f"{self.job.reference}: float64 is not possible: {reason}")
+            if not self.is_built:
+                self._restore(weights)
+            return None, None
+
+    def _matched(self, names: Mapping[str, NDArray], weights: Mapping[str, NDArray]) -> dict[str, NDArray]:
+        """Return weights under the names of another build of the same model."""
+        if set(names) == set(weights):
+            return dict(weights)
+        pairs = list(zip(names.items(), weights.items(), strict=False))
+        wrong = [f"{a} {x.shape} and {b} {y.shape}" for (a, x), (b, y) in pairs if x.shape != y.shape]
+        if len(names) != len(weights) or wrong:
+            differ = wrong[0] if wrong else f"{len(weights)} arrays and then {len(names)}"
+            raise Refused(f"two calls of the function return models with other weights: {differ}")
+        return {a: y for (a, _), (_, y) in pairs}
+
+    def _in_training(self, inputs: Inputs, wide: Any) -> dict[str, Pass]:
+        """Record a pass in training mode, in float64 if that is possible."""
+        tries = [("train64", wide)] if wide is not None else []
+        for name, model in [*tries, ("train32", self.model)]:
+            try:
+                return {name: self.recorder.record_pass(model, self.fitted(inputs), name)}
+            except Exception as error:
+                line, _ = author_code.describe_error("", error)
+                mode = "float64" if name == "train64" else "float32"
+                note = f"training mode is not compared in {mode}: {line.removeprefix(': ')}"
+                self.notes.append(f"{self.job.reference}: {note}")
+        return {}
+
+    def _steps(self, batches: list[Inputs], weights: Mapping[str, NDArray], wide: bool) -> tuple[tuple, dict]:
+        """Record training steps of a new model, in float64 if that is possible."""
+        own = {name: getattr(self.module, name, None) for name in ("training", "optimizer", "loss")}
+        precision = "float64" if wide else "float32"
+        model = self._build(precision, self._frameworks()) if self.is_built else self.model
+        model = self.recorder.prepare(model, precision)
+        known = self.recorder.read_state(model)
+        if len(known) < len(weights):
+            self.recorder.record_pass(model, self.fitted(batches[0]), precision)
+            known = self.recorder.read_state(model)
+        self.recorder.write_state(model, self._matched(known, weights))
+        given = [self.fitted(batch) for batch in batches]
+        return self.recorder.record_steps(model, given, own["training"], own["optimizer"], own["loss"])
+
+    def _restore(self, weights: Mapping[str, NDArray]) -> None:
+        """Give an object of the user its own precision and weights back."""
+        self.model = self.recorder.prepare(self.model, "float32")
+        self.recorder.write_state(self.model, weights)
