@@ -137,8 +137,8 @@ def score(trial: Trial, comparison: Comparison) -> dict[str, Any]:
     """Score one comparison.
 
     Returns:
-        for a fault: `found` (there is a finding), `place` (the first one is at the faulty operation), `counterpart` (and
-        at that of the other side), `kind`, `verified`; for a clean trial `silent`. `first` describes the first finding.
+        for a fault: `found` (there is a finding), `place` (the first one is at the faulty operation), `counterpart`
+        (and at that of the other side), `kind`, `verified`; for a clean trial `silent`. `first` describes the finding.
     """
     real = [finding for finding in comparison.findings if not finding.benign]
     first = real[0] if real else None

@@ -26,8 +26,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.diff_cases import SIDES, Case, Pair, Trial, read_pairs, score, trials
 from diffusion_core.parity.diff.comparison import compare
+
+from benchmarks.diff_cases import SIDES, Case, Pair, Trial, read_pairs, score, trials
 from diffusion_core.parity.diff.recording import Recording, read_recording
 from duet.cli.backends import ROOT, backends
 
