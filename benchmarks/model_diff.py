@@ -12,6 +12,7 @@ table by kind of fault and writes model_diff.json with every comparison and mode
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -26,7 +27,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffusion_core.parity.diff.comparison import compare
 
 from benchmarks.diff_cases import SIDES, Case, Pair, Trial, read_pairs, score, trials
 from diffusion_core.parity.diff.recording import Recording, read_recording
@@ -97,7 +97,10 @@ def run_trial(trial: Trial, recordings: dict[str, Recording]) -> dict[str, Any]:
     start = time.perf_counter()
     a, b = (only(recordings[case.key], trial.precision) for case in (trial.torch, trial.keras))
     try:
-        row = score(trial, compare(a, b, None, trial.pair.modes))
+        row = score(
+            trial,
+            importlib.import_module("diffusion_core.parity.diff.comparison").compare(a, b, None, trial.pair.modes),
+        )
     except Exception:
         row = {"pair": trial.pair.name, "fault": trial.fault.get("id"), "error": traceback.format_exc()}
         row |= {"torch": dict(trial.torch.options), "keras": dict(trial.keras.options), "precision": trial.precision}

@@ -70,8 +70,8 @@ def load_keras(model, w, untied=False):
             part = ".".join(rest)
             short = {
                 "attention.query": "attention/q", "attention.key": "attention/k", "attention.value": "attention/v",
-                "attention.dense": "attention/o", "attention.LayerNorm": "norm1", "intermediate": "up", "output": "down",
-                "LayerNorm": "norm2",
+                "attention.dense": "attention/o", "attention.LayerNorm": "norm1", "intermediate": "up",
+                "output": "down", "LayerNorm": "norm2",
             }[part]  # fmt: skip
             where = f"layer{i}/{short}/{end}"
         left.pop(where).assign(array.T if array.ndim == 2 and "embed" not in name else array)
