@@ -27,7 +27,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-
 from benchmarks.diff_cases import SIDES, Case, Pair, Trial, read_pairs, score, trials
 from diffusion_core.parity.diff.recording import Recording, read_recording
 from duet.cli.backends import ROOT, backends
