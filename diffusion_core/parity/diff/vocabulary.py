@@ -24,15 +24,19 @@ __all__ = ["BINARY", "COMPOSITE", "KINDS", "LAYOUT_KINDS", "REDUCTIONS", "UNARY"
 UNARY = {
     name: ()
     for name in (
-        "negative", "exp", "expm1", "log", "log1p", "sqrt", "rsqrt", "square", "reciprocal", "abs", "sign", "sin",
-        "cos", "tan", "tanh", "sinh", "cosh", "arcsin", "arccos", "arctan", "arcsinh", "arccosh", "arctanh",
-        "erf", "erfc", "erfinv", "lgamma", "isinf", "sigmoid", "log_sigmoid", "silu", "relu", "relu6",
-        "selu", "softsign", "mish", "hardsigmoid", "hardswish", "floor", "ceil", "round", "logical_not", "isnan", "isfinite",
+        "negative", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sqrt", "rsqrt", "square", "reciprocal",
+        "abs", "sign", "sin", "cos", "tan", "tanh", "sinh", "cosh", "arcsin", "arccos", "arctan", "arcsinh",
+        "arccosh", "arctanh", "erf", "erfc", "erfinv", "lgamma", "sigmoid", "log_sigmoid", "silu", "relu", "relu6",
+        "selu", "softsign", "mish", "tanhshrink", "hardsigmoid", "hardswish", "floor", "ceil", "round", "trunc",
+        "logical_not", "isnan", "isinf", "isfinite",
     )
 } | {
     "leaky_relu": ("slope",),
     "elu": ("alpha",),
     "celu": ("alpha",),
+    "softshrink": ("cut",),
+    "hardshrink": ("cut",),
+    "threshold": ("cut", "value"),       # x where x > cut, else value
     "softplus": ("beta", "threshold"),   # threshold: beta x above it gives x itself; inf if there is none
     "gelu": ("approximate",),            # "none" (erf) or "tanh"
     "clip": ("low", "high"),             # None: no bound
@@ -47,6 +51,7 @@ BINARY = {
     for name in (
         "add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "floor_divide", "modulo", "arctan2",
         "equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_and", "logical_or",
+        "logical_xor",
     )
 }  # fmt: skip
 
@@ -73,6 +78,9 @@ LAYOUT_KINDS = {
     "flip": ("axes",),
     "roll": ("shifts", "axes"),
     "tile": ("repeats",),
+    "repeat": ("repeats", "axis"),       # each entry so many times in a row
+    "update_slice": ("start", "stop", "step"),  # (x, value): x with that slice written over
+    "triangle": ("low", "high"),         # entries between two diagonals of the last two axes, and zeros
     "take_along": ("axis",),             # (x, indices) of the same rank: NumPy's take_along_axis
     "gather": ("axis",),                 # (x, indices): indices along one axis; an embedding has axis 0
     "depth_to_space": ("block", "order", "layout"),  # order "CRD" (torch's pixel_shuffle) or "DCR" (TensorFlow)
@@ -98,12 +106,13 @@ KINDS = {
     **REDUCTIONS,
     **LAYOUT_KINDS,
     **COMPOSITE,
-    "softmax": ("axis",),
+    "softmax": ("axis", "safe"),         # safe: a row of -inf gives zeros, not NaN
+    "causal_mask": ("rows", "columns"),  # no inputs; True at or below the diagonal
     "log_softmax": ("axis",),
     "cumsum": ("axis", "exclusive", "reverse"),   # exclusive: without the own place; reverse: from the end
     "cumprod": ("axis", "exclusive", "reverse"),
     "where": ("scalars",),               # (condition, x?, y?); scalars: [x, y], with None for what is an input
-    "one_hot": ("size", "axis"),
+    "one_hot": ("size", "axis", "dtype"),
     "sort": ("axis", "descending"),
     "matmul": ("transpose_a", "transpose_b"),
     "einsum": ("equation",),
@@ -111,7 +120,7 @@ KINDS = {
     "conv": ("strides", "padding", "dilation", "groups", "layout", "kernel"),
     "conv_transpose": ("strides", "padding", "dilation", "groups", "layout", "kernel", "output_size"),
     "max_pool": (*_WINDOW, "ceil_mode"),
-    "avg_pool": (*_WINDOW, "ceil_mode", "count_include_pad"),
+    "avg_pool": (*_WINDOW, "ceil_mode", "count_include_pad", "divisor"),
     "adaptive_avg_pool": ("output_size", "layout"),
     "adaptive_max_pool": ("output_size", "layout"),
     "resize": ("size", "mode", "align_corners", "half_pixel", "antialias", "scale", "layout"),

@@ -62,6 +62,8 @@ class Suspect:
         read_other: recorded values of the other side.
         match: for a value number of this side: (value number of the other side, how to write that in this side's
             layout), or None.
+        weight: for the number of a parameter of this side: the other side's parameter of the same meaning, in the layout
+            of this side; None if they are equal or there is none.
     """
 
     graph: Any
@@ -71,6 +73,7 @@ class Suspect:
     read: Read
     read_other: Read
     match: Callable[[int], tuple[int, Callable[[NDArray], NDArray]] | None]
+    weight: Callable[[int], NDArray | None] = lambda number: None
 
     def numbers(self, role: str, usual: Sequence[float] = ()) -> list[float]:
         """Return numbers that an operation of a role could have: those of the other side's region, then usual ones."""
