@@ -60,7 +60,7 @@ def to_report(comparison: Comparison, command: str = "") -> dict[str, Any]:
     outcome = verdict(comparison)
     return {
         "format": FORMAT,
-        "title": f"{comparison.a} against {comparison.b}",
+        "title": " against ".join(titles(comparison.a, comparison.b)),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "equal": comparison.equal,
@@ -80,6 +80,18 @@ def to_report(comparison: Comparison, command: str = "") -> dict[str, Any]:
         "notes": list(comparison.notes),
         "options": dict(comparison.options),
     }
+
+
+def titles(a: str, b: str) -> tuple[str, str]:
+    """Return both references without the folders that they need not name to be told apart."""
+
+    def short(reference: str, parts: int) -> str:
+        return "/".join(reference.replace("\\", "/").rstrip("/").split("/")[-parts:])
+
+    for parts in (1, 2):
+        if a == b or short(a, parts) != short(b, parts):
+            return short(a, parts), short(b, parts)
+    return a, b
 
 
 def write(report: Mapping[str, Any], directory: Path) -> Path:

@@ -229,32 +229,40 @@ def _outputs(report: Mapping) -> dict[str, Any] | None:
         return None
     passes = [name for name in _PASSES if any(name in errors for errors in report["outputs"].values())]
     figures = [
-        {"name": name, **_histograms(name, found)} for name, found in report["histograms"].items() if found
+        {"name": _called(name), **_histograms(name, found)} for name, found in report["histograms"].items() if found
     ]  # fmt: skip
     return {
         "columns": [_PASSES[name] for name in passes],
-        "rows": [(name, [brief(errors.get(one)) for one in passes]) for name, errors in report["outputs"].items()],
+        "rows": [
+            (_called(name), [brief(errors.get(one)) for one in passes]) for name, errors in report["outputs"].items()
+        ],
         "figures": figures,
     }
+
+
+def _called(name: str) -> str:
+    """Return how an output is called: "output 0" where its name is its place."""
+    return f"output {name}" if name.replace(".", "").isdigit() else name
 
 
 def _histograms(name: str, found: Mapping) -> dict[str, Any]:
     """Return the plots of two outputs, and of their difference."""
     most = max(max(found["a"]), max(found["b"]), 1)
     both = [Path(f"steps s{i}", _steps(found[side], most)) for i, side in enumerate("ab")]
-    plots = {"values": _histogram(f"{name}: values", found["edges"], most, both, f"values-{name}")}
+    plots = {"values": _histogram(f"{_called(name)}: values", found["edges"], most, both, f"values-{name}")}
     if "difference" in found:
         top = max(*found["difference"], 1)
         paths = [Path("steps pair", _steps(found["difference"], top))]
-        plots["difference"] = _histogram(f"{name}: B − A", found["difference_edges"], top, paths, f"apart-{name}")
+        plots["difference"] = _histogram(
+            f"{_called(name)}: B − A", found["difference_edges"], top, paths, f"apart-{name}"
+        )
     return plots
 
 
 def _histogram(title: str, edges: Sequence[float], most: int, paths: Sequence[Path], key: str) -> Plot:
     low, high = edges[0], edges[-1]
-    x_ticks = [Tick(0.0, brief(low)), Tick(0.5, brief((low + high) / 2)), Tick(1.0, brief(high))]
-    if abs(low + high) < 1e-6 * (high - low):
-        x_ticks[1] = Tick(0.5, "0")
+    middle = 0.0 if abs(low + high) < 1e-6 * (high - low) else (low + high) / 2
+    x_ticks = [Tick(at, f"{x:.2g}".replace("-", "−")) for at, x in ((0.0, low), (0.5, middle), (1.0, high))]
     safe = "".join(letter if letter.isalnum() else "-" for letter in key)
     label = f"how many of the numbers; at most {most:,}"
     return Plot(

@@ -172,3 +172,16 @@ def test_weights_are_a_word_or_a_file_of_names(tmp_path):
     for wrong in (str(path), str(tmp_path / "missing.json"), "names"):
         with pytest.raises(DuetError, match="--weights"):
             read_weights(wrong, None)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "shown"),
+    [
+        ("torch_model.py:build", "keras_model.py:build", "torch_model.py:build against keras_model.py:build"),
+        ("/x/old/net.py:f", "/x/new/net.py:f", "old/net.py:f against new/net.py:f"),
+        ("/x/net.py:f", "/x/net.py:f", "net.py:f against net.py:f"),
+        ("runs/a/", "runs/b", "a against b"),
+    ],
+)
+def test_the_title_names_the_folders_that_tell_the_sides_apart(a, b, shown):
+    assert to_report(comparison(a=a, b=b))["title"] == shown
