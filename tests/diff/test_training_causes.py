@@ -86,7 +86,7 @@ PLANTED = {
     "default of Keras": ({"momentum": 0.01}, "bn_momentum", "0.99 in Keras's"),
     "cumulative": ({"cumulative": True}, "bn_momentum", "cumulative"),
     "biased": ({"biased": True}, "bn_running_var_bias", "biased (n = 48)"),
-    "frozen": ({"frozen": True}, "bn_frozen", "normalises with it"),
+    "frozen": ({"frozen": True}, "bn_frozen", "normalises with them"),
     "not updated": ({"update": False}, "bn_update_missing", "not updated"),
     "deviation": ({"statistic": lambda x, axes: x.std(axis=axes)}, "bn_statistics", "standard deviation"),
     "mean square": ({"statistic": lambda x, axes: np.mean(x * x, axis=axes)}, "bn_statistics", "mean square"),
