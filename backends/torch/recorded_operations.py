@@ -18,14 +18,12 @@ from backends.torch.recorded_native import TRANSLATIONS, Native, Translation, Un
 __all__ = ["EMPTY", "MAKERS", "RANDOM", "TRANSLATIONS", "Native", "Unknown"]
 
 # Operations that make memory without numbers in it; the recorder fills it with zeros.
-EMPTY = frozenset(
-    {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted", "resize"}
-)
+EMPTY = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted"})
 # Operations that make a new array of numbers in the code.
 MAKERS = EMPTY | {
     "arange", "zeros", "ones", "full", "linspace", "logspace", "eye", "scalar_tensor", "tril_indices", "triu_indices",
     "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "lift_fresh", "lift", "fill", "zero",
-    "hann_window", "randperm", "set", "range",
+    "hann_window", "randperm", "range",
 }  # fmt: skip
 RANDOM = {
     "bernoulli": "bernoulli", "uniform": "uniform", "rand": "uniform", "rand_like": "uniform", "normal": "normal",
@@ -302,6 +300,30 @@ def _copy(native: Native) -> None:
         native.give("cast", [x], dtype=str(result.dtype).removeprefix("torch."))
 
 
+@translates("fill_diagonal")
+def _fill_diagonal(native: Native) -> None:
+    place = native.function(torch.zeros_like(native.x, dtype=torch.bool), 1, native["wrap"])
+    native.give("where", [native.constant(place.cpu().numpy()), native.x], scalars=[native["fill_value"], None])
+
+
+@translates("hypot")
+def _hypot(native: Native) -> None:
+    parts = [native.emit("square", [native.floats(native[name])]) for name in ("self", "other")]
+    native.give("sqrt", [native.emit("add", parts)])
+
+
+@translates("xlogy")
+def _xlogy(native: Native) -> None:
+    x = native.floats(native["self"])
+    product = native.emit("multiply", [x, native.emit("log", [native.floats(native["other"])])])
+    native.give("where", [native.emit("equal", [x], scalar=0, reverse=False), product], scalars=[0.0, None])
+
+
+@translates("fill")
+def _fill(native: Native) -> None:
+    native.give("expand", [native.floats(native["value"])], shape=list(native.results[0].shape))
+
+
 @translates("where")
 def _where(native: Native) -> None:
     if len(native.arguments) != 3:
@@ -421,6 +443,18 @@ def _add_matmul(native: Native) -> None:
         return
     scaled = native.read(added) if beta == 1 else native.emit("multiply", [added], scalar=beta, reverse=False)
     native.give("add", [scaled, product])
+
+
+@translates("_trilinear")
+def _trilinear(native: Native) -> None:
+    parts = []
+    for i in (1, 2, 3):
+        shape = list(native[f"i{i}"].shape)
+        for axis in native[f"expand{i}"]:
+            shape.insert(axis, 1)
+        parts.append(native.emit("reshape", [native[f"i{i}"]], shape=shape))
+    product = native.emit("multiply", [native.emit("multiply", parts[:2]), parts[2]])
+    native.give("sum", [product], axes=sorted(native["sumdim"]), keepdims=False)
 
 
 @translates("linear")

@@ -271,7 +271,8 @@ class _Recorder(TorchDispatchMode):
         if not torch.is_grad_enabled() and (custom := self.stack.function()):
             self.native += f" in {custom}"
             is_cut = False
-        numbers = {id(each): self.read(each) for each in read if not (base in MAKERS and name != "fill_")}
+        is_made = base in MAKERS and not isinstance(given.get("value"), Tensor)
+        numbers = {} if is_made else {id(each): self.read(each) for each in read}
         for each in written:
             self.memory.freeze(each)
         result = function(*args, **kwargs)
@@ -312,8 +313,9 @@ class _Recorder(TorchDispatchMode):
         is_cut: bool,
     ) -> None:
         """Write one operation of PyTorch in the words of the vocabulary."""
-        if base in MAKERS or (base in RANDOM and not results[0].dtype.is_complex):
-            if base in MAKERS:
+        is_made = base in MAKERS and not isinstance(given.get("value"), Tensor)
+        if is_made or (base in RANDOM and not results[0].dtype.is_complex):
+            if is_made:
                 self.write("constant", [], outputs[:1], {})
             else:
                 self.write("random", [], outputs[:1], _draw(base, given))
