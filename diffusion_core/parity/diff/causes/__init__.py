@@ -7,3 +7,19 @@
 A cause is a function of a `Suspect` that yields a `Change` for each way in which its operations could have been meant.
 Whether a change is the cause is not its business: `walk` runs on from it and looks whether the two sides then agree.
 """
+
+from diffusion_core.parity.diff.causes import (  # noqa: F401
+    activation,
+    attention,
+    constants,
+    dropout,
+    embedding,
+    normalisation,
+    precision,
+    recurrent,
+    reduction,
+    search,
+)
+from diffusion_core.parity.diff.causes.change import CAUSES, Change, Suspect
+
+__all__ = ["CAUSES", "Change", "Suspect"]
