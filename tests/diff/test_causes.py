@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from diffusion_core.parity.diff.comparison import compare_pass
 
 from diffusion_core.parity.diff.causes import CAUSES
+from diffusion_core.parity.diff.comparison import compare_pass
 from tests.diff.written import Tape, both, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -139,10 +139,31 @@ CASES: dict[str, tuple[Callable[[], Any], tuple]] = {
         lambda: Layers(
             *(
                 getattr(nn, name)()
-                for name in (
-                    "ELU Hardshrink Hardsigmoid Hardtanh Hardswish LeakyReLU LogSigmoid PReLU ReLU ReLU6 RReLU SELU "
-                    "CELU GELU Sigmoid SiLU Mish Softplus Softshrink Softsign Tanh Tanhshrink GLU"
-                ).split()
+                for name in [
+                    "ELU",
+                    "Hardshrink",
+                    "Hardsigmoid",
+                    "Hardtanh",
+                    "Hardswish",
+                    "LeakyReLU",
+                    "LogSigmoid",
+                    "PReLU",
+                    "ReLU",
+                    "ReLU6",
+                    "RReLU",
+                    "SELU",
+                    "CELU",
+                    "GELU",
+                    "Sigmoid",
+                    "SiLU",
+                    "Mish",
+                    "Softplus",
+                    "Softshrink",
+                    "Softsign",
+                    "Tanh",
+                    "Tanhshrink",
+                    "GLU",
+                ]
             ),
             nn.ELU(0.5),
             nn.CELU(2.0),

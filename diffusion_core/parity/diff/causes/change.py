@@ -62,8 +62,8 @@ class Suspect:
         read_other: recorded values of the other side.
         match: for a value number of this side: (value number of the other side, how to write that in this side's
             layout), or None.
-        weight: for the number of a parameter of this side: the other side's parameter of the same meaning, in the layout
-            of this side; None if they are equal or there is none.
+        weight: for the number of a parameter of this side: the other side's parameter of the same meaning, in this
+            side's layout; None if they are equal or there is none.
     """
 
     graph: Any

@@ -1,8 +1,8 @@
 """Elementwise functions, in the precision of their inputs.
 
 Numbers of the author's code do not widen an array, and neither does an array without axes: float32 times 0.1 is
-float32. An integer array and a float array give the type of the float array. That is what PyTorch does; TensorFlow refuses mixed
-types.
+float32. An integer array and a float array give the type of the float array. That is what PyTorch does; TensorFlow
+refuses mixed types.
 
 Where a function has a kink, `SLOPES` has the subgradient that both frameworks use: 0 at the kink of relu and abs, 1 at
 the bounds of clip.

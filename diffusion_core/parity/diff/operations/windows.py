@@ -1,8 +1,8 @@
 """Convolutions, pools and patches: what looks through a window, in one, two or three dimensions.
 
 Arrays are computed as ``batch, channels, *space`` or ``batch, *space, channels``, as they come. A convolution copies
-the numbers that each tap of the kernel sees into one block per image, and multiplies that by the kernel; a transposed one
-multiplies first and adds the block back.
+the numbers that each tap of the kernel sees into one block per image, and multiplies that by the kernel; a transposed
+one multiplies first and adds the block back.
 
 Places of a window: output i, tap k reads ``i stride + k dilation - before``. With `ceil_mode` an output whose window
 sticks out behind the padded input counts if it starts inside the input or the padding before it (PyTorch's rule).

@@ -1,0 +1,261 @@
+"""The whole comparison of two recordings, and its findings.
+
+forward     B is walked on A's values (`walk`); where the sides part, the catalogue is asked for the cause (`explain`)
+gradient    where the forward passes agree: gradients of parameters, then of the values on both sides
+training    a pass in training mode, walked in the same way, and what it leaves in the buffers
+steps       what optimisers read and wrote
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.parity.diff import weights
+from diffusion_core.parity.diff.causes import optimiser, training
+from diffusion_core.parity.diff.explain import Parting, explain
+from diffusion_core.parity.diff.findings import Comparison, Finding, Row
+from diffusion_core.parity.diff.graph import Graph, relative, to_graph
+from diffusion_core.parity.diff.layouts import find_layout
+from diffusion_core.parity.diff.recording import Pass, Recording
+from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
+from diffusion_core.parity.diff.walk import Walk, exits_of, match_by_use, needed_by
+
+__all__ = ["compare"]
+
+# So many findings are enough for one comparison.
+_MOST = 12
+# Recorded outputs that agree so closely are equal, whatever the walk says: a form that it does not see through.
+_AGREE = {"float64": 1e-11, "float32": 1e-6}
+
+MODES = ("forward", "gradient", "training", "steps")
+
+
+def compare(
+    a: Recording, b: Recording, user_map: Mapping[str, str] | None = None, modes: Sequence[str] = MODES
+) -> Comparison:
+    """Compare two recordings.
+
+    Args:
+        a, b: the recordings.
+        user_map: names of parameters of A and the names in B that the user says they have.
+        modes: what to compare of what was recorded.
+
+    Returns:
+        the findings in the order in which they should be mended, and what a report shows around them.
+    """
+    findings: list[Finding] = []
+    compared: dict[str, str] = {}
+    evaluation = _common(a, b, ("float64", "float32"))
+    forward = compare_pass(a.passes[evaluation], b.passes[evaluation], user_map, "forward") if evaluation else None
+    if forward is not None and "forward" in modes:
+        findings += forward.findings
+        compared["forward"] = said(forward.findings)
+    trained = _common(a, b, ("train64", "train32"))
+    if trained and "training" in modes:
+        found = training_part(a, b, a.passes[trained], b.passes[trained], user_map, forward)
+        findings += found
+        compared["training"] = said(found)
+    if a.steps and b.steps and "steps" in modes and forward is not None:
+        found = optimiser.step_findings(a, b, forward.alignment)
+        findings += found
+        compared["steps"] = said(found)
+    return _comparison(a, b, forward, findings, compared)
+
+
+@dataclass(frozen=True)
+class PassComparison:
+    """Two passes compared: their graphs, the walk, the parameters' alignment and the findings."""
+
+    a: Graph
+    b: Graph
+    walk: Walk
+    alignment: weights.Alignment
+    findings: tuple[Finding, ...]
+    rows: tuple[Row, ...]
+
+
+def _common(a: Recording, b: Recording, names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in a.passes and name in b.passes), None)
+
+
+def said(findings: Sequence[Finding]) -> str:
+    """Say in words what a part of the comparison came to."""
+    real = [finding for finding in findings if not finding.benign]
+    return "equal to rounding" if not real else f"{len(real)} difference{'s' if len(real) > 1 else ''}"
+
+
+def compare_pass(a: Pass, b: Pass, user_map: Mapping[str, str] | None, mode: str) -> PassComparison:
+    """Compare two passes, operation by operation."""
+    graph_a, graph_b = to_graph(a), to_graph(b)
+    alignment = weights.align(a, b, user_map)
+    names_a, names_b = ({**p.parameters, **p.buffers} for p in (a, b))
+    pairs = [
+        (names_a[pair.a_name], names_b[pair.b_name], pair)
+        for pair in alignment.pairs
+        if pair.a_name in names_a and pair.b_name in names_b
+    ]
+    equal = {
+        here: (there, pair.to_b) for there, here, pair in pairs if pair.status in ("equal", "equal up to rounding")
+    }
+    walk = Walk(graph_a, graph_b, equal)
+    partner = match_by_use(graph_a, graph_b, [(there, here) for there, here, _ in pairs])
+    other = {here: pair.plain_to_b(graph_a.values[there]) for there, here, pair in pairs if here not in equal}
+    other_a = {there: pair.plain_to_a(graph_b.values[here]) for there, here, pair in pairs if here not in equal}
+    findings: list[Finding] = []
+    if not outputs_agree(a, b):
+        while len(findings) < _MOST:
+            parting = first_parting(walk, partner)
+            if parting is None:
+                break
+            findings.append(explain(parting, mode, other.get, other_a.get))
+            if not parting.exits:
+                break
+            walk.give(parting.exits)
+    grouped = together(findings)
+    return PassComparison(graph_a, graph_b, walk, alignment, grouped, rows_of(walk))
+
+
+def outputs_agree(a: Pass, b: Pass) -> bool:
+    """Return whether the recorded outputs of two passes are equal to rounding."""
+    if len(a.outputs) != len(b.outputs):
+        return False
+    limit = _AGREE["float64" if a.precision is np.float64 else "float32"]
+    pairs = zip(a.outputs.values(), b.outputs.values(), strict=True)
+    return all(find_layout(a.values[there], b.values[here], limit) is not None for there, here in pairs)
+
+
+def first_parting(walk: Walk, partner: Mapping[int, tuple[int, tuple[int, int] | None]]) -> Parting | None:
+    """Return the first place where the sides part, or None."""
+    still = walk.open()
+    starts = [
+        i
+        for i, operation in enumerate(walk.b.operations)
+        if still & set(operation.outputs) and not still & set(operation.inputs)
+    ]
+    if not starts:
+        return None
+    # An operation that reads something comes before one that makes a constant of the code.
+    reading = [
+        i for i in starts if any(n in walk.b.producer or n in walk.b.record.inputs for n in walk.b.operations[i].inputs)
+    ]
+    start = (reading or starts)[0]
+    exits = exits_of(walk, partner, start, still)
+    last = [exit_.b for exit_ in exits] or [n for n in walk.b.record.outputs.values() if n in still]
+    region = needed_by(walk.b, last, lambda n: n in still) | {start}
+    there = walk.open_there()
+    others = [exit_.a for exit_ in exits] or [n for n in walk.a.record.outputs.values() if n in there]
+    other_region = needed_by(walk.a, [n for n in others if not walk.found_there(n)], lambda n: n in there)
+    return Parting(walk, start, tuple(exits), tuple(sorted(region)), tuple(sorted(other_region)))
+
+
+def together(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Put findings of the same cause and the same numbers together: the first stands for all."""
+    result: list[Finding] = []
+    for finding in findings:
+        for i, earlier in enumerate(result):
+            same = (finding.kind, finding.status, finding.a_does, finding.b_does, finding.mode)
+            if finding.kind and same == (earlier.kind, earlier.status, earlier.a_does, earlier.b_does, earlier.mode):
+                result[i] = replace(earlier, also=(*earlier.also, places(finding)))
+                break
+        else:
+            result.append(finding)
+    return tuple(result)
+
+
+def places(finding: Finding) -> str:
+    """Name the places of a finding on both sides."""
+    return " and ".join(f"{p.layer or 'the model'} ({p.source})" for p in (finding.a, finding.b) if p is not None)
+
+
+def rows_of(walk: Walk) -> tuple[Row, ...]:
+    """Return one row for each value that both sides have and that is more than another order of an earlier one."""
+    rows = []
+    for i, operation in enumerate(walk.b.operations):
+        if operation.kind in LAYOUT_KINDS or operation.kind in ("cast", "identity", "constant"):
+            continue
+        for number in operation.outputs:
+            meeting, given = walk.meetings.get(number), walk.given.get(number)
+            there = meeting.a if meeting else given.a if given else None
+            if there is None or there not in walk.a.producer:
+                continue
+            recorded_a, recorded_b = walk.a.record.values.get(there), walk.b.record.values.get(number)
+            to_b = meeting.layout.to_b if meeting else given.to_b
+            inherited = float("nan")
+            if recorded_a is not None and recorded_b is not None:
+                inherited = relative(np.asarray(recorded_b), to_b(np.asarray(recorded_a)))
+            rows.append(
+                Row(
+                    walk.a.place(walk.a.producer[there]),
+                    walk.b.place(i),
+                    tuple(np.shape(walk.a.values[there])),
+                    meeting.own if meeting else float("nan"),
+                    inherited,
+                    None,
+                    meeting.layout.describe() if meeting else "",
+                )
+            )
+    return tuple(rows)
+
+
+def training_part(
+    a: Recording,
+    b: Recording,
+    pass_a: Pass,
+    pass_b: Pass,
+    user_map: Mapping[str, str] | None,
+    forward: PassComparison | None,
+) -> list[Finding]:
+    """Compare the passes in training mode, and what they leave in the buffers; what evaluation showed is left out."""
+    compared = compare_pass(pass_a, pass_b, user_map, "training")
+    known = {(f.kind, f.a_does, f.b_does) for f in forward.findings} if forward else set()
+    found = [f for f in compared.findings if not f.kind or (f.kind, f.a_does, f.b_does) not in known]
+    if any(not f.kind for f in found) and forward and forward.findings:
+        found = [f for f in found if f.kind or not any(same_place(f, g) for g in forward.findings)]
+    buffers = training.training_findings(a, b, compared.alignment)
+    layers = {f.b.layer for f in found if f.b}
+    return [*found, *(f for f in buffers if f.b is None or f.b.layer not in layers)]
+
+
+def same_place(one: Finding, other: Finding) -> bool:
+    """Return whether two findings are at the same place of B."""
+    return one.b is not None and other.b is not None and (one.b.layer, one.b.source) == (other.b.layer, other.b.source)
+
+
+def _comparison(
+    a: Recording,
+    b: Recording,
+    forward: PassComparison | None,
+    findings: Sequence[Finding],
+    compared: Mapping[str, str],
+) -> Comparison:
+    """Collect what a report shows."""
+    outputs: dict[str, dict[str, float]] = {}
+    histograms: dict[str, tuple[NDArray, NDArray]] = {}
+    for name in set(a.passes) & set(b.passes):
+        one, other = a.passes[name], b.passes[name]
+        for (there, n), (_, m) in zip(one.outputs.items(), other.outputs.items(), strict=False):
+            x, y = np.asarray(one.values[n]), np.asarray(other.values[m])
+            layout = find_layout(x, y, 1e-3)
+            same = layout.to_b(x) if layout else x
+            outputs.setdefault(there or "output", {})[name] = (
+                relative(y, same) if y.shape == same.shape else float("nan")
+            )
+            histograms.setdefault(there or "output", (x, y))
+    alignment = forward.alignment if forward else None
+    return Comparison(
+        a.reference,
+        b.reference,
+        (a.framework, b.framework),
+        tuple(findings),
+        forward.rows if forward else (),
+        outputs,
+        histograms,
+        tuple((pair.a_name, pair.b_name, pair.relation) for pair in alignment.pairs) if alignment else (),
+        (tuple(alignment.unmatched_a), tuple(alignment.unmatched_b)) if alignment else ((), ()),
+        compared,
+        tuple(dict.fromkeys((*a.notes, *b.notes))),
+    )

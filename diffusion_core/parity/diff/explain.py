@@ -1,0 +1,218 @@
+"""Why two sides part at one place: the catalogue's changes, tried one after the other.
+
+A change of B is run from its operation to the exits, on A's values; it is *verified* if what arrives there is what A
+has, to rounding, and *likely* if the difference becomes at most a tenth. A change of A is run on A's own values and
+compared with what B makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.parity.diff import operations as rules
+from diffusion_core.parity.diff.causes.change import CAUSES, Change, Suspect
+from diffusion_core.parity.diff.findings import Finding, Place
+from diffusion_core.parity.diff.graph import relative
+from diffusion_core.parity.diff.layouts import find_layout
+from diffusion_core.parity.diff.walk import Exit, Walk, reached
+
+__all__ = ["Parting", "explain"]
+
+# What a change that does not fit the shapes at hand raises: it is not the cause, and the next one is tried.
+_DOES_NOT_FIT = (ValueError, IndexError, TypeError, KeyError, ZeroDivisionError, OverflowError, rules.Unsupported)
+_LIKELY = 0.1
+# Frameworks keep some constants in float32, also in float64 (TensorFlow's GELU): what is left then is below one unit of
+# float32, and far below the difference.
+_CONSTANT, _FAR_BELOW = 2.0**-24, 1e-3
+
+
+@dataclass(frozen=True)
+class Parting:
+    """A place where the sides part.
+
+    Attributes:
+        walk: B on A's values.
+        start: the operation of B.
+        exits: where the sides meet again.
+        region, other_region: operations of B and of A between what is found and the exits.
+    """
+
+    walk: Walk
+    start: int
+    exits: tuple[Exit, ...]
+    region: tuple[int, ...]
+    other_region: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A change that was tried, and how far the sides are apart with it."""
+
+    change: Change
+    of_b: bool
+    left: float
+    verified: bool
+
+
+def explain(
+    parting: Parting,
+    mode: str,
+    weight_b: Callable[[int], NDArray | None],
+    weight_a: Callable[[int], NDArray | None],
+) -> Finding:
+    """Find the cause of a difference.
+
+    Args:
+        parting: where.
+        mode: "forward" or "training".
+        weight_b: for a parameter of B, A's parameter in B's layout, if they differ; `weight_a` the same for A.
+    """
+    walk = parting.walk
+    error = max((_error(exit_, walk.values.get(exit_.b), walk) for exit_ in parting.exits), default=float("inf"))
+    sides = (
+        (True, _suspect_b(parting, weight_b)),
+        (False, _suspect_a(parting, weight_a)),
+    )
+    changes = [(change, of_b) for of_b, suspect in sides for change in _proposed(suspect)]
+    changes.sort(key=lambda item: (item[0].cost, not item[1]))
+    best: _Attempt | None = None
+    for change, of_b in changes:
+        attempt = _try(parting, change, of_b, error)
+        if attempt is None:
+            continue
+        if best is None or (attempt.verified, -attempt.left) > (best.verified, -best.left):
+            best = attempt
+        if attempt.verified:
+            break
+    if best is None or not (best.verified or best.left <= _LIKELY * error):
+        return _unknown(parting, mode, error)
+    return _finding(parting, mode, error, best)
+
+
+def _proposed(suspect: Suspect) -> Iterable[Change]:
+    """Return the changes that every cause of the catalogue proposes."""
+    for _, _, function in CAUSES.values():
+        yield from function(suspect)
+
+
+def _suspect_b(parting: Parting, weight: Callable[[int], NDArray | None]) -> Suspect:
+    walk = parting.walk
+
+    def match(number: int) -> tuple[int, Callable[[NDArray], NDArray]] | None:
+        meeting = walk.meetings.get(number)
+        return None if meeting is None else (meeting.a, meeting.layout.to_b)
+
+    return Suspect(
+        walk.b,
+        parting.region,
+        walk.a,
+        parting.other_region,
+        walk.values.__getitem__,
+        walk.a.values.__getitem__,
+        match,
+        weight,
+    )
+
+
+def _suspect_a(parting: Parting, weight: Callable[[int], NDArray | None]) -> Suspect:
+    walk = parting.walk
+    back = {meeting.a: (number, meeting.layout.to_a) for number, meeting in reversed(walk.meetings.items())}
+    return Suspect(
+        walk.a,
+        parting.other_region,
+        walk.b,
+        parting.region,
+        walk.a.values.__getitem__,
+        lambda number: walk.values.get(number, walk.b.values[number]),
+        back.get,
+        weight,
+    )
+
+
+def _try(parting: Parting, change: Change, of_b: bool, error: float) -> _Attempt | None:
+    """Run a change up to the exits; None if it does not fit or does not reach one."""
+    walk = parting.walk
+    graph = walk.b if of_b else walk.a
+    read = walk.values.__getitem__ if of_b else walk.a.values.__getitem__
+    region = set(parting.region if of_b else parting.other_region)
+    following = reached(graph, graph.operations[change.operation].outputs) & region
+    compute = {change.operation: change.compute}
+    try:
+        with np.errstate(all="ignore"):
+            made = graph.run(sorted(following | {change.operation}), read, compute)
+    except _DOES_NOT_FIT:
+        return None
+    errors, agree = [], True
+    for exit_ in parting.exits:
+        mine = made.get(exit_.b if of_b else exit_.a)
+        if mine is None:
+            continue
+        if not of_b and exit_.b not in walk.values:
+            return None
+        theirs = walk.a.values[exit_.a] if of_b else walk.values[exit_.b]
+        tolerance = walk.tolerance(exit_.b) if exit_.b in walk.values else 1e-9
+        agree &= find_layout(theirs, mine, tolerance) is not None
+        try:
+            errors.append(relative(mine, exit_.to_b(theirs)) if of_b else relative(theirs, exit_.to_b(mine)))
+        except ValueError:  # another shape
+            errors.append(float("inf"))
+    if not errors:
+        return None
+    left = max(errors)
+    return _Attempt(change, of_b, left, agree or (left <= _CONSTANT and left <= _FAR_BELOW * error))
+
+
+def _error(exit_: Exit, mine: NDArray | None, walk: Walk) -> float:
+    return float("inf") if mine is None else relative(mine, exit_.to_b(walk.a.values[exit_.a]))
+
+
+def _finding(parting: Parting, mode: str, error: float, attempt: _Attempt) -> Finding:
+    """Return the finding that a change explains."""
+    walk, change = parting.walk, attempt.change
+    title, advice, _ = CAUSES[change.kind]
+    own = (walk.b if attempt.of_b else walk.a).place(change.operation)
+    other = _counterpart(parting, change.operation, attempt.of_b)
+    places = (other, own) if attempt.of_b else (own, other)
+    does = (change.there, change.here) if attempt.of_b else (change.here, change.there)
+    status = "verified" if attempt.verified else "likely"
+    return Finding(mode, change.kind, status, title, *places, *does, error, attempt.left, advice)
+
+
+def _unknown(parting: Parting, mode: str, error: float) -> Finding:
+    """Return a finding without a cause: the operations where the sides part."""
+    walk = parting.walk
+    there = _counterpart(parting, parting.start, True)
+    return Finding(mode, "", "unknown", "", there, walk.b.place(parting.start), "", "", error, error)
+
+
+def _counterpart(parting: Parting, index: int, of_b: bool) -> Place | None:
+    """Return the place on the other side that does what an operation does.
+
+    It is the operation of the other region with the same part in the same fused operation, else of the same kind, else
+    the first one that computes; if the region is empty, the operation that shows the exit.
+    """
+    walk = parting.walk
+    own, other = (walk.b, walk.a) if of_b else (walk.a, walk.b)
+    region = parting.other_region if of_b else parting.region
+    operation = own.operations[index]
+    same: Sequence[Callable[[int], bool]] = (
+        lambda i: operation.role != "" and other.operations[i].role == operation.role,
+        lambda i: other.operations[i].kind == operation.kind,
+        lambda i: other.operations[i].inputs != () and other.operations[i].kind not in ("reshape", "transpose", "cast"),
+        lambda i: True,
+    )
+    for fits in same:
+        chosen = [i for i in region if fits(i)]
+        if chosen:
+            return other.place(chosen[0])
+    for exit_ in parting.exits:
+        if exit_.at is not None:
+            return other.place(exit_.at[0 if of_b else 1])
+        number = exit_.a if of_b else exit_.b
+        if number in other.producer:
+            return other.place(other.producer[number])
+    return None
