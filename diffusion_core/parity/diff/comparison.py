@@ -111,7 +111,8 @@ def compare_pass(a: Pass, b: Pass, user_map: Mapping[str, str] | None, mode: str
             parting = first_parting(walk, partner)
             if parting is None:
                 break
-            findings.append(explain(parting, mode, other.get, other_a.get))
+            known = dict.fromkeys(finding.kind for finding in findings if finding.status == "verified")
+            findings.append(explain(parting, mode, other.get, other_a.get, tuple(known)))
             if not parting.exits:
                 break
             walk.give(parting.exits)

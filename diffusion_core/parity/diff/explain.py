@@ -25,6 +25,9 @@ __all__ = ["Parting", "explain"]
 # What a change that does not fit the shapes at hand raises: it is not the cause, and the next one is tried.
 _DOES_NOT_FIT = (ValueError, IndexError, TypeError, KeyError, ZeroDivisionError, OverflowError, rules.Unsupported)
 _LIKELY = 0.1
+_PRODUCTS = ("conv", "conv_transpose", "matmul", "einsum", "max_pool", "avg_pool", "resize")
+# Numbers to compute for one finding at most, some ten seconds; what the other side has and cheap changes come first.
+_MOST_WORK = 1e9
 # Frameworks keep some constants in float32, also in float64 (TensorFlow's GELU): what is left then is below one unit of
 # float32, and far below the difference.
 _CONSTANT, _FAR_BELOW = 2.0**-24, 1e-3
@@ -63,6 +66,7 @@ def explain(
     mode: str,
     weight_b: Callable[[int], NDArray | None],
     weight_a: Callable[[int], NDArray | None],
+    known: Sequence[str] = (),
 ) -> Finding:
     """Find the cause of a difference.
 
@@ -70,6 +74,7 @@ def explain(
         parting: where.
         mode: "forward" or "training".
         weight_b: for a parameter of B, A's parameter in B's layout, if they differ; `weight_a` the same for A.
+        known: causes that were verified elsewhere in this comparison, which are tried first.
     """
     walk = parting.walk
     error = max((_error(exit_, walk.values.get(exit_.b), walk) for exit_ in parting.exits), default=float("inf"))
@@ -77,26 +82,45 @@ def explain(
         (True, _suspect_b(parting, weight_b)),
         (False, _suspect_a(parting, weight_a)),
     )
-    changes = [(change, of_b) for of_b, suspect in sides for change in _proposed(suspect)]
-    changes.sort(key=lambda item: (item[0].cost, not item[1]))
     best: _Attempt | None = None
-    for change, of_b in changes:
-        attempt = _try(parting, change, of_b, error)
-        if attempt is None:
-            continue
-        if best is None or (attempt.verified, -attempt.left) > (best.verified, -best.left):
-            best = attempt
-        if attempt.verified:
+    work = 0.0
+    for kinds in (known, [kind for kind in CAUSES if kind not in known]):
+        changes = [(change, of_b) for of_b, suspect in sides for change in _proposed(suspect, kinds)]
+        changes.sort(key=lambda item: (item[0].cost, not item[1]))
+        for change, of_b in changes:
+            work += _work(parting, change, of_b)
+            if work > _MOST_WORK and change.cost > 0:
+                break
+            attempt = _try(parting, change, of_b, error)
+            if attempt is None:
+                continue
+            if best is None or (attempt.verified, -attempt.left) > (best.verified, -best.left):
+                best = attempt
+            if attempt.verified:
+                break
+        if best is not None and best.verified:
             break
     if best is None or not (best.verified or best.left <= _LIKELY * error):
         return _unknown(parting, mode, error)
     return _finding(parting, mode, error, best)
 
 
-def _proposed(suspect: Suspect) -> Iterable[Change]:
-    """Return the changes that every cause of the catalogue proposes."""
-    for _, _, function in CAUSES.values():
-        yield from function(suspect)
+def _proposed(suspect: Suspect, kinds: Sequence[str]) -> Iterable[Change]:
+    """Return the changes that some causes of the catalogue propose."""
+    for kind in kinds:
+        yield from CAUSES[kind][2](suspect)
+
+
+def _work(parting: Parting, change: Change, of_b: bool) -> float:
+    """Estimate the work of trying a change: numbers that are made, and more for sums of products."""
+    graph = parting.walk.b if of_b else parting.walk.a
+    region = set(parting.region if of_b else parting.other_region)
+    indices = (reached(graph, graph.operations[change.operation].outputs) & region) | {change.operation}
+    return sum(
+        (50.0 if graph.operations[i].kind in _PRODUCTS else 1.0) * np.size(graph.values[number])
+        for i in indices
+        for number in graph.operations[i].outputs
+    )
 
 
 def _suspect_b(parting: Parting, weight: Callable[[int], NDArray | None]) -> Suspect:

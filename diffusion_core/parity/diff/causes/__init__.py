@@ -14,6 +14,7 @@ from diffusion_core.parity.diff.causes import (  # noqa: F401
     constants,
     dropout,
     embedding,
+    layout,
     normalisation,
     precision,
     recurrent,

@@ -1,0 +1,437 @@
+"""Causes of order and place: padding, windows, resizing, flattening, concatenation.
+
+Frameworks mean different things by one word. "SAME" padding of a stride of 2 pads (0, 1) on an even size in TensorFlow,
+where `padding=1` pads (1, 1) in PyTorch; a flattened image has its channels first in one and last in the other; a
+resized one has its corners or its pixels aligned.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.parity.diff import operations as rules
+from diffusion_core.parity.diff.causes.change import Change, Read, Suspect, cause
+from diffusion_core.parity.diff.recording import Operation
+
+_POOLS = ("max_pool", "avg_pool")
+_CONVOLUTIONS = ("conv", "conv_transpose")
+
+
+def _of_kind(suspect: Suspect, *kinds: str) -> Iterator[tuple[int, Operation]]:
+    """Return the operations of the region that have one of some kinds."""
+    for i in suspect.region:
+        operation = suspect.graph.operations[i]
+        if operation.kind in kinds and i not in suspect.graph.opaque:
+            yield i, operation
+
+
+def _with(operation: Operation, **attributes: Any) -> Any:
+    """Return a function that computes an operation with other attributes."""
+    other = replace(operation, attributes={**operation.attributes, **attributes})
+
+    def compute(read: Read) -> Sequence[NDArray]:
+        return rules.evaluate(other, [read(number) for number in operation.inputs])
+
+    return compute
+
+
+def _there(suspect: Suspect, name: str, *kinds: str) -> list[Any]:
+    """Return the values that an attribute has at operations of the other side's region."""
+    found = [
+        suspect.other.operations[i].attributes[name]
+        for i in suspect.other_region
+        if suspect.other.operations[i].kind in kinds and name in suspect.other.operations[i].attributes
+    ]
+    return [value for i, value in enumerate(found) if value not in found[:i]]
+
+
+def _padding_words(padding: Sequence[Sequence[int]]) -> str:
+    pairs = [tuple(pair) for pair in padding]
+    if len(set(pairs)) == 1:
+        return f"{pairs[0][0]} before and {pairs[0][1]} after"
+    return " and ".join(f"{before} before and {after} after" for before, after in pairs)
+
+
+def _paddings(suspect: Suspect, operation: Operation) -> Iterator[tuple[list[list[int]], int]]:
+    """Yield paddings that could have been meant, and what trying them costs: those of the other side come first."""
+    own = [list(pair) for pair in operation.attributes["padding"]]
+    seen = [own]
+    for padding in _there(suspect, "padding", operation.kind):
+        pairs = [list(pair) for pair in padding]
+        if len(pairs) == len(own) and pairs not in seen:
+            seen.append(pairs)
+            yield pairs, 0
+    size = operation.attributes.get("window") or _kernel_space(suspect, operation)
+    reach = max((n - 1) * d for n, d in zip(size, operation.attributes["dilation"], strict=True))
+    for before, after in itertools.product(range(min(reach, 6) + 1), repeat=2):
+        pairs = [[before, after]] * len(own)
+        if pairs not in seen:
+            yield pairs, 1
+
+
+def _kernel_space(suspect: Suspect, operation: Operation) -> list[int]:
+    shape = suspect.read(operation.inputs[1]).shape
+    return [n for n, letter in zip(shape, _letters(operation, len(shape)), strict=True) if letter == "."]
+
+
+def _letters(operation: Operation, axes: int) -> str:
+    """Return the axes of a kernel with a dot for each axis of the space."""
+    text = operation.attributes["kernel"].replace("HW", ".")
+    return text.replace(".", "." * (axes - 2))
+
+
+def _padded(kind: str, kinds: Sequence[str], strided: bool | None) -> Any:
+    def function(suspect: Suspect) -> Iterator[Change]:
+        for i, operation in _of_kind(suspect, *kinds):
+            steps = max(operation.attributes["strides"]) > 1
+            if strided is not None and steps != strided:
+                continue
+            here = f"pads {_padding_words(operation.attributes['padding'])}"
+            for padding, cost in _paddings(suspect, operation):
+                yield Change(kind, i, _with(operation, padding=padding), here, _padding_words(padding), cost)
+
+    return function
+
+
+_PADS = (
+    'Keras\'s padding="same" with a stride pads after the end of even sizes; write ZeroPadding2D(1) and '
+    'padding="valid", or F.pad(x, (0, 1, 0, 1)) and padding=0 in torch'
+)
+cause("same_padding_stride", "the side of the padding of a convolution with a stride", _PADS)(
+    _padded("same_padding_stride", ["conv"], True)
+)
+cause("padding", "the padding of a convolution", "padding= in both, or an explicit padding before it")(
+    _padded("padding", ["conv"], False)
+)
+cause("same_padding_pool", "the padding of a pool", _PADS)(_padded("same_padding_pool", _POOLS, None))
+cause(
+    "transposed_padding",
+    "the crop of a transposed convolution",
+    'padding= and output_padding= in torch; Keras\'s padding="same" crops after the end: crop by slices instead',
+)(_padded("transposed_padding", ["conv_transpose"], None))
+
+
+def _toggled(kind: str, kinds: Sequence[str], name: str, words: dict[bool, str]) -> Any:
+    def function(suspect: Suspect) -> Iterator[Change]:
+        for i, operation in _of_kind(suspect, *kinds):
+            now = bool(operation.attributes.get(name))
+            yield Change(kind, i, _with(operation, **{name: not now}), words[now], words[not now], 0)
+
+    return function
+
+
+cause(
+    "ceil_mode", "the rounding of the output size of a pool", "ceil_mode= in torch; Keras rounds down without padding"
+)(_toggled("ceil_mode", _POOLS, "ceil_mode", {True: "rounds its size up (ceil_mode)", False: "rounds its size down"}))
+cause(
+    "count_include_pad",
+    "whether an average pool counts its padding",
+    'count_include_pad=False in torch is what Keras\'s padding="same" does',
+)(
+    _toggled(
+        "count_include_pad", ["avg_pool"], "count_include_pad", {True: "counts the padding", False: "leaves it out"}
+    )
+)
+
+_RESIZED = {"mode", "align_corners", "half_pixel", "antialias", "scale"}
+
+
+@cause(
+    "interpolation_mode",
+    "the mode of a resize",
+    "mode= and align_corners= of F.interpolate; interpolation= of UpSampling2D, method= of tf.image.resize",
+)
+def interpolation(suspect: Suspect) -> Iterator[Change]:
+    """Resize in another mode, or with other corners."""
+    modes = ("nearest", "bilinear", "bicubic", "nearest-exact", "area")
+    for i, operation in _of_kind(suspect, "resize"):
+        now = {name: operation.attributes.get(name) for name in ("mode", "align_corners", "half_pixel", "antialias")}
+        for mode, corners, half, smooth in itertools.product(modes, (False, True), (True, False), (False, True)):
+            then = {"mode": mode, "align_corners": corners, "half_pixel": half, "antialias": smooth}
+            differs = [name for name in then if then[name] != now[name]]
+            if differs and not (corners and half):
+                here, there = (", ".join(_resize_words(n, which[n]) for n in differs) for which in (now, then))
+                compute = _with(operation, **then)
+                yield Change("interpolation_mode", i, compute, f"resizes with {here}", there, min(2, len(differs) - 1))
+
+
+def _resize_words(name: str, value: Any) -> str:
+    words = {
+        "mode": f"mode {value}",
+        "align_corners": "corners aligned" if value else "corners not aligned",
+        "half_pixel": "pixel centres at one half" if value else "pixel centres at whole numbers",
+        "antialias": "antialiasing" if value else "no antialiasing",
+    }
+    return words[name]
+
+
+@cause("concat_order", "the order of what is concatenated", "put the inputs of the concatenation in the same order")
+def concat_order(suspect: Suspect) -> Iterator[Change]:
+    """Concatenate in another order."""
+    for i, operation in _of_kind(suspect, "concat", "stack"):
+        count = len(operation.inputs)
+        for order in itertools.permutations(range(count)) if 2 <= count <= 4 else ():
+            if list(order) != list(range(count)):
+                inputs = tuple(operation.inputs[k] for k in order)
+                names = " ".join(str(k + 1) for k in order)
+                usual = " ".join(str(k + 1) for k in range(count))
+                yield Change(
+                    "concat_order",
+                    i,
+                    lambda read, operation=operation, inputs=inputs: rules.evaluate(
+                        operation, [read(n) for n in inputs]
+                    ),
+                    f"concatenates its inputs in the order {usual}",
+                    f"the order {names}",
+                    0,
+                )
+
+
+@cause("concat_axis", "the axis of a concatenation", "dim= in torch, axis= in TensorFlow")
+def concat_axis(suspect: Suspect) -> Iterator[Change]:
+    """Concatenate along another axis."""
+    for i, operation in _of_kind(suspect, "concat"):
+        for axis in range(suspect.read(operation.inputs[0]).ndim):
+            if axis != operation.attributes["axis"]:
+                here = f"concatenates along axis {operation.attributes['axis']}"
+                yield Change("concat_axis", i, _with(operation, axis=axis), here, f"axis {axis}")
+
+
+@cause(
+    "stride_offset",
+    "the pixel at which a stride begins",
+    "x[:, :, ::2, ::2] keeps the even pixels, as a strided convolution of 1 x 1 without padding does",
+)
+def stride_offset(suspect: Suspect) -> Iterator[Change]:
+    """Begin a slice at another place of its step."""
+    for i, operation in _of_kind(suspect, "slice"):
+        steps, starts = operation.attributes["step"], operation.attributes["start"]
+        axes = [axis for axis, step in enumerate(steps) if abs(step) > 1]
+        for shift in range(1, max((abs(steps[axis]) for axis in axes), default=1)):
+            moved = [
+                (start + shift) % abs(step) if abs(step) > 1 else start
+                for start, step in zip(starts, steps, strict=True)
+            ]
+            here = f"begins at {starts[axes[0]]} of every {abs(steps[axes[0]])}"
+            yield Change("stride_offset", i, _with(operation, start=moved), here, f"{moved[axes[0]]}", 0)
+
+
+def _unflattened(suspect: Suspect, number: int) -> NDArray | None:
+    """Return what a flattened value was before, or None."""
+    graph = suspect.graph
+    while number in graph.producer:
+        operation = graph.operations[graph.producer[number]]
+        if operation.kind not in ("reshape", "identity", "cast"):
+            return None
+        number = operation.inputs[0]
+        before = suspect.read(number)
+        if operation.kind == "reshape" and before.ndim >= 3:
+            return before
+    return None
+
+
+@cause(
+    "flatten_order",
+    "the order in which an image is flattened",
+    "permute to channels first before Flatten in Keras, or to channels last before flatten in torch",
+)
+def flatten_order(suspect: Suspect) -> Iterator[Change]:
+    """Flatten the axes behind the batch in another order."""
+    for i in suspect.region:
+        operation = suspect.graph.operations[i]
+        if operation.kind in ("reshape", "transpose") or i in suspect.graph.opaque:
+            continue
+        for place, number in enumerate(operation.inputs):
+            before = _unflattened(suspect, number)
+            if before is None or before.ndim > 5:
+                continue
+            axes = list(range(1, before.ndim))
+            for order in itertools.permutations(axes):
+                if list(order) != axes:
+                    yield Change(
+                        "flatten_order",
+                        i,
+                        _reordered(operation, place, before.shape, (0, *order)),
+                        f"flattens {_order_words(axes, axes)}",
+                        _order_words(list(order), axes),
+                        0 if list(order) in ([*axes[1:], axes[0]], [axes[-1], *axes[:-1]]) else 1,
+                    )
+
+
+def _order_words(order: Sequence[int], axes: Sequence[int]) -> str:
+    text = " ".join(map(str, order))
+    if list(order) == list(axes):
+        return f"its axes in the order {text}"
+    if list(order) == [*axes[1:], axes[0]]:
+        return f"the order {text} (channels last)"
+    if list(order) == [axes[-1], *axes[:-1]]:
+        return f"the order {text} (channels first)"
+    return f"the order {text}"
+
+
+def _reordered(operation: Operation, place: int, shape: Sequence[int], order: Sequence[int]) -> Any:
+    def compute(read: Read) -> Sequence[NDArray]:
+        inputs = [read(number) for number in operation.inputs]
+        flat = inputs[place]
+        inputs[place] = flat.reshape(shape).transpose(order).reshape(flat.shape)
+        return rules.evaluate(operation, inputs)
+
+    return compute
+
+
+@cause(
+    "reshape_order",
+    "the order of the axes in a reshape",
+    "split heads or groups in the same order: (heads, width) is not (width, heads)",
+)
+def reshape_order(suspect: Suspect) -> Iterator[Change]:
+    """Reshape with two neighbouring axes of the result, or of the input, in the other order."""
+    for i, operation in _of_kind(suspect, "reshape"):
+        shape = list(operation.attributes["shape"])
+        before = suspect.read(operation.inputs[0]).shape
+        for axis in range(len(shape) - 1):
+            if shape[axis] > 1 and shape[axis + 1] > 1 and len(shape) > len(before):
+                other = [*shape[:axis], shape[axis + 1], shape[axis], *shape[axis + 2 :]]
+                yield Change(
+                    "reshape_order",
+                    i,
+                    lambda read, n=operation.inputs[0], other=other, axis=axis: (
+                        np.swapaxes(read(n).reshape(other), axis, axis + 1),
+                    ),
+                    f"splits an axis into {shape[axis]} x {shape[axis + 1]}",
+                    f"{shape[axis + 1]} x {shape[axis]}, and exchanges them",
+                )
+        for axis in range(len(before) - 1):
+            if before[axis] > 1 and before[axis + 1] > 1 and len(shape) < len(before):
+                yield Change(
+                    "reshape_order",
+                    i,
+                    lambda read, n=operation.inputs[0], shape=shape, axis=axis: (
+                        np.swapaxes(read(n), axis, axis + 1).reshape(shape),
+                    ),
+                    f"merges axes of {before[axis]} and {before[axis + 1]}",
+                    "the same with these two exchanged",
+                )
+
+
+@cause("axis_order", "the order of axes after a transposition", "permute in torch and tf.transpose take the same order")
+def axis_order(suspect: Suspect) -> Iterator[Change]:
+    """Transpose in another order that has the same shape."""
+    for i, operation in _of_kind(suspect, "transpose"):
+        shape = suspect.read(operation.inputs[0]).shape
+        now = list(operation.attributes["axes"])
+        for order in itertools.permutations(range(len(shape))) if len(shape) <= 5 else ():
+            if list(order) != now and [shape[k] for k in order] == [shape[k] for k in now]:
+                here = f"the axes come in the order {' '.join(map(str, now))}"
+                yield Change("axis_order", i, _with(operation, axes=list(order)), here, " ".join(map(str, order)), 1)
+
+
+@cause(
+    "depth_to_space_order",
+    "the order of channels in a pixel shuffle",
+    "nn.PixelShuffle counts channels first, tf.nn.depth_to_space blocks first: permute the channels before it",
+)
+def shuffle_order(suspect: Suspect) -> Iterator[Change]:
+    """Count the channels of a pixel shuffle in the other order."""
+    words = {
+        "CRD": "counts channels before the block (PixelShuffle)",
+        "DCR": "the block before channels (depth_to_space)",
+    }
+    for i, operation in _of_kind(suspect, "depth_to_space", "space_to_depth"):
+        now = operation.attributes["order"]
+        other = "DCR" if now == "CRD" else "CRD"
+        yield Change("depth_to_space_order", i, _with(operation, order=other), words[now], words[other], 0)
+
+
+@cause(
+    "padding_mode",
+    "the mode or the value of a padding",
+    "mode= and value= of F.pad; mode= and constant_values= of tf.pad",
+)
+def padding_mode(suspect: Suspect) -> Iterator[Change]:
+    """Pad with other numbers."""
+    for i, operation in _of_kind(suspect, "pad"):
+        now = operation.attributes.get("mode", "constant")
+        here = f"pads in mode {now}" + (f" with {operation.attributes.get('value', 0):g}" if now == "constant" else "")
+        for mode in ("constant", "reflect", "replicate", "circular"):
+            if mode != now:
+                yield Change("padding_mode", i, _with(operation, mode=mode, value=0), here, f"mode {mode}")
+        for value in (0.0, float("-inf"), 1.0, -1.0):
+            if now == "constant" and value != operation.attributes.get("value", 0):
+                yield Change("padding_mode", i, _with(operation, value=value), here, f"{value:g}")
+
+
+@cause(
+    "padding_side", "the side on which a padding is", "write the same numbers before and after each axis on both sides"
+)
+def padding_side(suspect: Suspect) -> Iterator[Change]:
+    """Move a padding to the other end, or to both."""
+    for i, operation in _of_kind(suspect, "pad"):
+        now = [list(pair) for pair in operation.attributes["padding"]]
+        moved = [[after, before] for before, after in now]
+        even = [[(before + after) // 2, (before + after + 1) // 2] for before, after in now]
+        for other in (moved, even, [pair[::-1] for pair in even]):
+            if other != now:
+                here = f"pads {_padding_words([pair for pair in now if any(pair)])}"
+                there = _padding_words([pair for pair in other if any(pair)])
+                yield Change("padding_side", i, _with(operation, padding=other), here, there)
+
+
+@cause(
+    "window_step",
+    "the stride or the dilation of a window",
+    "stride= and dilation= in torch, strides= and dilation_rate= in Keras",
+)
+def window_step(suspect: Suspect) -> Iterator[Change]:
+    """Take the stride or the dilation of the other side."""
+    for i, operation in _of_kind(suspect, *_CONVOLUTIONS, *_POOLS):
+        for name in ("strides", "dilation"):
+            for value in _there(suspect, name, operation.kind):
+                if list(value) != list(operation.attributes[name]):
+                    now = operation.attributes[name]
+                    yield Change("window_step", i, _with(operation, **{name: value}), f"{name} {now}", f"{value}", 0)
+
+
+@cause(
+    "kernel_order",
+    "the order of the numbers in a kernel",
+    "a kernel OIHW of torch becomes HWIO by transpose(2, 3, 1, 0), without a flip; a matrix of nn.Linear is transposed",
+)
+def kernel_order(suspect: Suspect) -> Iterator[Change]:
+    """Flip or transpose the kernel of a convolution, or transpose a square matrix."""
+    for i, operation in _of_kind(suspect, *_CONVOLUTIONS):
+        letters = _letters(operation, suspect.read(operation.inputs[1]).ndim)
+        space = [axis for axis, letter in enumerate(letters) if letter == "."]
+        yield Change(
+            "kernel_order",
+            i,
+            _kernel(operation, lambda w, s=space: np.flip(w, s)),
+            "uses its kernel as it is",
+            "flipped",
+        )
+        if len(space) == 2:
+            swapped = _kernel(operation, lambda w, s=space: np.swapaxes(w, *s))
+            yield Change("kernel_order", i, swapped, "uses its kernel as it is", "with height and width exchanged")
+        others = [axis for axis in range(len(letters)) if axis not in space]
+        exchanged = _kernel(operation, lambda w, o=others: np.swapaxes(w, *o))
+        yield Change("kernel_order", i, exchanged, "uses its kernel as it is", "with inputs and outputs exchanged")
+    for i, operation in _of_kind(suspect, "matmul"):
+        for place in (0, 1):
+            if suspect.graph.names.get(operation.inputs[place]):
+                transposed = _kernel(operation, lambda w: np.swapaxes(w, -1, -2), place)
+                yield Change("kernel_order", i, transposed, "uses its matrix as it is", "transposed")
+
+
+def _kernel(operation: Operation, change: Any, place: int = 1) -> Any:
+    def compute(read: Read) -> Sequence[NDArray]:
+        inputs = [read(number) for number in operation.inputs]
+        inputs[place] = change(inputs[place])
+        return rules.evaluate(operation, inputs)
+
+    return compute
