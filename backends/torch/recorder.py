@@ -119,12 +119,11 @@ def record_pass(model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], n
     training = name.startswith("train")
     with _refusing_precision(precision):
         with only_reading(model), eager(model, precision, seed=1):
+            _set_mode(model, training)
             args, kwargs = arguments(model, inputs, precision)
             trial = None if training and not _is_lazy(model) else flat_outputs(call_model(model, args, kwargs))
         with only_reading(model), eager(model, precision):
-            if training:
-                for module in modules_of(model).values():
-                    module.train()
+            _set_mode(model, training)
             args, kwargs = arguments(model, inputs, precision)
             recorder = _Recorder(model, flat_tensors([args, kwargs]))
             result = recorder.run(lambda: call_model(model, args, kwargs))
@@ -151,6 +150,17 @@ def layers(model: Any) -> dict[str, dict[str, Any]]:
 def _is_lazy(model: Any) -> bool:
     tensors = (each for module in modules_of(model).values() for each in [*module.parameters(), *module.buffers()])
     return any(nn.parameter.is_lazy(each) for each in tensors)
+
+
+def _set_mode(model: Any, training: bool) -> None:
+    """Put a model into the mode of a pass.
+
+    A new module is in training mode, which its author need not have meant. A part that is in training mode although the
+    whole is not was left there by its author, and stays.
+    """
+    for module in modules_of(model).values():
+        if training or module.training:
+            module.train(training)
 
 
 @contextmanager

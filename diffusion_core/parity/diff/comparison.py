@@ -22,7 +22,7 @@ from diffusion_core.parity.diff.graph import Graph, relative, to_graph
 from diffusion_core.parity.diff.layouts import find_layout
 from diffusion_core.parity.diff.recording import Pass, Recording
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
-from diffusion_core.parity.diff.walk import Walk, exits_of, match_by_use, needed_by
+from diffusion_core.parity.diff.walk import Walk, exits_of, likely_layout, match_by_use, needed_by
 
 __all__ = ["compare"]
 
@@ -240,11 +240,8 @@ def _comparison(
         one, other = a.passes[name], b.passes[name]
         for (there, n), (_, m) in zip(one.outputs.items(), other.outputs.items(), strict=False):
             x, y = np.asarray(one.values[n]), np.asarray(other.values[m])
-            layout = find_layout(x, y, 1e-3)
-            same = layout.to_b(x) if layout else x
-            outputs.setdefault(there or "output", {})[name] = (
-                relative(y, same) if y.shape == same.shape else float("nan")
-            )
+            same = likely_layout(x, y)(x) if x.size == y.size else x
+            outputs.setdefault(there or "output", {})[name] = relative(y, same)
             histograms.setdefault(there or "output", (x, y))
     alignment = forward.alignment if forward else None
     return Comparison(
