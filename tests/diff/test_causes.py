@@ -328,7 +328,7 @@ FAULTS: list[tuple[Callable[[Tape], Any], dict[str, Any], dict[str, Any], str, s
     (blocks, {}, {"noise": True}, "dropout_on", "not", "random"),
     (blocks, {}, {"clip": True}, "clipping", "no bound", "0.5"),
     (blocks, {}, {"order": True}, "operand_order|factor|missing_function", "", ""),
-    (blocks, {}, {"turned": True}, "transposed|operand_order", "", ""),
+    (blocks, {}, {"turned": True}, "transposed|operand_order|kernel_order", "", ""),
 ]
 
 

@@ -139,7 +139,7 @@ def test_declared_inputs_are_told(opened, tmp_path, backend_name):
 
 def test_what_does_not_fit_the_model_is_told_with_the_line_of_the_author(opened, tmp_path):
     with pytest.raises(DuetError, match=r"^A: net.py:build: "):
-        recorded(opened("build"), tmp_path, ["float32"], (np.ones((2, 7, 7, 7)),))
+        recorded(opened("build"), tmp_path, ["float32"], (np.ones(2),))
 
 
 def test_an_object_has_its_weights_and_precision_back(backend_name, tmp_path, monkeypatch):

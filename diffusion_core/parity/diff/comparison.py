@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.parity.diff import weights
-from diffusion_core.parity.diff.causes import optimiser, training
+from diffusion_core.parity.diff.causes import gradients, optimiser, training
 from diffusion_core.parity.diff.explain import Parting, explain
 from diffusion_core.parity.diff.findings import Comparison, Finding, Row
 from diffusion_core.parity.diff.graph import Graph, relative, to_graph
@@ -54,6 +54,14 @@ def compare(
     if forward is not None and "forward" in modes:
         findings += forward.findings
         compared["forward"] = said(forward.findings)
+    has_gradients = evaluation is not None and any(side.passes[evaluation].gradients for side in (a, b))
+    if forward is not None and has_gradients and "gradient" in modes:
+        if any(not finding.benign for finding in forward.findings):
+            compared["gradient"] = "not compared, since the forward passes differ"
+        else:
+            found = together(gradients.gradient_findings(forward.walk, forward.alignment))
+            findings += found
+            compared["gradient"] = said(found)
     trained = _common(a, b, ("train64", "train32"))
     if trained and "training" in modes:
         found = training_part(a, b, a.passes[trained], b.passes[trained], user_map, forward)
@@ -88,8 +96,10 @@ def said(findings: Sequence[Finding]) -> str:
     return "equal to rounding" if not real else f"{len(real)} difference{'s' if len(real) > 1 else ''}"
 
 
-def compare_pass(a: Pass, b: Pass, user_map: Mapping[str, str] | None, mode: str) -> PassComparison:
-    """Compare two passes, operation by operation."""
+def compare_pass(
+    a: Pass, b: Pass, user_map: Mapping[str, str] | None, mode: str, causes: Sequence[str] = ()
+) -> PassComparison:
+    """Compare two passes, operation by operation; `causes` are those that are tried first."""
     graph_a, graph_b = to_graph(a), to_graph(b)
     alignment = weights.align(a, b, user_map)
     names_a, names_b = ({**p.parameters, **p.buffers} for p in (a, b))
@@ -111,7 +121,8 @@ def compare_pass(a: Pass, b: Pass, user_map: Mapping[str, str] | None, mode: str
             parting = first_parting(walk, partner)
             if parting is None:
                 break
-            known = dict.fromkeys(finding.kind for finding in findings if finding.status == "verified")
+            verified = [finding.kind for finding in findings if finding.status == "verified"]
+            known = dict.fromkeys([*verified, *causes])
             findings.append(explain(parting, mode, other.get, other_a.get, tuple(known)))
             if not parting.exits:
                 break
@@ -211,12 +222,16 @@ def training_part(
     forward: PassComparison | None,
 ) -> list[Finding]:
     """Compare the passes in training mode, and what they leave in the buffers; what evaluation showed is left out."""
-    compared = compare_pass(pass_a, pass_b, user_map, "training")
-    known = {(f.kind, f.a_does, f.b_does) for f in forward.findings} if forward else set()
+    before = forward.findings if forward else ()
+    causes = tuple(dict.fromkeys(f.kind for f in before if f.status == "verified"))
+    compared = compare_pass(pass_a, pass_b, user_map, "training", causes)
+    known = {(f.kind, f.a_does, f.b_does) for f in before}
     found = [f for f in compared.findings if not f.kind or (f.kind, f.a_does, f.b_does) not in known]
-    if any(not f.kind for f in found) and forward and forward.findings:
-        found = [f for f in found if f.kind or not any(same_place(f, g) for g in forward.findings)]
+    found = [f for f in found if f.kind or not any(same_place(f, g) for g in before)]
     buffers = training.training_findings(a, b, compared.alignment)
+    if buffers:
+        # What a norm leaves in its buffers says more than that its output differs.
+        found = [f for f in found if f.kind]
     layers = {f.b.layer for f in found if f.b}
     return [*found, *(f for f in buffers if f.b is None or f.b.layer not in layers)]
 

@@ -85,13 +85,11 @@ def explain(
     best: _Attempt | None = None
     work = 0.0
     for kinds in (known, [kind for kind in CAUSES if kind not in known]):
-        changes = [(change, of_b) for of_b, suspect in sides for change in _proposed(suspect, kinds)]
-        changes.sort(key=lambda item: (item[0].cost, not item[1]))
-        for change, of_b in changes:
-            work += _work(parting, change, of_b)
-            if work > _MOST_WORK and change.cost > 0:
+        for changes, of_b in _candidates(sides, kinds):
+            work += sum(_work(parting, change, of_b) for change in changes)
+            if work > _MOST_WORK and changes[0].cost > 0:
                 break
-            attempt = _try(parting, change, of_b, error)
+            attempt = _try(parting, changes, of_b, error)
             if attempt is None:
                 continue
             if best is None or (attempt.verified, -attempt.left) > (best.verified, -best.left):
@@ -103,6 +101,26 @@ def explain(
     if best is None or not (best.verified or best.left <= _LIKELY * error):
         return _unknown(parting, mode, error)
     return _finding(parting, mode, error, best)
+
+
+def _candidates(
+    sides: Sequence[tuple[bool, Suspect]], kinds: Sequence[str]
+) -> Iterable[tuple[tuple[Change, ...], bool]]:
+    """Return what is tried, the cheapest first, and of which side it is.
+
+    Each change is tried by itself; then changes that say the same of several operations are tried together, since one
+    mistake is often made in several places between which the sides do not meet.
+    """
+    proposed = [(change, of_b) for of_b, suspect in sides for change in _proposed(suspect, kinds)]
+    proposed.sort(key=lambda item: (item[0].cost, not item[1]))
+    groups: dict[tuple, dict[int, Change]] = {}
+    for change, of_b in proposed:
+        groups.setdefault((of_b, change.kind, change.here, change.there), {}).setdefault(change.operation, change)
+    several = [(tuple(group.values()), key[0]) for key, group in groups.items() if len(group) > 1]
+    single = [((change,), of_b) for change, of_b in proposed]
+    yield from (item for item in single if item[0][0].cost < 2)
+    yield from (item for item in several if item[0][0].cost < 2)
+    yield from (item for item in single if item[0][0].cost >= 2)
 
 
 def _proposed(suspect: Suspect, kinds: Sequence[str]) -> Iterable[Change]:
@@ -157,17 +175,18 @@ def _suspect_a(parting: Parting, weight: Callable[[int], NDArray | None]) -> Sus
     )
 
 
-def _try(parting: Parting, change: Change, of_b: bool, error: float) -> _Attempt | None:
-    """Run a change up to the exits; None if it does not fit or does not reach one."""
+def _try(parting: Parting, changes: Sequence[Change], of_b: bool, error: float) -> _Attempt | None:
+    """Run changes up to the exits; None if they do not fit or do not reach one."""
     walk = parting.walk
     graph = walk.b if of_b else walk.a
     read = walk.values.__getitem__ if of_b else walk.a.values.__getitem__
     region = set(parting.region if of_b else parting.other_region)
-    following = reached(graph, graph.operations[change.operation].outputs) & region
-    compute = {change.operation: change.compute}
+    first = {change.operation for change in changes}
+    following = reached(graph, [n for i in first for n in graph.operations[i].outputs]) & region
+    compute = {change.operation: change.compute for change in changes}
     try:
         with np.errstate(all="ignore"):
-            made = graph.run(sorted(following | {change.operation}), read, compute)
+            made = graph.run(sorted(following | first), read, compute)
     except _DOES_NOT_FIT:
         return None
     errors, agree = [], True
@@ -187,7 +206,12 @@ def _try(parting: Parting, change: Change, of_b: bool, error: float) -> _Attempt
     if not errors:
         return None
     left = max(errors)
-    return _Attempt(change, of_b, left, agree or (left <= _CONSTANT and left <= _FAR_BELOW * error))
+    return _Attempt(
+        min(changes, key=lambda change: change.operation),
+        of_b,
+        left,
+        agree or (left <= _CONSTANT and left <= _FAR_BELOW * error),
+    )
 
 
 def _error(exit_: Exit, mine: NDArray | None, walk: Walk) -> float:

@@ -184,6 +184,13 @@ class Walk:
                 self.shaken.pop(number, None)
                 return
 
+    def same_there(self, number: int) -> list[tuple[int, Layout]]:
+        """Return all values of A that have the numbers of a value of B, the one it met first, with their layouts."""
+        value, meeting = self.values[number], self.meetings[number]
+        others = [n for n in self._theirs.find(value, _NEAR) if n != meeting.a]
+        found = [(n, find_layout(self.a.values[n], value, _NEAR)) for n in others]
+        return [(meeting.a, meeting.layout), *((n, layout) for n, layout in found if layout is not None)]
+
     def found(self, number: int) -> bool:
         """Return whether a value of B is one of A's, or was given, or is an input, a parameter or a constant."""
         return number in self.meetings or number in self.given or number in self.known

@@ -35,7 +35,7 @@ def time_order(suspect: Suspect) -> Iterator[Change]:
                 "sines" if here.graph.producer.get(inputs[0]) is not None and _is_sine(here, inputs[0]) else "cosines"
             )
             other = "cosines" if first == "sines" else "sines"
-            yield Change("time_embedding_order", i, swapped, f"{first} come first", f"{other} first", 0)
+            yield Change("time_embedding_order", i, swapped, f"{first} come first", f"{other} first", -1)
         if operation.kind == "concat":
 
             def interleaved(read: Read, inputs: tuple[int, ...] = inputs, axis: int = axis) -> tuple:
@@ -44,7 +44,7 @@ def time_order(suspect: Suspect) -> Iterator[Change]:
                 return (y.reshape(np.concatenate(parts, axis).shape),)
 
             yield Change(
-                "time_embedding_order", i, interleaved, "sines and cosines in two halves", "one by one in turn", 0
+                "time_embedding_order", i, interleaved, "sines and cosines in two halves", "one by one in turn", -1
             )
     # Stacked and flattened here: in two halves there.
     for i, operation in here.operations:
@@ -56,7 +56,7 @@ def time_order(suspect: Suspect) -> Iterator[Change]:
             y = here.evaluate(i, [read(n) for n in here.graph.operations[i].inputs])[0]
             return (np.concatenate((y[..., 0::2], y[..., 1::2]), -1),)
 
-        yield Change("time_embedding_order", i, halves, "sines and cosines one by one in turn", "in two halves", 0)
+        yield Change("time_embedding_order", i, halves, "sines and cosines one by one in turn", "in two halves", -1)
 
 
 def _is_sine(here: View, number: int) -> bool:

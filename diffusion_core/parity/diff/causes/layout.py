@@ -189,7 +189,7 @@ def concat_order(suspect: Suspect) -> Iterator[Change]:
                     ),
                     f"concatenates its inputs in the order {usual}",
                     f"the order {names}",
-                    0,
+                    -1,
                 )
 
 
@@ -209,17 +209,42 @@ def concat_axis(suspect: Suspect) -> Iterator[Change]:
     "x[:, :, ::2, ::2] keeps the even pixels, as a strided convolution of 1 x 1 without padding does",
 )
 def stride_offset(suspect: Suspect) -> Iterator[Change]:
-    """Begin a slice at another place of its step."""
+    """Begin slices at another place of their steps; frameworks slice several axes one after the other."""
+    graph = suspect.graph
     for i, operation in _of_kind(suspect, "slice"):
-        steps, starts = operation.attributes["step"], operation.attributes["start"]
-        axes = [axis for axis, step in enumerate(steps) if abs(step) > 1]
-        for shift in range(1, max((abs(steps[axis]) for axis in axes), default=1)):
-            moved = [
+        chain = [operation]
+        while (before := graph.producer.get(chain[0].inputs[0])) is not None:
+            if graph.operations[before].kind != "slice":
+                break
+            chain.insert(0, graph.operations[before])
+        steps = [abs(step) for each in chain for step in each.attributes["step"] if abs(step) > 1]
+        begins = [
+            start
+            for each in chain
+            for start, step in zip(each.attributes["start"], each.attributes["step"], strict=True)
+            if abs(step) > 1
+        ]
+        for shift in range(1, max(steps, default=1)):
+            here, there = f"begins at {begins[0]} of every {steps[0]}", f"{(begins[0] + shift) % steps[0]}"
+            yield Change("stride_offset", i, _shifted(chain, shift), here, there, 0)
+
+
+def _shifted(chain: Sequence[Operation], shift: int) -> Any:
+    """Return a function that takes slices one after the other, each beginning later by a shift."""
+
+    def compute(read: Read) -> Sequence[NDArray]:
+        x = read(chain[0].inputs[0])
+        for each in chain:
+            steps = each.attributes["step"]
+            starts = [
                 (start + shift) % abs(step) if abs(step) > 1 else start
-                for start, step in zip(starts, steps, strict=True)
+                for start, step in zip(each.attributes["start"], steps, strict=True)
             ]
-            here = f"begins at {starts[axes[0]]} of every {abs(steps[axes[0]])}"
-            yield Change("stride_offset", i, _with(operation, start=moved), here, f"{moved[axes[0]]}", 0)
+            moved = replace(each, attributes={**each.attributes, "start": starts})
+            x = rules.evaluate(moved, [x])[0]
+        return (x,)
+
+    return compute
 
 
 def _unflattened(suspect: Suspect, number: int) -> NDArray | None:

@@ -1,0 +1,257 @@
+"""Causes that show in gradients alone, when the forward passes agree.
+
+Both sides have the gradients of one loss (see `recording`). A parameter that is frozen on one side has none there. Else
+the difference begins at a value on both sides whose cotangents differ although those of everything that reads it agree.
+The cotangent of a value is the sum of what its readers send back,
+
+    dL/dx = sum over readers r of  J_r^T dL/dy_r
+
+so a gradient that is cut (stop_gradient, detach) on one side is exactly one of these terms, which NumPy computes.
+
+A gradient that is zero in theory, such as that of the bias of an attention's keys, is rounding on both sides: gradients
+are compared relative to the largest of the layer or of the whole model.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffusion_core.parity.diff import operations as rules
+from diffusion_core.parity.diff.alignment import Alignment
+from diffusion_core.parity.diff.findings import Finding, Place
+from diffusion_core.parity.diff.graph import Graph
+from diffusion_core.parity.diff.layouts import find_layout
+from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
+from diffusion_core.parity.diff.walk import Walk, uses
+
+__all__ = ["gradient_findings"]
+
+# Differences relative to the gradient itself, and to the largest gradient of the model.
+_OWN, _LARGEST = {np.float64: 1e-8, np.float32: 1e-3}, {np.float64: 1e-12, np.float32: 1e-6}
+_CUT = (
+    "stop_gradient",
+    "a gradient that one side cuts",
+    "tf.stop_gradient in TensorFlow, .detach() or torch.no_grad() in torch",
+)
+_FROZEN = ("frozen_parameter", "a parameter that is not trained", "requires_grad= in torch, trainable= in Keras")
+_FACTOR = ("gradient_factor", "a factor of the gradient", "compare hooks, custom gradients and reductions of the loss")
+
+
+def gradient_findings(walk: Walk, alignment: Alignment) -> list[Finding]:
+    """Compare the gradients of two passes whose outputs agree.
+
+    Args:
+        walk: B on A's values.
+        alignment: of the parameters.
+
+    Returns:
+        first the parameters that only one side trains, then the places where cotangents begin to differ.
+    """
+    frozen = _frozen(walk, alignment)
+    differing = _differing_parameters(walk, alignment)
+    left = [pair for pair in differing if not any(pair in (f.a.parameter, f.b.parameter) for f in frozen)]
+    if not left:
+        return frozen
+    return [*frozen, *_partings(walk, left)]
+
+
+def _frozen(walk: Walk, alignment: Alignment) -> list[Finding]:
+    """Return the parameters that exactly one side declares as not trainable."""
+    a, b = walk.a.record, walk.b.record
+    findings = []
+    for pair in alignment.pairs:
+        in_a, in_b = pair.a_name in a.frozen, pair.b_name in b.frozen
+        both = pair.a_name in a.parameters and pair.b_name in b.parameters
+        if both and in_a != in_b:
+            words = {True: "is frozen", False: "is trained"}
+            kind, title, advice = _FROZEN
+            places = (_parameter_place(walk.a, pair.a_name), _parameter_place(walk.b, pair.b_name))
+            findings.append(
+                Finding("gradient", kind, "verified", title, *places, words[in_a], words[in_b], 1.0, 0.0, advice)
+            )
+    return findings
+
+
+def _parameter_place(graph: Graph, name: str) -> Place:
+    """Return where a parameter is used first."""
+    found = uses(graph, graph.record.parameters[name])
+    place = graph.place(found[0][0]) if found else Place()
+    return Place(place.layer, place.source, place.code, place.native, place.kind, name)
+
+
+def _differing_parameters(walk: Walk, alignment: Alignment) -> list[str]:
+    """Return the parameters of B whose gradients differ."""
+    a, b = walk.a.record, walk.b.record
+    numbers = {**b.parameters}
+    gradients_b = {name: _gradient(walk.b, number) for name, number in numbers.items()}
+    gradients_a = {name: _gradient(walk.a, number) for name, number in a.parameters.items()}
+    largest = max((float(np.max(np.abs(g))) for g in gradients_b.values() if g.size), default=0.0)
+    differing = []
+    for pair in alignment.pairs:
+        if pair.a_name not in gradients_a or pair.b_name not in gradients_b:
+            continue
+        mine = gradients_b[pair.b_name]
+        theirs = alignment.to_b(pair.b_name, gradients_a, gradients=True)
+        if theirs is not None and not _same(np.asarray(theirs).reshape(mine.shape), mine, largest, b.precision):
+            differing.append(pair.b_name)
+    return list(dict.fromkeys(differing))
+
+
+def _gradient(graph: Graph, number: int) -> NDArray:
+    """Return a gradient; a missing one is zero."""
+    found = graph.record.gradients.get(number)
+    return np.zeros(np.shape(graph.values[number])) if found is None else np.asarray(found, np.float64)
+
+
+def _same(a: NDArray, b: NDArray, largest: float, precision: type) -> bool:
+    if a.shape != b.shape:
+        return False
+    if np.isnan(a).any() or np.isnan(b).any():
+        return bool(np.array_equal(np.isnan(a), np.isnan(b)))
+    size = float(np.max(np.abs(b), initial=0.0))
+    return float(np.max(np.abs(a - b), initial=0.0)) <= _OWN[precision] * size + _LARGEST[precision] * largest
+
+
+def _partings(walk: Walk, parameters: list[str]) -> list[Finding]:
+    """Return the places where cotangents of values on both sides begin to differ, seen from the outputs.
+
+    A place where a side says that it cuts the gradient explains others, which may be of another form on the two sides.
+    """
+    cotangents = _met_cotangents(walk)
+    largest = max((float(np.max(np.abs(mine))) for mine, _ in cotangents.values() if mine.size), default=0.0)
+    agree = {
+        number: any(_same(other, mine, largest, walk.b.record.precision) for other in others)
+        for number, (mine, others) in cotangents.items()
+    }
+    found = [
+        _explained(walk, number, *cotangents[number])
+        for number in sorted(agree, key=lambda n: -walk.b.producer.get(n, -1))
+        if not agree[number] and _readers_agree(walk.b, number, agree)
+    ]
+    said = [f for f in found if "stop_gradient" in {place.kind for place in (f.a, f.b) if place}]
+    verified = [f for f in found if f.status == "verified"]
+    if found:
+        return said or verified[:1] or found[:1]
+    place = _parameter_place(walk.b, parameters[0])
+    return [Finding("gradient", "", "unknown", "", None, place, "", f"the gradient of {parameters[0]} differs")]
+
+
+def _met_cotangents(walk: Walk) -> dict[int, tuple[NDArray, list[NDArray]]]:
+    """Return, for values of B that are A's, their cotangent and those of every value of A with the same numbers."""
+    result = {}
+    for number in walk.meetings:
+        producer = walk.b.producer.get(number)
+        is_moved = producer is not None and walk.b.operations[producer].kind in (*LAYOUT_KINDS, "identity", "cast")
+        if walk.b.values[number].dtype.kind != "f" or (is_moved and number not in walk.b.record.gradients):
+            continue  # a framework has no gradient of a view
+        mine = _gradient(walk.b, number)
+        # What a cut passes on has the same numbers, but its cotangent is not that of what was cut.
+        candidates = walk.same_there(number)
+        if not _is_cut(walk.b, number):
+            candidates = [(n, layout) for n, layout in candidates if not _is_cut(walk.a, n)] or candidates
+        others = [layout.to_b(_gradient(walk.a, n)) for n, layout in candidates]
+        if others:
+            result[number] = (mine.reshape(others[0].shape), others)
+    return result
+
+
+def _is_cut(graph: Graph, number: int) -> bool:
+    return number in graph.producer and graph.operations[graph.producer[number]].kind == "stop_gradient"
+
+
+def _readers_agree(graph: Graph, number: int, agree: Mapping[int, bool]) -> bool:
+    """Return whether the cotangents of everything that reads a value agree, as far as they are known."""
+    for i in graph.consumers.get(number, ()):
+        for output in graph.operations[i].outputs:
+            if output in agree:
+                if not agree[output]:
+                    return False
+            elif not _readers_agree(graph, output, agree):
+                return False
+    return True
+
+
+def _explained(walk: Walk, number: int, mine: NDArray, others: list[NDArray]) -> Finding:
+    """Say which term of a cotangent is there on one side only, or by which factor the two differ."""
+    theirs = others[0]
+    error = float(
+        np.max(np.abs(mine - theirs)) / max(float(np.max(np.abs(mine))), float(np.max(np.abs(theirs))), 1e-300)
+    )
+    meeting = walk.meetings[number]
+    a_place = walk.a.place(walk.a.producer[meeting.a]) if meeting.a in walk.a.producer else Place()
+    b_place = walk.b.place(walk.b.producer[number]) if number in walk.b.producer else Place()
+    for graph, value, own, other, of_b in (
+        (walk.b, number, mine, theirs, True),
+        (walk.a, meeting.a, meeting.layout.to_a(theirs), meeting.layout.to_a(mine), False),
+    ):
+        terms = _terms(graph, value)
+        for count in range(1, len(terms) + 1):
+            for chosen in itertools.combinations(terms, count):
+                without = own - sum(terms[i] for i in chosen)
+                if find_layout(other, without, 1e-8) is not None or np.max(np.abs(other - without)) <= 1e-10 * max(
+                    float(np.max(np.abs(own))), 1e-300
+                ):
+                    kind, title, advice = _CUT
+                    place = graph.place(chosen[0])
+                    cut = _cut_place(walk.a if of_b else walk.b, meeting.a if of_b else number)
+                    places = (cut or a_place, place) if of_b else (place, cut or b_place)
+                    does = ("cuts the gradient", "lets the gradient through")
+                    left = float(np.max(np.abs(other - without)))
+                    return Finding(
+                        "gradient",
+                        kind,
+                        "verified",
+                        title,
+                        *places,
+                        *(does if of_b else does[::-1]),
+                        error,
+                        left,
+                        advice,
+                    )
+    factor = float(np.vdot(theirs, mine) / np.vdot(theirs, theirs)) if np.any(theirs) else 0.0
+    if factor and np.max(np.abs(mine - factor * theirs)) <= 1e-9 * np.max(np.abs(mine)):
+        kind, title, advice = _FACTOR
+        words = f"the gradient is {factor:.6g} times that of A"
+        return Finding("gradient", kind, "verified", title, a_place, b_place, "", words, error, 0.0, advice)
+    return Finding("gradient", "", "unknown", "", a_place, b_place, "", "", error, error)
+
+
+def _terms(graph: Graph, number: int) -> dict[int, NDArray]:
+    """Return what each reader of a value sends back to it, by the reader's index."""
+    terms: dict[int, NDArray] = {}
+    for i in graph.consumers.get(number, ()):
+        operation = graph.operations[i]
+        cotangents = [_cotangent(graph, n) for n in operation.outputs]
+        if operation.kind == "stop_gradient" or any(g is None for g in cotangents):
+            continue
+        inputs = [graph.values[n] for n in operation.inputs]
+        outputs = [graph.values[n] for n in operation.outputs]
+        sent = rules.vjp(operation, inputs, outputs, [g for g in cotangents if g is not None])
+        if sent is None:
+            continue
+        total = [g for n, g in zip(operation.inputs, sent, strict=True) if n == number and g is not None]
+        if total:
+            terms[i] = np.asarray(sum(total))
+    return terms
+
+
+def _cotangent(graph: Graph, number: int) -> NDArray | None:
+    """Return the cotangent of a value: as recorded, or from its only reader, if that only moves numbers."""
+    if number in graph.record.gradients:
+        return np.asarray(graph.record.gradients[number], np.float64)
+    readers = graph.consumers.get(number, ())
+    if len(readers) == 1 and graph.operations[readers[0]].kind in LAYOUT_KINDS:
+        return _terms(graph, number).get(readers[0])
+    return None
+
+
+def _cut_place(graph: Graph, number: int) -> Place | None:
+    """Return where a side cuts the gradient of a value, if an operation says so."""
+    for i in graph.consumers.get(number, ()):
+        if graph.operations[i].kind == "stop_gradient":
+            return graph.place(i)
+    return None

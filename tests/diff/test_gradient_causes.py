@@ -1,0 +1,71 @@
+"""Gradients: a cut, a frozen parameter and a factor are found where they are; equal models have no finding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from diffusion_core.parity.diff import operations as rules
+from diffusion_core.parity.diff.comparison import compare
+from diffusion_core.parity.diff.recording import Operation, Pass, Recording
+
+RANDOM = np.random.default_rng(0)
+X, W, V = RANDOM.normal(size=(6, 5)), RANDOM.normal(size=(5, 4)), RANDOM.normal(size=(4, 4))
+REVERSE = {"scalar": 1.0, "reverse": True}
+
+
+def record(cut: bool = False, frozen: bool = False, factor: float = 1.0, swapped: bool = False) -> Recording:
+    """Record ``x w * (1 - softmax(x w) v)``, whose gate may be cut from the gradient."""
+    operations = [
+        Operation("matmul", (0, 1), (3,), layer="body"),
+        Operation("softmax", (3,), (4,), {"axis": 1}, layer="gate"),
+        *([Operation("stop_gradient", (4,), (5,), layer="gate.cut", source="model.py:7")] if cut else []),
+        Operation("matmul", (5 if cut else 4, 2), (6,), layer="gate.out"),
+        Operation("subtract", (6,), (7,), REVERSE, layer="gate"),
+        Operation("multiply", (7, 3) if swapped else (3, 7), (8,), layer="head"),
+    ]
+    values = {0: X, 1: W, 2: V}
+    for operation in operations:
+        outputs = rules.evaluate(operation, [values[n] for n in operation.inputs])
+        values.update(zip(operation.outputs, outputs, strict=True))
+    y = values[8]
+    gradients = {8: (y + np.cos(2 * y) / 2) / y.size}
+    for operation in reversed(operations):
+        (output,) = operation.outputs
+        if operation.kind == "stop_gradient" or output not in gradients:
+            continue
+        inputs = [values[n] for n in operation.inputs]
+        sent = rules.vjp(operation, inputs, [values[output]], [gradients[output]])
+        for number, gradient in zip(operation.inputs, sent, strict=True):
+            gradients[number] = gradients.get(number, 0) + gradient * (factor if number == 6 else 1.0)
+    if frozen:
+        del gradients[2]
+    parameters = {"w": 1, "v": 2}
+    names = frozenset(["v"]) if frozen else frozenset()
+    one = Pass("float64", tuple(operations), values, (0,), {"0": 8}, parameters, frozen=names, gradients=gradients)
+    return Recording("model.py:build", "numpy", {"float64": one})
+
+
+def test_equal_models_have_equal_gradients() -> None:
+    result = compare(record(), record(swapped=True))
+    assert result.equal and result.compared["gradient"] == "equal to rounding"
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_a_cut_gradient_is_found_where_it_is_cut(side: str) -> None:
+    sides = {"a": record(), "b": record(), side: record(cut=True)}
+    (finding,) = compare(sides["a"], sides["b"]).findings
+    assert (finding.mode, finding.kind, finding.status) == ("gradient", "stop_gradient", "verified")
+    assert getattr(finding, side).layer == "gate.cut"
+    assert getattr(finding, f"{side}_does") == "cuts the gradient"
+
+
+def test_a_frozen_parameter_is_named() -> None:
+    (finding,) = compare(record(frozen=True), record()).findings
+    assert (finding.kind, finding.a.parameter, finding.a_does) == ("frozen_parameter", "v", "is frozen")
+
+
+def test_a_factor_of_a_gradient_is_found_with_its_value() -> None:
+    (finding,) = compare(record(), record(factor=3.0)).findings
+    assert (finding.kind, finding.status) == ("gradient_factor", "verified")
+    assert "3 times" in finding.b_does
