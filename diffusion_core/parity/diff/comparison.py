@@ -116,6 +116,7 @@ def compare_pass(
     other = {here: pair.plain_to_b(graph_a.values[there]) for there, here, pair in pairs if here not in equal}
     other_a = {there: pair.plain_to_a(graph_b.values[here]) for there, here, pair in pairs if here not in equal}
     findings: list[Finding] = []
+    exits: dict[int, Finding] = {}
     if not outputs_agree(a, b):
         while len(findings) < _MOST:
             parting = first_parting(walk, partner)
@@ -126,9 +127,10 @@ def compare_pass(
             findings.append(explain(parting, mode, other.get, other_a.get, tuple(known)))
             if not parting.exits:
                 break
+            exits.update({exit_.b: findings[-1] for exit_ in parting.exits})
             walk.give(parting.exits)
     grouped = together(findings)
-    return PassComparison(graph_a, graph_b, walk, alignment, grouped, rows_of(walk))
+    return PassComparison(graph_a, graph_b, walk, alignment, grouped, rows_of(walk, exits, grouped))
 
 
 def outputs_agree(a: Pass, b: Pass) -> bool:
@@ -169,8 +171,7 @@ def together(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     result: list[Finding] = []
     for finding in findings:
         for i, earlier in enumerate(result):
-            same = (finding.kind, finding.status, finding.a_does, finding.b_does, finding.mode)
-            if finding.kind and same == (earlier.kind, earlier.status, earlier.a_does, earlier.b_does, earlier.mode):
+            if finding.kind and said_of(finding) == said_of(earlier):
                 result[i] = replace(earlier, also=(*earlier.also, places(finding)))
                 break
         else:
@@ -178,13 +179,26 @@ def together(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     return tuple(result)
 
 
+def said_of(finding: Finding) -> tuple:
+    """Return what a finding says, apart from its place unless that is all that it says."""
+    place = () if finding.kind else (finding.a, finding.b)
+    return (finding.kind, finding.status, finding.a_does, finding.b_does, finding.mode, *place)
+
+
 def places(finding: Finding) -> str:
     """Name the places of a finding on both sides."""
     return " and ".join(f"{p.layer or 'the model'} ({p.source})" for p in (finding.a, finding.b) if p is not None)
 
 
-def rows_of(walk: Walk) -> tuple[Row, ...]:
-    """Return one row for each value that both sides have and that is more than another order of an earlier one."""
+def rows_of(walk: Walk, exits: Mapping[int, Finding], findings: Sequence[Finding]) -> tuple[Row, ...]:
+    """Return one row for each value that both sides have and that is more than another order of an earlier one.
+
+    Args:
+        walk: after the findings.
+        exits: the finding before each value of B where A's numbers were put in.
+        findings: put together.
+    """
+    position = {said_of(finding): i for i, finding in reversed(list(enumerate(findings)))}
     rows = []
     for i, operation in enumerate(walk.b.operations):
         if operation.kind in LAYOUT_KINDS or operation.kind in ("cast", "identity", "constant"):
@@ -204,10 +218,11 @@ def rows_of(walk: Walk) -> tuple[Row, ...]:
                     walk.a.place(walk.a.producer[there]),
                     walk.b.place(i),
                     tuple(np.shape(walk.a.values[there])),
-                    meeting.own if meeting else float("nan"),
+                    exits[number].error if number in exits else meeting.own if meeting else float("nan"),
                     inherited,
                     None,
                     meeting.layout.describe() if meeting else "",
+                    position.get(said_of(exits[number])) if number in exits else None,
                 )
             )
     return tuple(rows)
