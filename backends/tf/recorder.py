@@ -296,6 +296,8 @@ class _Recorder:
         pairs = dict(zip(attributes[::2], attributes[1::2], strict=True)) if attributes else {}
         self.kept.extend(inputs)
         self.kept.extend(outputs)
+        for each in inputs:
+            self._recognise(each)
         native = Native(self, name, inputs, pairs, outputs)
         if name == "ReadVariableOp":
             self._read_variable(native)
@@ -313,6 +315,25 @@ class _Recorder:
                 self._translate(native)
         else:
             self._translate(native)
+
+    def _recognise(self, tensor: Any) -> None:
+        """Find the variable that a tensor is the value of.
+
+        An operation that gets a variable in place of a tensor, as in ``tf.nn.conv2d(x, variable, ...)``, reads it
+        without reporting it.
+        """
+        if not (isinstance(tensor, tf.Tensor) and tensor.dtype.is_floating and tensor.shape.rank):
+            return
+        if tensor._id in self.numbers:
+            return
+        for name, each in self.variables.items():
+            variable = each.variable
+            if (variable.shape, variable.dtype) != (tensor.shape, tensor.dtype) or name not in self.first:
+                continue
+            if self.current.get(variable.handle._id) == self.first[name] and np.array_equal(variable, tensor):
+                self.alias(tensor, self.first[name])
+                self.tensors.setdefault(self.first[name], tensor)
+                return
 
     def _translate(self, native: Native) -> None:
         if native.name in ALIASES:

@@ -77,3 +77,4 @@ def test_a_padding_is_found_where_it_is(record, backend_name, monkeypatch):
     finding = first(clean, record())
     strided = [node.name for node in PROGRAM.nodes if getattr(node.block, "stride", 1) == 2]
     assert any(finding.b.layer.endswith(name) for name in strided)
+    assert (finding.status, finding.kind[:7]) == ("verified", "padding")

@@ -46,4 +46,4 @@ def test_the_side_computes_the_network_of_the_run(backend_name):
     got = record.values[number]
     got = got if recorder.LAYOUT == "channels_last" else got.transpose(0, 2, 3, 1)
     assert np.abs(got - expected).max() < 1e-12 * np.abs(expected).max()
-    assert len(record.parameters) == len(run.program.parameters)
+    assert len(record.parameters) + len(record.buffers) == len(run.program.parameters)

@@ -26,6 +26,8 @@ __all__ = ["Parting", "explain"]
 _DOES_NOT_FIT = (ValueError, IndexError, TypeError, KeyError, ZeroDivisionError, OverflowError, rules.Unsupported)
 _LIKELY = 0.1
 _PRODUCTS = ("conv", "conv_transpose", "matmul", "einsum", "max_pool", "avg_pool", "resize")
+# Operations behind the parting in which a cause is sought: where the sides meet again much later, it is not there.
+_NEAR = 48
 # Numbers to compute for one finding at most, some ten seconds; what the other side has and cheap changes come first.
 _MOST_WORK = 1e9
 # Frameworks keep some constants in float32, also in float64 (TensorFlow's GELU): what is left then is below one unit of
@@ -150,9 +152,9 @@ def _suspect_b(parting: Parting, weight: Callable[[int], NDArray | None]) -> Sus
 
     return Suspect(
         walk.b,
-        parting.region,
+        parting.region[:_NEAR],
         walk.a,
-        parting.other_region,
+        parting.other_region[:_NEAR],
         walk.values.__getitem__,
         walk.a.values.__getitem__,
         match,
@@ -165,9 +167,9 @@ def _suspect_a(parting: Parting, weight: Callable[[int], NDArray | None]) -> Sus
     back = {meeting.a: (number, meeting.layout.to_a) for number, meeting in reversed(walk.meetings.items())}
     return Suspect(
         walk.a,
-        parting.other_region,
+        parting.other_region[:_NEAR],
         walk.b,
-        parting.region,
+        parting.region[:_NEAR],
         walk.a.values.__getitem__,
         lambda number: walk.values.get(number, walk.b.values[number]),
         back.get,
