@@ -61,7 +61,7 @@ class GroupedQueryAttention(keras.layers.Layer):
         self.built = True
 
     def call(self, x):
-        batch, time, _ = x.shape
+        time = x.shape[1]
         groups = weights.HEADS // weights.KV_HEADS
         query = self.rotary(self.query_dense(x))
         key, value = self.rotary(self.key_dense(x)), self.value_dense(x)
