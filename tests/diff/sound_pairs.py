@@ -72,7 +72,7 @@ def run_torch(module, model, inputs, steps):
     parameters = [p for p in model.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(loss(outputs), parameters, allow_unused=True)
     found["gradient"] = [np.zeros(1) if g is None else g.numpy() for g in gradients]
-    if steps == "train":
+    if "train" in steps:
         model.train()
         with torch.no_grad():
             model(*arguments)
@@ -81,7 +81,7 @@ def run_torch(module, model, inputs, steps):
             found["training"] = [b.numpy().copy() for b in model.buffers() if b.is_floating_point()]
             torch.manual_seed(1)
             found["dropped"] = [y.numpy() for y in flat(model(*arguments))]
-    if steps == "steps":
+    if "steps" in steps:
         step = one_step(module, model, lambda: torch_step(module, model, loss))
         results = [step(*arguments) for _ in range(STEPS)]
         found["optimiser"] = [np.array([float(r["loss"] if isinstance(r, dict) else r) for r in results])]
@@ -127,14 +127,14 @@ def run_keras(module, model, inputs, steps):
     gradients = tape.gradient(value, model.trainable_variables)
     gradients = [None if g is None else tf.convert_to_tensor(g) for g in gradients]
     found["gradient"] = [np.zeros(1) if g is None else g.numpy() for g in gradients]
-    if steps == "train":
+    if "train" in steps:
         call(training=True)
         found["buffers"] = [v.numpy() for v in model.non_trainable_variables if "seed" not in v.path]
         call(training=True)
         found["training"] = [v.numpy() for v in model.non_trainable_variables if "seed" not in v.path]
         tf.random.set_seed(1)
         found["dropped"] = [y.numpy() for y in flat(call(training=True))]
-    if steps == "steps":
+    if "steps" in steps:
         step = one_step(module, model, lambda: keras_step(module, model, loss))
         results = [step(*arguments) for _ in range(STEPS)]
         found["optimiser"] = [np.array([float(r["loss"] if isinstance(r, dict) else r) for r in results])]
@@ -171,7 +171,7 @@ def run(side: str, out: Path, pairs: list[Path]) -> None:
     arrays = {}
     for pair in pairs:
         content = json.loads((pair / "faults.json").read_text(encoding="utf-8"))
-        steps = "train" if content["training"] else "steps" if content["optimiser"] else ""
+        steps = [what for what, key in (("train", "training"), ("steps", "optimiser")) if content[key]]
         module = load(pair, side)
         for name, fault, variant in cases(pair, side):
             model = module.build(fault=fault, variant=variant, dtype="float64")
