@@ -174,7 +174,9 @@ def cause(finding: Mapping[str, Any]) -> str:
 
 def histograms(a: NDArray, b: NDArray) -> dict[str, Any] | None:
     """Return counts of two outputs over common bins, and of their difference where they have the same elements."""
-    x, y = (np.asarray(array, np.float64) for array in (a, b) if np.asarray(array).dtype.kind != "c")
+    if any(np.asarray(array).dtype.kind == "c" for array in (a, b)):
+        return None
+    x, y = (np.asarray(array, np.float64) for array in (a, b))
     numbers = [array[np.isfinite(array)] for array in (x, y)]
     if not all(len(each) for each in numbers):
         return None

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from diffusion_core.parity.diff import weights
 from diffusion_core.parity.diff.causes import gradients, optimiser, training
+from diffusion_core.parity.diff.ends import Ends, find_ends, name_rest
 from diffusion_core.parity.diff.explain import Parting, explain
 from diffusion_core.parity.diff.findings import Comparison, Finding, Row
 from diffusion_core.parity.diff.graph import Graph, relative, to_graph
 from diffusion_core.parity.diff.layouts import find_layout
 from diffusion_core.parity.diff.recording import Pass, Recording
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
-from diffusion_core.parity.diff.walk import Walk, exits_of, likely_layout, match_by_use, needed_by
+from diffusion_core.parity.diff.walk import Exit, Walk, exits_of, likely_layout, match_by_use, needed_by
 
 __all__ = ["compare"]
 
@@ -56,8 +57,10 @@ def compare(
         compared["forward"] = said(forward.findings)
     has_gradients = evaluation is not None and any(side.passes[evaluation].gradients for side in (a, b))
     if forward is not None and has_gradients and "gradient" in modes:
-        if any(not finding.benign for finding in forward.findings):
+        if real(forward.findings):
             compared["gradient"] = "not compared, since the forward passes differ"
+        elif not forward.ends.complete:  # the loss is one of all outputs
+            compared["gradient"] = "not compared, since the models return different outputs"
         else:
             found = together(gradients.gradient_findings(forward.walk, forward.alignment))
             findings += found
@@ -65,8 +68,9 @@ def compare(
     trained = _common(a, b, ("train64", "train32"))
     if trained and "training" in modes:
         found = training_part(a, b, a.passes[trained], b.passes[trained], user_map, forward)
+        differs = forward is not None and real(forward.findings)
         findings += found
-        compared["training"] = said(found)
+        compared["training"] = "no further difference" if differs and not real(found) else said(found)
     if a.steps and b.steps and "steps" in modes and forward is not None:
         found = optimiser.step_findings(a, b, forward.alignment)
         findings += found
@@ -76,12 +80,13 @@ def compare(
 
 @dataclass(frozen=True)
 class PassComparison:
-    """Two passes compared: their graphs, the walk, the parameters' alignment and the findings."""
+    """Two passes compared: their graphs, the walk, the outputs and parameters that belong together, the findings."""
 
     a: Graph
     b: Graph
     walk: Walk
     alignment: weights.Alignment
+    ends: Ends
     findings: tuple[Finding, ...]
     rows: tuple[Row, ...]
 
@@ -92,8 +97,13 @@ def _common(a: Recording, b: Recording, names: Sequence[str]) -> str | None:
 
 def said(findings: Sequence[Finding]) -> str:
     """Say in words what a part of the comparison came to."""
-    real = [finding for finding in findings if not finding.benign]
-    return "equal to rounding" if not real else f"{len(real)} difference{'s' if len(real) > 1 else ''}"
+    count = len(real(findings))
+    return f"{count} difference{'s' if count > 1 else ''}" if count else "equal to rounding"
+
+
+def real(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings that make the models unequal."""
+    return [finding for finding in findings if not finding.benign]
 
 
 def compare_pass(
@@ -112,34 +122,34 @@ def compare_pass(
         here: (there, pair.to_b) for there, here, pair in pairs if pair.status in ("equal", "equal up to rounding")
     }
     walk = Walk(graph_a, graph_b, equal)
-    partner = match_by_use(graph_a, graph_b, [(there, here) for there, here, _ in pairs])
+    ends = find_ends(walk)
+    outputs = ends.values(a, b)
+    walk.early, walk.returned = dict(ends.early), ({there for there, _ in outputs}, {here for _, here in outputs})
+    partner = match_by_use(graph_a, graph_b, [(there, here) for there, here, _ in pairs], outputs)
     other = {here: pair.plain_to_b(graph_a.values[there]) for there, here, pair in pairs if here not in equal}
     other_a = {there: pair.plain_to_a(graph_b.values[here]) for there, here, pair in pairs if here not in equal}
     findings: list[Finding] = []
     exits: dict[int, Finding] = {}
-    if not outputs_agree(a, b):
+    if not outputs_agree(a, b, outputs):
         while len(findings) < _MOST:
             parting = first_parting(walk, partner)
             if parting is None:
                 break
             verified = [finding.kind for finding in findings if finding.status == "verified"]
             known = dict.fromkeys([*verified, *causes])
-            findings.append(explain(parting, mode, other.get, other_a.get, tuple(known)))
+            findings.append(name_rest(parting, explain(parting, mode, other.get, other_a.get, tuple(known))))
             if not parting.exits:
                 break
             exits.update({exit_.b: findings[-1] for exit_ in parting.exits})
             walk.give(parting.exits)
     grouped = together(findings)
-    return PassComparison(graph_a, graph_b, walk, alignment, grouped, rows_of(walk, exits, grouped))
+    return PassComparison(graph_a, graph_b, walk, alignment, ends, grouped, rows_of(walk, exits, grouped))
 
 
-def outputs_agree(a: Pass, b: Pass) -> bool:
+def outputs_agree(a: Pass, b: Pass, outputs: Sequence[tuple[int, int]]) -> bool:
     """Return whether the recorded outputs of two passes are equal to rounding."""
-    if len(a.outputs) != len(b.outputs):
-        return False
     limit = _AGREE["float64" if a.precision is np.float64 else "float32"]
-    pairs = zip(a.outputs.values(), b.outputs.values(), strict=True)
-    return all(find_layout(a.values[there], b.values[here], limit) is not None for there, here in pairs)
+    return bool(outputs) and all(find_layout(a.values[i], b.values[j], limit) is not None for i, j in outputs)
 
 
 def first_parting(walk: Walk, partner: Mapping[int, tuple[int, tuple[int, int] | None]]) -> Parting | None:
@@ -151,12 +161,14 @@ def first_parting(walk: Walk, partner: Mapping[int, tuple[int, tuple[int, int] |
         if still & set(operation.outputs) and not still & set(operation.inputs)
     ]
     if not starts:
-        return None
+        return first_end(walk)
     # An operation that reads something comes before one that makes a constant of the code.
     reading = [
         i for i in starts if any(n in walk.b.producer or n in walk.b.record.inputs for n in walk.b.operations[i].inputs)
     ]
     start = (reading or starts)[0]
+    if set(walk.b.operations[start].outputs) & set(walk.early):
+        return first_end(walk)
     exits = exits_of(walk, partner, start, still)
     last = [exit_.b for exit_ in exits] or [n for n in walk.b.record.outputs.values() if n in still]
     region = needed_by(walk.b, last, lambda n: n in still) | {start}
@@ -164,6 +176,17 @@ def first_parting(walk: Walk, partner: Mapping[int, tuple[int, tuple[int, int] |
     others = [exit_.a for exit_ in exits] or [n for n in walk.a.record.outputs.values() if n in there]
     other_region = needed_by(walk.a, [n for n in others if not walk.found_there(n)], lambda n: n in there)
     return Parting(walk, start, tuple(exits), tuple(sorted(region)), tuple(sorted(other_region)))
+
+
+def first_end(walk: Walk) -> Parting | None:
+    """Return the first output of B that is found before A returns: what A does from there on is the difference."""
+    for here, there in walk.early.items():
+        theirs, mine = walk.a.values[there], walk.values[here]
+        exits = (Exit(there, here, likely_layout(theirs, mine)),) if theirs.size == mine.size else ()
+        still = walk.open_there()
+        region = needed_by(walk.a, [there], lambda n, still=still: n in still)
+        return Parting(walk, walk.b.producer.get(here), exits, (), tuple(sorted(region)))
+    return None
 
 
 def together(findings: Sequence[Finding]) -> tuple[Finding, ...]:
@@ -268,7 +291,10 @@ def _comparison(
     histograms: dict[str, tuple[NDArray, NDArray]] = {}
     for name in set(a.passes) & set(b.passes):
         one, other = a.passes[name], b.passes[name]
-        for (there, n), (_, m) in zip(one.outputs.items(), other.outputs.items(), strict=False):
+        for there, here in forward.ends.pairs if forward else zip(one.outputs, other.outputs, strict=False):
+            if there not in one.outputs or here not in other.outputs:
+                continue
+            n, m = one.outputs[there], other.outputs[here]
             x, y = np.asarray(one.values[n]), np.asarray(other.values[m])
             same = likely_layout(x, y)(x) if x.size == y.size else x
             outputs.setdefault(there or "output", {})[name] = relative(y, same)
@@ -285,5 +311,5 @@ def _comparison(
         tuple((pair.a_name, pair.b_name, pair.relation) for pair in alignment.pairs) if alignment else (),
         (tuple(alignment.unmatched_a), tuple(alignment.unmatched_b)) if alignment else ((), ()),
         compared,
-        tuple(dict.fromkeys((*a.notes, *b.notes))),
+        tuple(dict.fromkeys((*(forward.ends.words() if forward else ()), *a.notes, *b.notes))),
     )

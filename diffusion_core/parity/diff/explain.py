@@ -18,6 +18,7 @@ from diffusion_core.parity.diff.causes.change import CAUSES, Change, Suspect
 from diffusion_core.parity.diff.findings import Finding, Place
 from diffusion_core.parity.diff.graph import relative
 from diffusion_core.parity.diff.layouts import find_layout
+from diffusion_core.parity.diff.recording import Operation
 from diffusion_core.parity.diff.walk import Exit, Walk, reached
 
 __all__ = ["Parting", "explain"]
@@ -41,13 +42,13 @@ class Parting:
 
     Attributes:
         walk: B on A's values.
-        start: the operation of B.
+        start: the operation of B; None if B returns an input or a parameter as it is.
         exits: where the sides meet again.
         region, other_region: operations of B and of A between what is found and the exits.
     """
 
     walk: Walk
-    start: int
+    start: int | None
     exits: tuple[Exit, ...]
     region: tuple[int, ...]
     other_region: tuple[int, ...]
@@ -236,10 +237,11 @@ def _unknown(parting: Parting, mode: str, error: float) -> Finding:
     """Return a finding without a cause: the operations where the sides part."""
     walk = parting.walk
     there = _counterpart(parting, parting.start, True)
-    return Finding(mode, "", "unknown", "", there, walk.b.place(parting.start), "", "", error, error)
+    here = None if parting.start is None else walk.b.place(parting.start)
+    return Finding(mode, "", "unknown", "", there, here, "", "", error, error)
 
 
-def _counterpart(parting: Parting, index: int, of_b: bool) -> Place | None:
+def _counterpart(parting: Parting, index: int | None, of_b: bool) -> Place | None:
     """Return the place on the other side that does what an operation does.
 
     It is the operation of the other region with the same part in the same fused operation, else of the same kind, else
@@ -248,7 +250,7 @@ def _counterpart(parting: Parting, index: int, of_b: bool) -> Place | None:
     walk = parting.walk
     own, other = (walk.b, walk.a) if of_b else (walk.a, walk.b)
     region = parting.other_region if of_b else parting.region
-    operation = own.operations[index]
+    operation = Operation("", (), ()) if index is None else own.operations[index]
     same: Sequence[Callable[[int], bool]] = (
         lambda i: operation.role != "" and other.operations[i].role == operation.role,
         lambda i: other.operations[i].kind == operation.kind,

@@ -17,7 +17,7 @@ of one unit in the last place. Their difference is what rounding can do here; ag
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,6 +85,9 @@ class Walk:
         self.meetings: dict[int, Meeting] = {}
         self.given: dict[int, Exit] = {}
         self.known: set[int] = set()
+        self.early: dict[int, int] = {}  # see `ends`: outputs of B, found at another value of A than A returns
+        self.told: set[int] = set()  # what A returns there
+        self.returned = (set(a.record.outputs.values()), set(b.record.outputs.values()))
         self._random = np.random.default_rng(0)
         self._unit = np.finfo(np.float64).eps
         self._theirs = Lookup()
@@ -193,19 +196,25 @@ class Walk:
 
     def found(self, number: int) -> bool:
         """Return whether a value of B is one of A's, or was given, or is an input, a parameter or a constant."""
+        if number in self.early:
+            return False
         return number in self.meetings or number in self.given or number in self.known
 
     def open(self) -> set[int]:
         """Return the values of B that are not found, with a way to an output on which nothing is found again."""
-        return open_values(self.b, self.found)
+        return open_values(self.b, self.found, self.returned[1])
 
     def open_there(self) -> set[int]:
         """Return the same for A: its values that no value of B has met."""
-        return open_values(self.a, self.found_there)
+        return open_values(self.a, self.found_there, self.returned[0])
 
     def found_there(self, number: int) -> bool:
         """Return whether a value of A is one of B's, run on A's values."""
-        if number not in self.a.producer or number in self._met():
+        if number not in self.a.producer or number in self.told:
+            return True
+        if number in self.early.values():
+            return False
+        if number in self._met():
             return True
         value = self.a.values[number]
         if value.size == 0:
@@ -222,6 +231,9 @@ class Walk:
 
     def give(self, exits: Sequence[Exit]) -> None:
         """Put A's numbers in at some exits, and run what follows from them again."""
+        ends = [exit_.b for exit_ in exits if exit_.b in self.early]
+        self.told |= {self.early.pop(number) for number in ends}  # what B does with its own output is right
+        exits = [exit_ for exit_ in exits if exit_.b not in ends]
         for exit_ in exits:
             self.given[exit_.b] = exit_
         self._ours = None
@@ -235,9 +247,8 @@ def lift_as(array: NDArray, like: NDArray) -> NDArray:
     return np.asarray(array).astype(like.dtype, copy=False).reshape(like.shape)
 
 
-def open_values(graph: Graph, found: Callable[[int], bool]) -> set[int]:
+def open_values(graph: Graph, found: Callable[[int], bool], outputs: Collection[int]) -> set[int]:
     """Return the values that are not found, with a way to an output on which nothing is found."""
-    outputs = set(graph.record.outputs.values())
     still: set[int] = set()
     for i in reversed(range(len(graph.operations))):
         for number in graph.operations[i].outputs:
@@ -311,7 +322,7 @@ def of_parameters(graph: Graph, number: int) -> bool:
 Partners = dict[int, tuple[int, tuple[int, int] | None]]
 
 
-def match_by_use(a: Graph, b: Graph, pairs: Iterable[tuple[int, int]]) -> Partners:
+def match_by_use(a: Graph, b: Graph, pairs: Iterable[tuple[int, int]], outputs: Iterable[tuple[int, int]]) -> Partners:
     """Return which value of A is the same quantity as a value of B, since the same parameter is applied to both.
 
     What an operation makes from the parameter and what it reads besides it are paired where their sizes fit, and the
@@ -320,6 +331,7 @@ def match_by_use(a: Graph, b: Graph, pairs: Iterable[tuple[int, int]]) -> Partne
     Args:
         a, b: the graphs.
         pairs: value numbers of parameters: of A, of B.
+        outputs: value numbers of outputs that belong together, likewise.
     """
     partner: Partners = {}
     for there, here in pairs:
@@ -334,10 +346,8 @@ def match_by_use(a: Graph, b: Graph, pairs: Iterable[tuple[int, int]]) -> Partne
             data_a = [n for n in other.inputs if n != value_a and not of_parameters(a, n)]
             if len(data_a) == len(data_b) == 1:
                 offer(partner, a, b, data_a[0], data_b[0], (j, i))
-    outputs_a, outputs_b = list(a.record.outputs.values()), list(b.record.outputs.values())
-    if len(outputs_a) == len(outputs_b):
-        for there, here in zip(outputs_a, outputs_b, strict=True):
-            offer(partner, a, b, there, here, None)
+    for there, here in outputs:
+        offer(partner, a, b, there, here, None)
     return partner
 
 

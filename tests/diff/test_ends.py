@@ -1,0 +1,94 @@
+"""Outputs of two models: which belong together, and one that is returned before the other side is finished."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from written import Tape, both
+
+from diffusion_core.parity.diff.comparison import compare
+from diffusion_core.parity.diff.findings import Comparison
+from diffusion_core.parity.diff.recording import Pass, Recording
+
+X = np.random.default_rng(3).normal(size=(6, 5))
+
+
+def compared(a: Pass, b: Pass) -> Comparison:
+    return compare(*(Recording(f"{name}.py:build", "numpy", {"float64": each}) for name, each in (("a", a), ("b", b))))
+
+
+def chain(tape: Tape) -> int:
+    """A linear layer and as many of the steps behind it as are asked for."""
+    h = tape.linear(tape.input(X), "head", 4)
+    for kind in tape.get("steps", ()):
+        h = tape(kind, h, **({"axis": -1} if kind == "softmax" else {}))
+    return h
+
+
+@pytest.mark.parametrize("last", ["softmax", "tanh", "relu"])
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_the_last_step_that_one_side_leaves_out_is_found(last: str, side: str) -> None:
+    steps = {"a": {"steps": ("sigmoid",)}, "b": {"steps": ("sigmoid",)}}
+    steps[side] = {"steps": ("sigmoid", last)}
+    a, b = both(chain, steps["a"], steps["b"])
+    result = compared(a, b)
+    if last == "relu":  # of a sigmoid it changes nothing
+        assert result.equal
+        return
+    (finding,) = result.findings
+    assert (finding.mode, finding.status) == ("forward", "verified")
+    place = getattr(finding, side)
+    assert place.kind == last
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_layers_that_one_side_leaves_out_at_the_end_are_named(side: str) -> None:
+    def model(tape: Tape) -> int:
+        h = tape("tanh", tape.linear(tape.input(X), "body", 4))
+        return tape("tanh", tape.linear(h, "head", 4)) if tape.get("head") else h
+
+    options = {"a": {}, "b": {}, side: {"head": True}}
+    (finding,) = compared(*both(model, options["a"], options["b"])).findings
+    assert (finding.kind, finding.status) == ("missing_end", "verified")
+    assert getattr(finding, f"{side}_does") == "computes matmul, add, tanh"
+
+
+def test_a_model_that_returns_its_input_differs_from_one_that_does_not() -> None:
+    a, b = both(lambda tape: tape("tanh", tape.input(X)) if tape.get("does") else tape.input(X), {"does": True}, {})
+    for result in (compared(a, b), compared(b, a)):
+        (finding,) = result.findings
+        assert finding.status == "verified" and not result.equal
+
+
+def test_what_follows_from_an_early_output_is_not_disturbed() -> None:
+    def model(tape: Tape) -> tuple[int, int]:
+        h = tape.linear(tape.input(X), "body", 4)
+        first = tape("softmax", h, axis=-1) if tape.get("softmax") else h
+        return first, tape.linear(tape("tanh" if tape.get("tanh") else "sigmoid", h), "head", 4)
+
+    for a, b in (({"softmax": True}, {"tanh": True}), ({"tanh": True}, {"softmax": True})):
+        result = compared(*both(model, a, b))
+        assert [finding.status for finding in result.findings] == ["verified", "verified"]
+
+
+def test_outputs_in_another_order_are_equal_and_told() -> None:
+    def model(tape: Tape) -> tuple[int, ...]:
+        x = tape.input(X)
+        outputs = (tape("tanh", x), tape("sigmoid", x))
+        return outputs[::-1] if tape.get("back") else outputs
+
+    result = compared(*both(model, {}, {"back": True}))
+    assert result.equal and max(result.outputs["0"].values()) == 0
+    assert any("another order" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_an_output_that_only_one_side_returns_is_told(side: str) -> None:
+    def model(tape: Tape) -> tuple[int, ...]:
+        x = tape.input(X)
+        return (tape("tanh", x), tape("sigmoid", x)) if tape.get("two") else (tape("sigmoid", x),)
+
+    options = {"a": {}, "b": {}, side: {"two": True}}
+    result = compared(*both(model, options["a"], options["b"]))
+    assert result.equal
+    assert f"only {side.upper()} returns the output '0'" in result.notes
