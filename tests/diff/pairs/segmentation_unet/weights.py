@@ -42,7 +42,7 @@ def load_keras(model, w, fault=None):
     """Set the weights layer by layer; the layers come in the order in which they were made."""
     arrays = [a.transpose(2, 3, 1, 0) if a.ndim == 4 else a for a in w.values()]
     layers = [layer for layer in model.layers if layer.weights]
-    layers.sort(key=lambda layer: int((layer.name.rsplit("_", 1) + ["0"])[1]) if layer.name[-1].isdigit() else 0)
+    layers.sort(key=lambda layer: int(layer.name.rsplit("_", 1)[1]) if layer.name[-1].isdigit() else 0)
     convs = [layer for layer in layers if layer.name.startswith("conv")]
     norms = [layer for layer in layers if not layer.name.startswith("conv")]
     for i, norm in enumerate(norms):
