@@ -124,8 +124,8 @@ def diff(
         precision: ``"float64"`` where both sides can, or ``"float32"`` alone.
         a_options: arguments of A's function.
         b_options: arguments of B's function.
-        a_python: the Python that runs A.
-        b_python: the Python that runs B.
+        a_python: the Python that runs A: a path, or the name of a backend for its environment.
+        b_python: the Python that runs B, likewise.
         accept: differences that you know and accept: a JSON file, or dictionaries with kind, a, b and reason.
 
     Returns:

@@ -11,6 +11,7 @@ import json
 import shlex
 from typing import Any, NoReturn
 
+from duet.cli.backends import backends
 from duet.cli.environments import any_environment
 from duet.cli.experiments import command_variables, replace_process
 from duet.cli.sides import find_interpreter
@@ -97,7 +98,11 @@ def make_parser() -> argparse.ArgumentParser:
             metavar="KEY=VALUE",
             help=f"arguments of {side.upper()}'s function",
         )
-        add(f"--{side}-python", metavar="PATH", help=f"the Python that runs {side.upper()} (default: by its imports)")
+        add(
+            f"--{side}-python",
+            metavar="PYTHON",
+            help=f"what runs {side.upper()}: a path, or an environment ({', '.join(backends())}; default: by its imports)",
+        )
     add("--accept", metavar="FILE", help="differences that you know and accept: a JSON list of kind, a, b, reason")
     add("--out", metavar="DIR", help="where report.html and report.json go (default: outputs/diff/TIME)")
     add("--json", action="store_true", help="print report.json instead of the summary")

@@ -36,15 +36,20 @@ def find_interpreter(label: str, reference: str, python: str | None = None) -> I
     Args:
         label: "A" or "B", for messages.
         reference: "FILE.py:FUNCTION", "module:FUNCTION", or a file of a model.
-        python: the user's choice, which wins.
+        python: the user's choice, which wins: a path, or the name of a backend for its environment.
 
     Raises:
         Stop: no environment can run it; the message says what to do.
     """
     option = f"--{label.lower()}-python"
+    if python in backends():
+        python = environment(backends()[python], label, reference, option)
     own = None if python is None else shutil.which(str(Path(python).expanduser()))
     if python is not None and own is None:
-        raise Stop(f"{option}: {python!r} was given; it must be the path of a Python")
+        names = ", ".join(backends())
+        raise Stop(
+            f"{option}: {python!r} was given; it must be the path of a Python, or one of {names} for its environment"
+        )
     place, colon, function = reference.rpartition(":")
     is_code = bool(colon) and (place.endswith(".py") or all(word.isidentifier() for word in place.split(".")))
     if not is_code:

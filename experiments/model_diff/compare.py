@@ -156,9 +156,12 @@ def chosen_inputs(
     """Return for each side and each batch the files with the forms of its inputs, and for each side what they are.
 
     Raises:
-        DuetError: both sides draw inputs, and not the same; or no side does.
+        DuetError: the authors of both sides draw inputs, and not the same; or no side has any.
     """
     own = [[read_inputs(Path(file)) for file in offer["files"]] for offer in offers]
+    if own[0] and own[1] and not all(offer["written"] for offer in offers):
+        # The inputs that an author wrote win over those that are drawn for a file of a model; else A's do.
+        own[0 if offers[1]["written"] else 1] = []
     count = max(1, request.steps)
     if request.inputs is not None:
         drawn, source, whose = [request.inputs] * count, offers[0]["layout"], "the given inputs"

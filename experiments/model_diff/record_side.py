@@ -143,7 +143,13 @@ def offer_inputs(side: Any, job: Any, count: int, file: Path) -> dict[str, Any]:
             break
         files.append(str(file.with_name(f"{file.name}.{i}.npz")))
         write_inputs(inputs, Path(files[-1]))
-    return {"files": files, "declared": side.declared(), "layout": side.layout, "framework": side.recorder.FRAMEWORK}
+    return {
+        "files": files,
+        "written": not job.path,  # by the side's author
+        "declared": side.declared(),
+        "layout": side.layout,
+        "framework": side.recorder.FRAMEWORK,
+    }
 
 
 def write_inputs(inputs: Any, path: Path) -> None:

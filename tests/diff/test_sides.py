@@ -12,6 +12,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.parity.diff.recording import read_recording
 from duet.cli import sides as interpreters
 from experiments.model_diff import sides
+from experiments.model_diff.compare import Request, chosen_inputs
 from experiments.model_diff.inputs import check_equal, difference, draw, forms, read_file
 from experiments.model_diff.record_side import read_inputs, write_inputs
 
@@ -114,8 +115,16 @@ def test_the_environment_of_a_file_follows_from_its_kind(environments, monkeypat
         chosen(monkeypatch, tmp_path, "net.onnx")
 
 
+def test_the_name_of_a_backend_stands_for_its_environment(environments, monkeypatch, files):
+    monkeypatch.setattr(interpreters.shutil, "which", lambda name: name)
+    files(d="import diffusers")
+    assert interpreters.find_interpreter("A", "d.py:build", "tf") == ("python-tf", "")
+    run = str(Path(__file__).parents[1] / "data/run_v1")
+    assert interpreters.find_interpreter("B", run, "tf") == ("python-tf", "tf")
+
+
 def test_an_interpreter_that_does_not_exist_is_refused():
-    with pytest.raises(interpreters.Stop, match="--b-python: 'no/python' was given"):
+    with pytest.raises(interpreters.Stop, match=r"--b-python: 'no/python' was given.* torch, tf for its environment"):
         interpreters.find_interpreter("B", "a.py:build", "no/python")
 
 
@@ -147,6 +156,23 @@ def test_images_are_written_in_the_layout_of_the_other_side():
     declared = [{"name": "x", "shape": [None, 3, 8, 8], "dtype": "float32"}]
     assert forms((x,), "channels_first", "channels_last", declared)[0][0][0].shape == x.shape
     assert forms({"x": x}, "channels_first", "channels_first") == [({"x": x}, "")]
+
+
+def test_inputs_of_an_author_win_over_those_drawn_for_a_file(tmp_path):
+    def offer(number: float, written: bool) -> dict:
+        path = tmp_path / f"{number}.npz"
+        write_inputs((np.full(2, number),), path)
+        return {"files": [str(path)], "written": written, "declared": None, "layout": "channels_last"}
+
+    def chosen(*offers: dict) -> list[float]:
+        files, _ = chosen_inputs(Request(sides.Side("a"), sides.Side("b")), list(offers), tmp_path)
+        return [float(read_inputs(batches[0][0])[0][0]) for batches in files]
+
+    assert chosen(offer(1, False), offer(2, True)) == [2, 2]
+    assert chosen(offer(3, True), offer(4, False)) == [3, 3]
+    assert chosen(offer(5, False), offer(6, False)) == [5, 5]
+    with pytest.raises(DuetError, match="hold other numbers"):
+        chosen(offer(7, True), offer(8, True))
 
 
 def test_inputs_are_drawn_in_declared_shapes():
