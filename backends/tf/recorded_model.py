@@ -24,7 +24,12 @@ def is_layer(model: Any) -> bool:
     return keras is not None and isinstance(model, keras.layers.Layer)
 
 
-def tensor(array: Any, precision: str) -> tf.Tensor:
+def tensor(array: Any, precision: str) -> Any:
+    """Return an array as a tensor, and a container of arrays as one of tensors."""
+    if isinstance(array, Mapping):
+        return {key: tensor(item, precision) for key, item in array.items()}
+    if isinstance(array, (list, tuple)):
+        return type(array)(tensor(item, precision) for item in array)
     array = np.asarray(array)
     return tf.constant(array.astype(precision) if array.dtype.kind == "f" else array)
 

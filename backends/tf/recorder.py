@@ -104,7 +104,7 @@ def prepare(model: Any, precision: str) -> Any:
         ValueError: if TensorFlow cannot run it in float64; the message is one line.
     """
     if isinstance(model, type) or not (callable(model) or hasattr(model, "signatures")):
-        raise ValueError(f"a model was expected, but the function returned {type(model).__name__}")
+        raise ValueError(f"this is {type(model).__name__}; it must be a model, or a function that returns one")
     if precision == "float64" or getattr(model, "_duet_cast", False):
         # Only what was cast before is cast back: a model of mixed precision is recorded as it is.
         if is_layer(model):
@@ -150,7 +150,7 @@ def record_pass(model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], n
         with only_reading(model), _refusing_precision(precision), graphs_run_by_node(lambda variable: None):
             trial = flat_outputs(call_model(model, args, kwargs, False))
         with only_reading(model):
-            recorder = _Recorder(model, [*args, *kwargs.values()])
+            recorder = _Recorder(model, tf.nest.flatten([args, list(kwargs.values())]))
             result = recorder.run(lambda: call_model(model, args, kwargs, training), training)
             notes = list(recorder.notes)
             if not training and differ(trial, flat_outputs(result)):

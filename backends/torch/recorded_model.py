@@ -19,11 +19,11 @@ __all__ = ["arguments", "call_model", "differ", "eager", "fixed_loss", "flat_out
 
 
 def arguments(model: Any, inputs: Any, precision: str) -> tuple[list[Any], dict[str, Any]]:
-    """Return the inputs as tensors, in order and by name; floats in the pass's precision, or the model's half one."""
+    """Return the inputs as tensors, in order and by name; floats in the pass's precision, or the model's own one."""
     floats = [each.tensor for each in named_variables(model).values() if each.tensor.is_floating_point()]
     dtype = torch.float64 if precision == "float64" else torch.float32
     types = {each.dtype for each in floats}
-    if precision == "float32" and len(types) == 1 and not types & {torch.float32, torch.float64}:
+    if precision == "float32" and len(types) == 1:  # as its author built it, which may be in half precision or float64
         dtype = types.pop()
     device = floats[0].device if floats else torch.device("cpu")
 
@@ -129,6 +129,8 @@ def eager(model: Any, precision: str, seed: int = 0) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_AttentionInOne())
         torch.manual_seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - the author may draw from it
+        random.seed(seed)
         yield
 
 

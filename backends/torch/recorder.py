@@ -82,9 +82,9 @@ def prepare(model: Any, precision: str) -> Any:
     Raises:
         ValueError: if PyTorch cannot run it in float64; the message is one line.
     """
-    model = unwrapped(model)
+    model = model.module() if isinstance(model, torch.export.ExportedProgram) else unwrapped(model)
     if isinstance(model, type) or not callable(model):
-        raise ValueError(f"a model was expected, but the function returned {type(model).__name__}")
+        raise ValueError(f"this is {type(model).__name__}; it must be a model, or a function that returns one")
     for module in modules_of(model).values():
         for name, child in module.named_modules():
             if ".quantized" in type(child).__module__ and "qat" not in type(child).__module__:
@@ -159,8 +159,13 @@ def _set_mode(model: Any, training: bool) -> None:
     whole is not was left there by its author, and stays.
     """
     for module in modules_of(model).values():
-        if training or module.training:
+        if not (training or module.training):
+            continue
+        try:
             module.train(training)
+        except NotImplementedError as error:  # of a program that torch.export made
+            if training:
+                raise ValueError("an exported program has the mode in which it was exported") from error
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from diffusion_core.parity.diff.findings import Comparison, Finding
 from duet.cli.sides import find_interpreter
 from duet.cli.terminal import Stop
 from experiments.model_diff.accepted import Accepted, read_accepted
-from experiments.model_diff.author_code import to_inputs
+from experiments.model_diff.author_code import Refused, to_inputs
 from experiments.model_diff.compare import MODES, Request, compare_sides
 from experiments.model_diff.inputs import read_file
 from experiments.model_diff.result import read_weights, summary, to_report, write
@@ -153,7 +153,10 @@ def diff(
     if isinstance(inputs, str | Path):
         inputs = read_file(Path(inputs).expanduser())
     elif inputs is not None:
-        inputs = to_inputs(inputs, "inputs")
+        try:
+            inputs = to_inputs(inputs, "inputs")
+        except Refused as error:
+            raise DuetError(str(error)) from error
     accepted = (
         read_accepted(Path(accept)) if isinstance(accept, str | Path) else tuple(Accepted(**each) for each in accept)
     )

@@ -6,13 +6,14 @@ It runs in the interpreter of the model's author, so that it needs NumPy and the
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,6 @@ from numpy.typing import NDArray
 
 __all__ = [
     "Refused",
-    "accepts",
     "build_model",
     "call_with",
     "describe_error",
@@ -30,6 +30,7 @@ __all__ = [
     "is_builder",
     "load_module",
     "packages_used",
+    "signature",
     "to_inputs",
 ]
 
@@ -101,16 +102,22 @@ def is_builder(found: Any, options: Mapping[str, Any]) -> bool:
     """
     if inspect.isclass(found):
         return True
-    if not inspect.isroutine(found):
+    if not (inspect.isroutine(found) or isinstance(found, functools.partial)):
         return False
+    inner = found
+    while inner is not (inner := inspect.unwrap(getattr(inner, "func", inner))):
+        pass
+    if not (inspect.isroutine(inner) or inspect.isclass(inner)):
+        return False  # a decorator around a model
     known = {"dtype", "seed", *options}
     return all(
         each.default is not each.empty or each.name in known or each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-        for each in _signature(found)
+        for each in signature(found)
     )
 
 
-def _signature(function: Callable) -> Sequence[inspect.Parameter]:
+def signature(function: Callable) -> Sequence[inspect.Parameter]:
+    """Return the arguments of a function; none if Python does not know them."""
     try:
         return list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
@@ -119,7 +126,7 @@ def _signature(function: Callable) -> Sequence[inspect.Parameter]:
 
 def call_with(function: Callable, offered: Mapping[str, Any]) -> Any:
     """Call a function with those of the offered arguments that its signature names."""
-    names = {each.name for each in _signature(function) if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
+    names = {each.name for each in signature(function) if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
     return function(**{name: value for name, value in offered.items() if name in names})
 
 
@@ -141,7 +148,7 @@ def build_model(reference: str, found: Any, options: Mapping[str, Any], dtype: s
         if options:
             raise Refused(f"{reference} is the model itself, which has no options; leave out {', '.join(options)}")
         return found
-    arguments = _signature(found)
+    arguments = signature(found)
     names = [each.name for each in arguments if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)]
     if not any(each.kind is each.VAR_KEYWORD for each in arguments):
         for name in options:
@@ -172,8 +179,8 @@ def to_inputs(given: Any, where: str) -> tuple[NDArray, ...] | dict[str, NDArray
     if isinstance(given, Mapping):
         return {str(name): _array(value, f"{where}[{name!r}]") for name, value in given.items()}
     many = given if isinstance(given, (tuple, list)) else (given,)
-    if len(many) == 0:
-        raise Refused(f"{where} is empty; it must be an array, a tuple of arrays, or a dict by argument name")
+    if len(many) == 1 and isinstance(many[0], Mapping):  # the one argument of the model is a dictionary
+        return to_inputs(many[0], where)
     return tuple(_array(value, f"{where}[{i}]" if len(many) > 1 else where) for i, value in enumerate(many))
 
 
@@ -231,30 +238,30 @@ def _is_author(filename: str) -> bool:
 
 def packages_used(function: Any) -> set[str]:
     """Return the packages of what a function reads: of modules, and of the classes of objects."""
-    code = getattr(function, "__code__", None)
-    if code is None:
+    function = getattr(function, "__func__", function)
+    if not inspect.isfunction(function):
         function = type(function).__call__ if callable(function) else None
-        code = getattr(function, "__code__", None)
-    if code is None:
+    if not inspect.isfunction(function):
         return set()
-    names, todo = set(), [code]
-    while todo:
-        current = todo.pop()
-        names |= set(current.co_names)
-        todo += [each for each in current.co_consts if inspect.iscode(each)]
-    cells = [cell.cell_contents for cell in function.__closure__ or () if cell != type(cell)()]
-    found = [function.__globals__[name] for name in names if name in function.__globals__] + cells
-    modules = [each.__name__ if isinstance(each, ModuleType) else type(each).__module__ for each in found]
-    modules += [each.__module__ for each in found if callable(each) and isinstance(getattr(each, "__module__", 0), str)]
+    modules: set[str] = set()
+    functions, seen = [function], set()
+    while functions:
+        function = functions.pop()
+        if id(function) in seen:
+            continue
+        seen.add(id(function))
+        names, todo = set(), [function.__code__]
+        while todo:
+            current = todo.pop()
+            names |= set(current.co_names)
+            todo += [each for each in current.co_consts if inspect.iscode(each)]
+        cells = [cell.cell_contents for cell in function.__closure__ or () if cell != type(cell)()]
+        found = [function.__globals__[name] for name in names if name in function.__globals__] + cells
+        found += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        for each in found:
+            modules.add(each.__name__ if isinstance(each, ModuleType) else type(each).__module__)
+            if callable(each) and isinstance(getattr(each, "__module__", None), str):
+                modules.add(each.__module__)
+            if inspect.isfunction(each) and _is_author(each.__code__.co_filename):
+                functions.append(each)  # the author's own, which may be what uses the framework
     return {module.split(".")[0] for module in modules}
-
-
-def accepts(model: Any, names: Iterable[str]) -> bool:
-    """Return whether a model can be called with arguments of these names."""
-    if hasattr(model, "_inputs_struct"):  # a functional model of Keras
-        return set(names) <= {each.name for each in model.inputs}
-    function = next((getattr(model, name) for name in ("forward", "call") if hasattr(model, name)), model)
-    arguments = _signature(function)
-    if any(each.kind is each.VAR_KEYWORD for each in arguments):
-        return True
-    return set(names) <= {each.name for each in arguments if each.kind is not each.POSITIONAL_ONLY}

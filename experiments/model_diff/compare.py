@@ -173,7 +173,7 @@ def chosen_inputs(
         i = 0 if own[0] else 1
         drawn, source, whose = own[i], offers[i]["layout"], f"{'AB'[i]}'s inputs"
     else:
-        i = next((i for i, offer in enumerate(offers) if offer["declared"]), None)
+        i = next((i for i, offer in enumerate(offers) if offer["declared"] is not None), None)
         if i is None:
             raise DuetError(
                 "there are no inputs: write a function inputs(seed) beside the model's function of one side, which "

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.parity.diff.recording import Operation, Pass, Step
+from experiments.model_diff.call_forms import arrays_in
 
 __all__ = [
     "FRAMEWORK",
@@ -49,7 +50,7 @@ def building(precision: str, seed: int) -> Iterator[None]:
 def prepare(model: Any, precision: str) -> Any:
     """Return the function."""
     if not callable(model):
-        raise ValueError(f"a model was expected, but {type(model).__name__} was given, which cannot be called")
+        raise ValueError(f"this is {type(model).__name__}; it must be a model, or a function that returns one")
     return model
 
 
@@ -70,16 +71,25 @@ def record_pass(model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], n
         _refuse("training mode")
     precision = "float64" if name.endswith("64") else "float32"
     named = isinstance(inputs, Mapping)
-    given = list(inputs.values()) if named else list(inputs)
-    arrays = [array.astype(precision) if array.dtype.kind == "f" else array for array in map(np.asarray, given)]
+    arrays = [
+        array.astype(precision) if array.dtype.kind == "f" else array for array in map(np.asarray, arrays_in(inputs))
+    ]
 
     def call() -> dict[str, NDArray]:
-        copies = [array.copy() for array in arrays]  # the function may write into what it is given
-        result = model(**dict(zip(inputs, copies, strict=True))) if named else model(*copies)
-        return _flat(result)
+        copies = iter([array.copy() for array in arrays])  # the function may write into what it is given
+
+        def filled(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {key: filled(item) for key, item in value.items()}
+            return type(value)(map(filled, value)) if isinstance(value, (list, tuple)) else next(copies)
+
+        given = filled(inputs)
+        return _flat(model(**given) if named else model(*given))
 
     with _wide(precision):
         outputs, again = call(), call()
+    if precision == "float64" and not arrays:
+        raise ValueError("float64 is not possible: the function has no inputs that could be in float64")
     narrow = [key for key, array in outputs.items() if array.dtype == np.float32]
     if precision == "float64" and narrow:
         raise ValueError(f"float64 is not possible: the function returns float32 for inputs of float64 ({narrow[0]})")
@@ -105,7 +115,7 @@ def layers(model: Any) -> dict[str, dict[str, Any]]:
 
 
 def _refuse(what: str) -> NoReturn:
-    raise ValueError(f"a plain function has no {what} that can be seen; compare it with --mode forward")
+    raise ValueError(f"a plain function has no {what} that can be seen")
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from diffusion_core.parity.diff.recording import Pass, Recording, write_recording
 from experiments.model_diff import author_code
 from experiments.model_diff.author_code import Refused
+from experiments.model_diff.call_forms import call_forms, takes_nothing
 
 __all__ = ["Inputs", "Job", "SideRecorder"]
 
@@ -81,6 +82,8 @@ class SideRecorder:
         self.source = model
         self.model: Any = None
         self.recorder: ModuleType
+        self.others: list[str] = []  # recorders for a function that the chosen one cannot call
+        self.form = 0  # which of the forms of `call_forms` the model is called with
         self.notes: list[str] = []
 
     @property
@@ -106,7 +109,10 @@ class SideRecorder:
             after = self._frameworks()
             if after != names and not names:  # the function imported its framework itself
                 self.model = self._build("float32", after)
-            self.recorder = self.find_recorder(self._framework_of(self.model, after))
+            chosen = self._framework_of(self.model, after)
+            self.recorder = self.find_recorder(chosen)
+            if not self._framework_of_class(self.model, after):
+                self.others = [name for name in (*after, "plain") if name != chosen]
         self.model = self.recorder.prepare(self.model, "float32")
 
     def _frameworks(self) -> list[str]:
@@ -115,21 +121,29 @@ class SideRecorder:
 
     def _framework_of(self, model: Any, loaded: list[str]) -> str:
         """Return the backend that a model belongs to: by its classes, else by what is loaded."""
-        for cls in type(model).__mro__:
-            package = cls.__module__.split(".")[0]
-            for name in loaded:
-                if package in self.job.recorders[name]:
-                    return name
+        if name := self._framework_of_class(model, loaded):
+            return name
         if self.job.hint in loaded:
             return self.job.hint
         if self.module is None and not self.job.path:  # this process may have loaded what the function does not use
-            loaded = [name for name in loaded if set(self.job.recorders[name]) & author_code.packages_used(model)]
+            used = author_code.packages_used(model)
+            named = [name for name in loaded if set(self.job.recorders[name]) & used]
+            loaded = named or ([] if used & {"numpy", "jax"} or len(loaded) > 1 else loaded)
         if len(loaded) > 1:
             raise Refused(
                 f"its code loads {' and '.join(loaded)}, and the model is of neither's classes; put each side into a "
                 f"file that imports one framework"
             )
         return loaded[0] if loaded else "plain"
+
+    def _framework_of_class(self, model: Any, loaded: list[str]) -> str:
+        """Return the backend that a model's classes belong to, or ""."""
+        for cls in type(model).__mro__:
+            package = cls.__module__.split(".")[0]
+            for name in loaded:
+                if package in self.job.recorders[name]:
+                    return name
+        return ""
 
     def _build(self, precision: str, frameworks: list[str]) -> Any:
         """Return a new model, with the default types and the seeds of these frameworks set."""
@@ -163,7 +177,9 @@ class SideRecorder:
         return author_code.to_inputs(author_code.call_with(function, {"seed": seed}), f"inputs({seed})")
 
     def declared(self) -> list[dict[str, Any]] | None:
-        """Return name, shape and type of each input that the model declares, or None if it declares none."""
+        """Return name, shape and type of each input that the model declares, or None if it does not."""
+        if takes_nothing(self.model):
+            return []
         inputs = getattr(self.model, "inputs", None)
         if not isinstance(inputs, (list, tuple)) or not inputs or not all(hasattr(each, "shape") for each in inputs):
             return None
@@ -177,10 +193,9 @@ class SideRecorder:
         ]
 
     def fitted(self, inputs: Inputs) -> Inputs:
-        """Return inputs by argument name where the model has these arguments, else in order."""
-        if isinstance(inputs, Mapping) and not author_code.accepts(self.model, inputs):
-            return tuple(inputs.values())
-        return inputs
+        """Return inputs in the form in which the model is called."""
+        forms = call_forms(self.model, inputs)
+        return forms[min(self.form, len(forms) - 1)]
 
     # Recording.
 
@@ -247,13 +262,29 @@ class SideRecorder:
 
     def _first_pass(self, candidates: list[Inputs]) -> tuple[int, Pass]:
         """Record the first of several forms of the inputs that the model accepts."""
-        for i, inputs in enumerate(candidates):
-            try:
-                return i, self.recorder.record_pass(self.model, self.fitted(inputs), "float32")
-            except Exception:
-                if i == len(candidates) - 1:
-                    raise
-        raise AssertionError("there is a candidate")
+        first: Exception | None = None
+        tried = [self.recorder]
+        while True:
+            for i, inputs in enumerate(candidates):
+                for form, given in enumerate(call_forms(self.model, inputs)):
+                    self.form = form
+                    try:
+                        return i, self.recorder.record_pass(self.model, given, "float32")
+                    except Exception as error:
+                        plain = isinstance(given, tuple) and not any(isinstance(each, (list, dict)) for each in given)
+                        first = error if first is None or (plain and i == 0 and len(tried) == 1) else first
+            # A function may be one of another framework than it seemed, or import its framework when it is called.
+            new = () if self.job.recorder or self._framework_of_class(self.model, self._frameworks()) else self.others
+            new = [each for each in map(self.find_recorder, (*new, *self._late())) if each not in tried]
+            if first is None or not new:
+                raise first or Refused("there are no inputs to try")
+            self.recorder = new[0]
+            tried.append(self.recorder)
+            self.model = self.recorder.prepare(self.model, "float32")
+
+    def _late(self) -> list[str]:
+        """Return the backends that a function loaded after it was taken for one of plain arrays."""
+        return self._frameworks() if self.others or self.recorder.FRAMEWORK == "plain" else []
 
     def _in_float64(self, inputs: Inputs, weights: Mapping[str, NDArray]) -> tuple[Any, Pass | None]:
         """Return a model in float64 with these weights, and its pass; (None, None) where float64 is not possible."""
@@ -269,7 +300,7 @@ class SideRecorder:
         except Exception as error:
             line, _ = author_code.describe_error("", error)
             reason = line.removeprefix(": ").removeprefix("float64 is not possible: ")
-            self.notes.append(f"{self.job.reference}: float64 is not possible: {reason}")
+            self.notes.append(f"float64 is not possible: {reason}")
             if not self.is_built:
                 self._restore(weights)
             return None, None
@@ -288,15 +319,21 @@ class SideRecorder:
     def _in_training(self, inputs: Inputs, wide: Any) -> dict[str, Pass]:
         """Record a pass in training mode, in float64 if that is possible."""
         tries = [("train64", wide)] if wide is not None else []
+        reasons: dict[str, str] = {}
         for name, model in [*tries, ("train32", self.model)]:
             try:
-                return {name: self.recorder.record_pass(model, self.fitted(inputs), name)}
+                found = {name: self.recorder.record_pass(model, self.fitted(inputs), name)}
+                break
             except Exception as error:
-                line, _ = author_code.describe_error("", error)
-                mode = "float64" if name == "train64" else "float32"
-                note = f"training mode is not compared in {mode}: {line.removeprefix(': ')}"
-                self.notes.append(f"{self.job.reference}: {note}")
-        return {}
+                reasons[name] = author_code.describe_error("", error)[0].removeprefix(": ")
+        else:
+            found = {}
+        if not found and len(set(reasons.values())) == 1:
+            self.notes.append(f"training mode is not compared: {reasons['train32']}")
+        else:
+            words = {"train64": "float64", "train32": "float32"}
+            self.notes += [f"training mode is not compared in {words[key]}: {why}" for key, why in reasons.items()]
+        return found
 
     def _steps(self, batches: list[Inputs], weights: Mapping[str, NDArray], wide: bool) -> tuple[tuple, dict]:
         """Record training steps of a new model, in float64 if that is possible."""

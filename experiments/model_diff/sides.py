@@ -11,8 +11,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -198,10 +198,19 @@ class SideHere:
 
     def load(self) -> None:
         """Build the model, if the object is a function that returns it."""
-        try:
+        with self._told():
             self.recorder.load()
-        except author_code.Refused as error:
-            raise DuetError(f"{self.label}: {self.job.reference}: {error}") from error
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Say in one line what went wrong in the author's code; the exception itself is the cause."""
+        try:
+            yield
+        except DuetError:
+            raise
+        except Exception as error:
+            line, _ = author_code.describe_error(self.job.reference, error)
+            raise DuetError(f"{self.label}: {line}") from error
 
     def offer(self, count: int, file: Path) -> dict[str, Any]:
         """Return what the model declares, and its layout."""
@@ -213,11 +222,9 @@ class SideHere:
         """Record the side; return which of the forms of the inputs was used."""
         read = record_side.read_inputs
         weights = read(state) if state else None
-        try:
-            several = [list(map(read, forms)) for forms in batches]
+        several = [list(map(read, forms)) for forms in batches]
+        with self._told():
             return self.recorder.record(folder, list(map(read, inputs)), passes, several, weights)
-        except author_code.Refused as error:
-            raise DuetError(f"{self.label}: {self.job.reference}: {error}") from error
 
     def state(self, file: Path) -> Inputs:
         """Return the weights by name."""

@@ -491,7 +491,7 @@ def test_what_is_not_recorded_is_refused_in_one_line() -> None:
         recorded(lambda: lambda x: x.to_sparse(), (S[0],))
     with pytest.raises(ValueError, match="float64 is not possible"):
         recorded(lambda: lambda x: x @ torch.ones(4, 3, dtype=torch.float32), (S[0],))
-    with pytest.raises(ValueError, match="a model was expected"):
+    with pytest.raises(ValueError, match="this is int; it must be a model"):
         recorder.prepare(3, "float32")
 
 

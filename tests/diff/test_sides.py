@@ -265,7 +265,7 @@ def test_a_plain_function_is_recorded_with_its_inputs_and_outputs(opened, tmp_pa
         ("import sys\nsys.exit(3)", "ended the program.*__main__", "line 2"),
         ("class build:\n    def __init__(self, width): pass", "needs width; give width=VALUE", ""),
         ("build = 'text'", "must be a function that returns the model", ""),
-        ("def build(): return 3", "cannot be called", ""),
+        ("def build(): return 3", "this is int; it must be a model", ""),
         ("import os\ndef build(): os.kill(os.getpid(), 9)", "SIGKILL.*while loading.*memory", ""),
     ],
 )

@@ -59,6 +59,8 @@ def compare(
     if forward is not None and has_gradients and "gradient" in modes:
         if real(forward.findings):
             compared["gradient"] = "not compared, since the forward passes differ"
+        elif none := [label for label, side in (("A", a), ("B", b)) if not side.passes[evaluation].gradients]:
+            compared["gradient"] = f"not compared, since {none[0]} has none"
         elif not forward.ends.complete:  # the loss is one of all outputs
             compared["gradient"] = "not compared, since the models return different outputs"
         else:
@@ -276,7 +278,18 @@ def training_part(
 
 def same_place(one: Finding, other: Finding) -> bool:
     """Return whether two findings are at the same place of B."""
-    return one.b is not None and other.b is not None and (one.b.layer, one.b.source) == (other.b.layer, other.b.source)
+    if one.b is None or other.b is None:
+        return one.b is other.b and one.a == other.a
+    return (one.b.layer, one.b.source) == (other.b.layer, other.b.source)
+
+
+def notes_of(a: Recording, b: Recording) -> list[str]:
+    """Return the notes of both recordings, each with the side that it is about."""
+    sides = {note: [] for note in (*a.notes, *b.notes)}
+    for label, side in (("A", a), ("B", b)):
+        for note in dict.fromkeys(side.notes):
+            sides[note].append(label)
+    return [f"{' and '.join(labels)}: {note}" for note, labels in sides.items()]
 
 
 def _comparison(
@@ -311,5 +324,5 @@ def _comparison(
         tuple((pair.a_name, pair.b_name, pair.relation) for pair in alignment.pairs) if alignment else (),
         (tuple(alignment.unmatched_a), tuple(alignment.unmatched_b)) if alignment else ((), ()),
         compared,
-        tuple(dict.fromkeys((*(forward.ends.words() if forward else ()), *a.notes, *b.notes))),
+        tuple(dict.fromkeys((*(forward.ends.words() if forward else ()), *notes_of(a, b)))),
     )

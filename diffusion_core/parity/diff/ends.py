@@ -94,12 +94,13 @@ def name_rest(parting: Parting, finding: Finding) -> Finding:
 
     Then nothing is wrong with an operation: what lies between there and the output is on one side only.
     """
-    walk, ends = parting.walk, [exit_ for exit_ in parting.exits if exit_.at is None]
-    if finding.kind or len(ends) != 1 or len(parting.exits) != 1:
+    walk, end = parting.walk, parting.exits[0] if parting.exits else None
+    if finding.kind or len(parting.exits) > 1 or (end is not None and end.at is not None):
         return finding
-    (end,) = ends
-    met = {meeting.a for number, meeting in walk.meetings.items() if number != end.b}
-    if end.b in walk.early:
+    met = {meeting.a for number, meeting in walk.meetings.items() if end is not None and number != end.b}
+    if end is None and parting.region:
+        return finding
+    if end is None or end.b in walk.early:  # outputs of other sizes have no exit
         more, side = _steps(walk.a, parting.other_region), "a"
     elif end.a in met and not parting.other_region:
         more, side = _steps(walk.b, parting.region), "b"

@@ -87,7 +87,7 @@ def explain(
     )
     best: _Attempt | None = None
     work = 0.0
-    for kinds in (known, [kind for kind in CAUSES if kind not in known]):
+    for kinds in ([kind for kind in known if kind in CAUSES], [kind for kind in CAUSES if kind not in known]):
         for changes, of_b in _candidates(sides, kinds):
             work += sum(_work(parting, change, of_b) for change in changes)
             if work > _MOST_WORK and changes[0].cost > 0:

@@ -138,7 +138,7 @@ def _repeat(core: NDArray, shape: tuple[int, ...], repeated: tuple[int, ...]) ->
 def typical_size(array: NDArray) -> float:
     """Return the size that most of the numbers of an array have: outliers such as a mask of -1e9 do not count."""
     flat = array.reshape(-1)
-    sample = np.abs(flat[:: max(1, flat.size // _SAMPLE)].astype(np.float64))
+    sample = np.abs(flat[:: max(1, flat.size // _SAMPLE)]).astype(np.float64)
     sample = sample[np.isfinite(sample) & (sample > 0)]
     if not sample.size:
         sample = np.abs(flat.astype(np.float64))

@@ -395,12 +395,13 @@ def likely_layout(theirs: NDArray, mine: NDArray) -> Callable[[NDArray], NDArray
     flat = theirs.reshape(shape)
     best, chosen = float("inf"), tuple(range(len(shape)))
     orders = sorted(itertools.permutations(range(len(shape))), key=lambda order: unusual(order, shape, target))
+    kind = np.result_type(theirs, mine, np.float64)
     for order in orders if len(shape) <= 5 else [chosen]:
         if not fits([shape[axis] for axis in order], [n for n in target if n != 1]):
             continue
         candidate = flat.transpose(order).reshape(target)
         with np.errstate(all="ignore"):
-            error = float(np.mean(np.abs(np.nan_to_num(candidate.astype(np.float64) - mine))))
+            error = float(np.mean(np.abs(np.nan_to_num(np.subtract(candidate, mine, dtype=kind)))))
         if error < 0.9 * best:
             best, chosen = error, order
 

@@ -1,0 +1,116 @@
+"""How `duet diff` calls a model: its inputs in order, by name or in one argument; and what a function is."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+
+import duet
+from diffusion_core.common.errors import DuetError
+from experiments.model_diff.author_code import Refused, is_builder, packages_used, to_inputs
+from experiments.model_diff.call_forms import arrays_in, call_forms, takes_nothing
+
+X, T = np.ones((2, 3)), np.ones(2)
+
+
+class Model:
+    """A model whose function has these arguments."""
+
+    def __init__(self, function):
+        self.forward = function
+
+    def __call__(self, *args, **kwargs):
+        return self.forward(*args, **kwargs)
+
+
+TWO = Model(lambda x, t: x)
+ONE = Model(lambda batch: batch)
+KERAS = Model(lambda inputs, training=None, mask=None: inputs)
+ANY = Model(lambda **batch: batch)
+
+
+def test_inputs_go_by_name_where_the_model_has_these_arguments_and_else_in_order():
+    named = {"t": T, "x": X}
+    assert call_forms(TWO, named) == [named] and call_forms(ANY, named) == [named]
+    assert call_forms(TWO, (X, T)) == [(X, T)]
+    in_order, in_one = call_forms(TWO, {"sample": X, "time": T})
+    assert in_order == (X, T) and in_one == ({"sample": X, "time": T},)
+
+
+def test_several_inputs_of_a_model_with_one_argument_are_given_in_one():
+    for model in (ONE, KERAS):
+        assert call_forms(model, {"a": X, "b": T})[0] == ({"a": X, "b": T},)
+        assert call_forms(model, (X, T))[0] == ([X, T],)
+        assert call_forms(model, (X,)) == [(X,)]
+    assert [array.shape for array in arrays_in(({"a": X}, [T], {"b": (X, T)}))] == [(2, 3), (2,), (2, 3), (2,)]
+
+
+def test_a_wrong_name_among_right_ones_is_refused():
+    with pytest.raises(Refused, match="no argument 'tt'; its arguments are x, t; did you mean 't'"):
+        call_forms(TWO, {"x": X, "tt": T})
+
+
+def test_a_model_of_no_inputs_needs_none():
+    assert takes_nothing(Model(lambda: 1)) and not takes_nothing(TWO) and not takes_nothing(np.tanh)
+    assert duet.diff(Model(lambda: np.ones(3)), Model(lambda: np.ones(3) * 1.0)).equal
+    assert not duet.diff(Model(lambda: np.ones(3)), Model(lambda: np.full(3, 2.0)), inputs=()).equal
+
+
+def test_the_one_argument_may_be_a_dictionary():
+    def net(batch):
+        return {"y": 2 * batch["x"], "z": batch["x"] + batch["c"]}
+
+    inputs = {"x": X, "c": np.array(2.0)}
+    for given in (inputs, (inputs,)):
+        assert to_inputs(given, "inputs").keys() == inputs.keys()
+        assert duet.diff(net, lambda batch: {"z": batch["c"] + batch["x"], "y": batch["x"] * 2}, inputs=given).equal
+
+
+def test_what_wraps_a_model_is_no_function_that_returns_one():
+    @functools.wraps(ONE)
+    def wrapped(*args, **kwargs):
+        return ONE(*args, **kwargs)
+
+    assert not is_builder(wrapped, {}) and not is_builder(functools.partial(TWO.forward, t=T), {})
+    assert is_builder(functools.partial(lambda width: ONE, width=2), {})
+
+
+def helper(x):
+    return np.tanh(x)
+
+
+def test_what_a_function_uses_is_found_in_the_functions_that_it_calls():
+    assert "numpy" in packages_used(lambda x: helper(x)) and "numpy" not in packages_used(lambda x: x)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (lambda x: 1 / 0, "A: .*ZeroDivisionError: division by zero .*test_call_forms.py, line"),
+        (lambda x: None, "A: .*returned .*None.*; it must return"),
+        ([1, 2], "A: list: this is list; it must be a model, or a function that returns one"),
+        (lambda x: "text", "A: .*returned .*str"),
+    ],
+)
+def test_what_goes_wrong_in_an_object_is_one_line(model, said):
+    with pytest.raises(DuetError, match=said) as error:
+        duet.diff(model, np.tanh, inputs=X)
+    assert "\n" not in str(error.value) and error.value.__cause__ is not None
+
+
+def test_inputs_that_are_no_arrays_are_refused():
+    with pytest.raises(DuetError, match=r"inputs.* has the type object"):
+        duet.diff(np.tanh, np.tanh, inputs=[None])
+
+
+def test_a_plain_function_says_once_what_it_has_not():
+    report = duet.diff(np.tanh, np.tanh, inputs=X)
+    assert report.equal and sum("training mode" in note for note in report.comparison.notes) == 1
+    assert all(note.startswith("A and B: ") for note in report.comparison.notes)
+
+
+def test_outputs_of_complex_numbers_have_a_report():
+    report = duet.diff(np.fft.fft, lambda x: 2 * np.fft.fft(x), inputs=X)
+    assert not report.equal and report.summary()
