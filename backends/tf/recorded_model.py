@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,17 @@ from numpy.typing import NDArray
 
 from backends.tf.recorded_variables import named_variables, to_array
 
-__all__ = ["arguments", "build", "call_model", "differ", "fixed_loss", "flat_outputs", "is_layer", "only_reading"]
+__all__ = [
+    "arguments",
+    "build",
+    "call_model",
+    "differ",
+    "fixed_loss",
+    "flat_outputs",
+    "is_layer",
+    "only_reading",
+    "seed_draws",
+]
 
 
 def is_layer(model: Any) -> bool:
@@ -96,6 +107,12 @@ def build(model: Any, args: list[tf.Tensor], kwargs: dict[str, tf.Tensor]) -> No
         call_model(model, args, kwargs, False)
 
 
+def seed_draws(seed: int) -> None:
+    """Seed what the author's code may draw from NumPy and Python."""
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
+
+
 @contextmanager
 def only_reading(model: Any) -> Iterator[None]:
     """Give all variables, those of random generators too, the values that they had."""
@@ -103,9 +120,12 @@ def only_reading(model: Any) -> Iterator[None]:
     if keras := sys.modules.get("keras"):
         held.append(keras.src.random.seed_generator.global_seed_generator().state._value)
     before = [tf.identity(variable) for variable in held]
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - the author may draw from it
     try:
         yield
     finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
         for variable, value in zip(held, before, strict=True):
             variable.assign(value)
 
@@ -123,7 +143,10 @@ def flat_outputs(result: Any, prefix: str = "") -> dict[str, tf.Tensor]:
     elif is_dataclass(result):
         parts = [(field.name, getattr(result, field.name)) for field in fields(result)]
     elif isinstance(result, (tf.Tensor, tf.Variable)) or hasattr(result, "__array__"):
-        return {prefix or "0": tf.convert_to_tensor(result)}
+        found = tf.convert_to_tensor(result)
+        if found.dtype == tf.string:
+            raise ValueError("the model returns texts; it must return numbers")
+        return {prefix or "0": found}
     elif isinstance(result, (bool, int, float)):
         return {prefix or "0": tf.constant(result)}
     else:
@@ -131,6 +154,8 @@ def flat_outputs(result: Any, prefix: str = "") -> dict[str, tf.Tensor]:
     found: dict[str, tf.Tensor] = {}
     for key, value in parts:
         found |= flat_outputs(value, f"{prefix}.{key}" if prefix else str(key))
+    if not found and not prefix:
+        raise ValueError(f"the model returned an object of type {type(result).__name__}; it must return tensors")
     return found
 
 

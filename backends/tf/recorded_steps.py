@@ -82,6 +82,8 @@ def _step(model: Any, optimizer: Callable | None, loss: Callable | None, watch: 
 
 
 def _pair(inputs: tuple) -> tuple[Any, Any]:
+    if len(inputs) < 2:
+        raise ValueError("a compiled model is trained on inputs and targets; write training(model) for its steps")
     *xs, y = inputs
     return (xs[0] if len(xs) == 1 else xs), y
 

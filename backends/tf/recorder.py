@@ -33,6 +33,7 @@ from backends.tf.recorded_model import (
     flat_outputs,
     is_layer,
     only_reading,
+    seed_draws,
 )
 from backends.tf.recorded_operations import (
     ALIASES,
@@ -148,8 +149,10 @@ def record_pass(model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], n
     default = _set_default(precision)
     try:
         with only_reading(model), _refusing_precision(precision), graphs_run_by_node(lambda variable: None):
+            seed_draws(1)
             trial = flat_outputs(call_model(model, args, kwargs, False))
         with only_reading(model):
+            seed_draws(0)
             recorder = _Recorder(model, tf.nest.flatten([args, list(kwargs.values())]))
             result = recorder.run(lambda: call_model(model, args, kwargs, training), training)
             notes = list(recorder.notes)

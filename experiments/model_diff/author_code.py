@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -225,7 +226,11 @@ def describe_error(reference: str, error: BaseException) -> tuple[str, str]:
 
 
 def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # colours
+    text = re.sub(r"\[\[[\d\s.,eE+\-\[\]]*\]\]", "[...]", text)  # arrays of many lines
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
+        del lines[0]  # of Keras, which goes on with what happened
     return lines[0][:500] if lines else "no message"
 
 

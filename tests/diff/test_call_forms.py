@@ -9,7 +9,7 @@ import pytest
 
 import duet
 from diffusion_core.common.errors import DuetError
-from experiments.model_diff.author_code import Refused, is_builder, packages_used, to_inputs
+from experiments.model_diff.author_code import Refused, describe_error, is_builder, packages_used, to_inputs
 from experiments.model_diff.call_forms import arrays_in, call_forms, takes_nothing
 
 X, T = np.ones((2, 3)), np.ones(2)
@@ -98,6 +98,12 @@ def test_what_goes_wrong_in_an_object_is_one_line(model, said):
     with pytest.raises(DuetError, match=said) as error:
         duet.diff(model, np.tanh, inputs=X)
     assert "\n" not in str(error.value) and error.value.__cause__ is not None
+
+
+def test_a_message_of_several_lines_becomes_its_line_of_substance():
+    said = "no shape for [[1. 2.\n 3. 4.]]. Expected 4"
+    text = f"Exception encountered when calling Net.call().\n\n\x1b[1m{said}\x1b[0m\n\nArguments received"
+    assert describe_error("net", ValueError(text))[0].endswith("ValueError: no shape for [...]. Expected 4")
 
 
 def test_inputs_that_are_no_arrays_are_refused():

@@ -24,6 +24,10 @@ def activation_of(tape: Tape, x: int, name: str) -> int:
     if name == "gelu by hand":
         inner = tape("add", tape("erf", tape("multiply", x, scalar=2**-0.5)), scalar=1.0)
         return tape("multiply", tape("multiply", x, scalar=0.5), inner)
+    if name == "gelu in float32 constants":
+        half = float(np.float32(2**-0.5))
+        inner = tape("add", tape("erf", tape("multiply", x, scalar=half)), scalar=1.0)
+        return tape("multiply", tape("multiply", x, scalar=0.5), inner)
     if name == "gelu tanh by hand":
         cube = tape("multiply", tape("power", x, scalar=3.0), scalar=0.044715)
         inner = tape("tanh", tape("multiply", tape("add", x, cube), scalar=np.sqrt(2 / np.pi)))
@@ -266,6 +270,7 @@ def blocks(tape: Tape) -> int:
 FAULTS: list[tuple[Callable[[Tape], Any], dict[str, Any], dict[str, Any], str, str, str]] = [
     (mlp, {"act": "gelu none"}, {"act": "gelu tanh by hand"}, "gelu_form", "erf", "tanh"),
     (mlp, {"act": "gelu by hand"}, {"act": "gelu tanh"}, "gelu_form", "erf", "tanh"),
+    (mlp, {"act": "gelu in float32 constants"}, {"act": "gelu tanh by hand"}, "gelu_form", "erf", "tanh"),
     (mlp, {"act": "relu"}, {"act": "relu6"}, "activation_bound", "ReLU", "ReLU6"),
     (mlp, {"act": "silu"}, {"act": "relu"}, "activation", "SiLU", "ReLU"),
     (mlp, {"act": "swish by hand"}, {"act": "gelu none"}, "activation", "SiLU", "GELU"),

@@ -254,6 +254,27 @@ def test_a_random_model_is_noticed() -> None:
     assert record.notes == ("two passes with the same inputs differ: the model is random or keeps a state",)
 
 
+def test_what_is_no_array_of_numbers_is_refused() -> None:
+    for function, said in ((lambda x: None, "NoneType; it must return tensors"), (tf.strings.as_string, "texts")):
+        with pytest.raises(ValueError, match=said):
+            recorded(lambda function=function: lambda x: function(tf.identity(x)), (X,))
+
+
+def test_numbers_that_numpy_draws_are_those_of_every_side() -> None:
+    record = recorded(lambda: lambda x: x + np.random.standard_normal(x.shape), (X,))  # noqa: NPY002
+    (output,) = record.outputs.values()
+    np.random.seed(0)  # noqa: NPY002
+    np.testing.assert_allclose(record.values[output] - X, np.random.standard_normal(X.shape))  # noqa: NPY002
+    assert record.notes
+
+
+def test_inputs_may_be_nested() -> None:
+    record = recorded(lambda: lambda batch: batch["x"] * batch["c"][0], ({"x": X, "c": [X]},))
+    (output,) = record.outputs.values()
+    np.testing.assert_allclose(record.values[output], X * X)
+    assert len(record.inputs) == 2
+
+
 def test_steps_of_a_module_name_moments_and_averages_by_parameter() -> None:
     class Twice(tf.Module):
         def __init__(self) -> None:

@@ -61,6 +61,8 @@ def compare(
             compared["gradient"] = "not compared, since the forward passes differ"
         elif none := [label for label, side in (("A", a), ("B", b)) if not side.passes[evaluation].gradients]:
             compared["gradient"] = f"not compared, since {none[0]} has none"
+        elif drawn_apart(forward.walk):
+            compared["gradient"] = "not compared, since the models draw random numbers"
         elif not forward.ends.complete:  # the loss is one of all outputs
             compared["gradient"] = "not compared, since the models return different outputs"
         else:
@@ -283,6 +285,35 @@ def same_place(one: Finding, other: Finding) -> bool:
     return (one.b.layer, one.b.source) == (other.b.layer, other.b.source)
 
 
+def words_of(forward: PassComparison) -> list[str]:
+    """Say how the outputs of both sides belong together, and their random numbers."""
+    count = len(forward.walk.drawn)
+    what = f"{count} times, and B was run with A's numbers" if count > 1 else "and B was run with A's numbers"
+    drawn = [f"both sides draw random numbers {what}"] if drawn_apart(forward.walk) else []
+    return [*forward.ends.words(), *drawn]
+
+
+def drawn_apart(walk: Walk) -> bool:
+    """Return whether the two sides drew other random numbers, of which B was given A's."""
+    return any(
+        not np.array_equal(walk.values[here], walk.b.values[here]) for here in walk.drawn if here in walk.b.values
+    )
+
+
+def apart_by_chance(a: Pass, b: Pass) -> bool:
+    """Return whether both passes drew random numbers, and not the same."""
+    sides = [[o.outputs[0] for o in each.operations if o.kind == "random"] for each in (a, b)]
+    if not all(sides):
+        return False
+    drawn = [
+        [np.asarray(each.values[n]) for n in found if n in each.values]
+        for each, found in zip((a, b), sides, strict=True)
+    ]
+    return len(drawn[0]) != len(drawn[1]) or any(
+        x.shape != y.shape or not np.array_equal(x, y) for x, y in zip(*drawn, strict=True)
+    )
+
+
 def notes_of(a: Recording, b: Recording) -> list[str]:
     """Return the notes of both recordings, each with the side that it is about."""
     sides = {note: [] for note in (*a.notes, *b.notes)}
@@ -304,6 +335,8 @@ def _comparison(
     histograms: dict[str, tuple[NDArray, NDArray]] = {}
     for name in set(a.passes) & set(b.passes):
         one, other = a.passes[name], b.passes[name]
+        if apart_by_chance(one, other):
+            continue
         for there, here in forward.ends.pairs if forward else zip(one.outputs, other.outputs, strict=False):
             if there not in one.outputs or here not in other.outputs:
                 continue
@@ -324,5 +357,5 @@ def _comparison(
         tuple((pair.a_name, pair.b_name, pair.relation) for pair in alignment.pairs) if alignment else (),
         (tuple(alignment.unmatched_a), tuple(alignment.unmatched_b)) if alignment else ((), ()),
         compared,
-        tuple(dict.fromkeys((*(forward.ends.words() if forward else ()), *notes_of(a, b)))),
+        tuple(dict.fromkeys((*(words_of(forward) if forward else ()), *notes_of(a, b)))),
     )

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.parity.diff import operations as rules
+from diffusion_core.parity.diff.draws import choose_draw, draws_of, layout_of_draw
 from diffusion_core.parity.diff.graph import Graph, relative
 from diffusion_core.parity.diff.layouts import Layout, Lookup, find_layout, typical_size
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
@@ -70,6 +71,7 @@ class Walk:
         values: B's values, run on A's.
         meetings: values of B that are found on A's side.
         given: exits that were put in.
+        drawn: draws of random numbers of B that got A's numbers, and those of A.
     """
 
     def __init__(self, a: Graph, b: Graph, parameters: Mapping[int, tuple[int, Callable[[NDArray], NDArray]]]) -> None:
@@ -85,6 +87,10 @@ class Walk:
         self.meetings: dict[int, Meeting] = {}
         self.given: dict[int, Exit] = {}
         self.known: set[int] = set()
+        self.drawn: dict[int, int] = {}
+        self._layouts: dict[int, Layout] = {}
+        self._draws = draws_of(b)
+        self._open_draws = draws_of(a) if self._draws else {}
         self.early: dict[int, int] = {}  # see `ends`: outputs of B, found at another value of A than A returns
         self.told: set[int] = set()  # what A returns there
         self.returned = (set(a.record.outputs.values()), set(b.record.outputs.values()))
@@ -135,11 +141,34 @@ class Walk:
                     exit_ = self.given[number]
                     self.values[number] = exit_.to_b(self.a.values[exit_.a])
                     continue
+                if number in self._draws and self._draw(number):
+                    continue
                 if outputs is None:
                     continue
                 self.values[number] = np.asarray(outputs[0][position])
                 self.shaken[number] = np.asarray(outputs[1][position])
                 self._meet(number)
+
+    def _draw(self, number: int) -> bool:
+        """Give a draw of random numbers the numbers that A drew; return whether A has such a draw."""
+        mine, beside = self._draws[number], None
+        if number not in self.drawn:
+            near = mine.beside if mine.beside in self.meetings else None
+            same = {there for there, _ in self.same_there(near)} if near is not None else set()
+            chosen = choose_draw(mine, self._open_draws, self.a, self.b, same)
+            if chosen is None:
+                return False
+            beside = self.meetings[near].layout if near is not None else None
+            layout = layout_of_draw(self.a.values[chosen.number], self.b.values[number], beside)
+            if layout is None:
+                return False
+            del self._open_draws[chosen.number]
+            self.drawn[number] = chosen.number
+            self._layouts[number] = layout
+        layout, there = self._layouts[number], self.drawn[number]
+        self.values[number] = layout.to_b(self.a.values[there]).astype(self.b.values[number].dtype)
+        self.meetings[number] = Meeting(there, layout)
+        return True
 
     def _outputs(self, i: int) -> tuple[Sequence[NDArray], Sequence[NDArray]] | None:
         """Return the outputs of an operation, and those with random errors; None if it cannot be run."""

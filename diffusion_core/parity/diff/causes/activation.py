@@ -60,10 +60,15 @@ def activation(suspect: Suspect) -> Iterator[Change]:
             y = results(function.compute, array)
             if y is None or np.array_equal(y, array):
                 continue
-            mine += [(i, name) for i in made[:16] if np.allclose(here.output(i), y, rtol=1e-9, atol=1e-12)]  # type: ignore[arg-type]
+            mine += [(i, name) for i in made[:16] if _nearly(here.output(i), y)]  # type: ignore[arg-type]
             if here.found(y):
                 there.append(name)
         yield from _replacements(here, x, mine, there)
+
+
+def _nearly(mine: NDArray, y: NDArray) -> bool:
+    """Return whether a value is a function's, but for constants that frameworks keep in float32."""
+    return np.allclose(mine, y, rtol=1e-6, atol=1e-7 * float(np.max(np.abs(y), initial=0.0)))
 
 
 def _replacements(here: View, x: int, mine: list[tuple[int, str]], there: list[str]) -> Iterator[Change]:
