@@ -26,6 +26,7 @@ __all__ = [
     "is_layer",
     "only_reading",
     "seed_draws",
+    "set_default",
 ]
 
 
@@ -33,6 +34,15 @@ def is_layer(model: Any) -> bool:
     """Return whether a model is a layer or a model of Keras."""
     keras = sys.modules.get("keras")
     return keras is not None and isinstance(model, keras.layers.Layer)
+
+
+def set_default(precision: str) -> str:
+    """Set Keras's default type, which the author's code may ask for during the pass, and return that before."""
+    keras = sys.modules.get("keras")
+    before = keras.config.floatx() if keras else precision
+    if keras:
+        keras.config.set_floatx(precision)
+    return before
 
 
 def tensor(array: Any, precision: str) -> Any:

@@ -17,7 +17,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from backends.tf.recorded_calls import plain
-from backends.tf.recorded_model import arguments, build, call_model, fixed_loss, flat_outputs, only_reading
+from backends.tf.recorded_model import arguments, build, call_model, fixed_loss, flat_outputs, only_reading, set_default
 from backends.tf.recorded_variables import named_variables, to_array
 from diffusion_core.parity.diff.recording import Step
 
@@ -41,6 +41,7 @@ def record_steps(
     precision = "float64" if any(each.dtype == tf.float64 for each in known) else "float32"
     eager = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)
+    default = set_default(precision)  # which the author's optimiser may ask for
     try:
         with only_reading(model), _Watch() as watch:
             args, kwargs = arguments(model, batches[0], precision)
@@ -49,6 +50,7 @@ def record_steps(
             steps = tuple(_one(model, step, batch, precision, watch) for batch in batches)
             return steps, watch.description()
     finally:
+        set_default(default)
         tf.config.run_functions_eagerly(eager)
 
 
@@ -198,7 +200,11 @@ class _Watch:
         """Return the class and the hyper-parameters of the optimiser that was seen."""
         if self.optimizer is None:
             return {}
-        return {"class": type(self.optimizer).__name__, **_plain_config(self.optimizer.get_config())}
+        try:
+            config = self.optimizer.get_config()
+        except NotImplementedError:  # a schedule of the author's that cannot be written down
+            config = {name: value for name, value in vars(self.optimizer).items() if not name.startswith("_")}
+        return {"class": type(self.optimizer).__name__, **_plain_config(config)}
 
 
 def _name(parameter: Any, names: Mapping[int, str]) -> str:

@@ -34,6 +34,7 @@ from backends.tf.recorded_model import (
     is_layer,
     only_reading,
     seed_draws,
+    set_default,
 )
 from backends.tf.recorded_operations import (
     ALIASES,
@@ -146,7 +147,7 @@ def record_pass(model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], n
     args, kwargs = arguments(model, inputs, precision)
     eager = tf.config.functions_run_eagerly()
     tf.config.run_functions_eagerly(True)
-    default = _set_default(precision)
+    default = set_default(precision)
     try:
         with only_reading(model), _refusing_precision(precision), graphs_run_by_node(lambda variable: None):
             seed_draws(1)
@@ -165,7 +166,7 @@ def record_pass(model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], n
                 after = (first, recorder.buffers()) if first else ()
         return recorder.finished(name, result, after, notes)
     finally:
-        _set_default(default)
+        set_default(default)
         tf.config.run_functions_eagerly(eager)
 
 
@@ -174,15 +175,6 @@ def layers(model: Any) -> dict[str, dict[str, Any]]:
     if is_layer(model):
         return {each.path or each.name: options_of(each) for each in model._flatten_layers()}
     return {path: options_of(module) for path, module in modules_of(model).items()}
-
-
-def _set_default(precision: str) -> str:
-    """Set Keras's default type, which the author's code may ask for during the pass, and return that before."""
-    keras = sys.modules.get("keras")
-    before = keras.config.floatx() if keras else precision
-    if keras:
-        keras.config.set_floatx(precision)
-    return before
 
 
 @contextmanager

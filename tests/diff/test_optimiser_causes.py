@@ -9,6 +9,7 @@ import pytest
 
 from diffusion_core.optim.adam import Adam, adam_update
 from diffusion_core.parity.diff.causes.optimiser import step_findings
+from diffusion_core.parity.diff.causes.update_history import explain_updates, make_history
 from diffusion_core.parity.diff.causes.update_rules import Rule, clipped, make_state, update
 from diffusion_core.parity.diff.recording import Operation, Pass, Recording, Step
 from diffusion_core.parity.diff.weights import align
@@ -220,6 +221,61 @@ def test_a_hyper_parameter_is_read_from_the_optimiser():
     a = side(train(ADAM, FLAT), {})
     b = side(train(replace(ADAM, beta1=0.87, beta2=0.9973, epsilon=3e-5), FLAT), told, turned=True)
     assert {f.kind for f in compare(a, b)} == {"moment_decay", "optimiser_epsilon"}
+
+
+UNUSUAL = {
+    "momentum": (SGD, replace(SGD, momentum=0.83), "momentum", "0.83"),
+    "decay": (DECAYED, replace(DECAYED, decay=0.037), "weight_decay", "0.037"),
+    "coupled decay": (SGD, replace(SGD, decay=0.0123), "weight_decay", "0.0123"),
+    "beta2": (ADAM, replace(ADAM, beta2=0.93), "moment_decay", "0.93"),
+    "epsilon": (replace(ADAM, epsilon=1e-3), replace(ADAM, epsilon=2.5e-3), "optimiser_epsilon", "0.0025"),
+}
+
+
+@pytest.mark.parametrize("plant", UNUSUAL)
+def test_an_unusual_number_of_a_loop_written_by_hand_is_solved_for(plant):
+    one, other, kind, words = UNUSUAL[plant]
+    (found,) = compare(side(train(one, FALLING), {}), side(train(other, FALLING), {}, turned=True))
+    assert (found.kind, found.status) == (kind, "verified") and words in found.b_does
+
+
+def test_several_unusual_numbers_are_solved_for_together():
+    rule = replace(ADAM, beta1=0.87, beta2=0.97, epsilon=2e-3, decay=0.03, decay_at="before")
+    a, b = side(train(rule, FALLING), {}), side(train(rule, FALLING), {}, turned=True)
+    assert compare(a, b) == []
+    c = side(train(replace(rule, beta1=0.86), FALLING), {}, turned=True)
+    (found,) = compare(a, c)
+    assert found.kind == "moment_decay" and "0.86" in found.b_does and "0.87" in found.a_does
+
+
+def test_clipping_by_hand_behind_the_gradients_is_clipping():
+    """B's gradients are recorded before its author clips them, A's behind."""
+    rule = replace(DECAYED, epsilon=1e-4, undecayed=frozenset({"norm.weight", "layer.bias"}))
+    told = {"class": "AdamW", "groups": [{"eps": 1e-4, "weight_decay": 0.01}, {"weight_decay": 0.0}]}
+    a = side(train(rule, WARM, outside=("global norm", 0.35)), told)
+    b = side(train(replace(rule, clip="global norm", limit=0.35), WARM), {}, "tensorflow 2", turned=True)
+    assert compare(a, b) == []
+
+
+def test_biases_that_do_not_decay_are_told_before_anything_else_is_tried():
+    told = {"class": "AdamW", "groups": [{"eps": 1e-4, "weight_decay": 0.1}, {"weight_decay": 0.0}]}
+    rule = replace(DECAYED, epsilon=1e-4, decay=0.1, undecayed=frozenset({"norm.weight", "layer.bias"}))
+    history = make_history(side(train(rule, WARM), told))
+    assert explain_updates(history).rule == rule
+
+
+def test_a_summed_loss_is_told_behind_clipped_gradients():
+    clipped_to = {"outside": ("global norm", 0.1)}
+    a, b = side(train(ADAM, FLAT, **clipped_to), {}), side(train(ADAM, FLAT, loss=8.0, **clipped_to), {}, turned=True)
+    (found,) = compare(a, b)
+    assert (found.kind, found.status) == ("loss_reduction", "verified") and "8" in found.b_does
+
+
+def test_gradients_are_compared_where_dropout_is_off_in_the_steps():
+    draw = (Operation("random", (), (9,), {"distribution": "bernoulli", "rate": 0.5}),)
+    a = side(train(SGD, FLAT, every=2), {}, operations=draw)
+    b = side(train(SGD, FLAT, every=2, total=True), {}, turned=True, operations=draw)
+    assert [f.kind for f in compare(a, b)] == ["gradient_accumulation"]
 
 
 def test_duets_own_adam_is_explained():

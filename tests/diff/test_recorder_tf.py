@@ -341,3 +341,27 @@ def test_steps_have_what_the_optimiser_received_and_wrote() -> None:
     steps, _ = recorder.record_steps(model, batches, training, None, None)
     np.testing.assert_allclose(steps[0].gradients[name], gradient, atol=1e-12)
     assert steps[1].learning_rate == 0.1
+
+
+def test_steps_run_in_the_models_type_and_with_schedules_that_cannot_be_written_down() -> None:
+    class Falling(keras.optimizers.schedules.LearningRateSchedule):
+        def __call__(self, step: Any) -> Any:
+            return 0.5 / (1.0 + tf.cast(step, keras.config.floatx()))
+
+    def training(model: Any) -> Any:
+        made = keras.optimizers.SGD(Falling(), momentum=0.5)
+
+        def step(x: Any) -> Any:
+            rate = tf.constant(0.1, keras.config.floatx())
+            with tf.GradientTape() as tape:
+                value = rate * tf.reduce_sum(model(x) ** 2)
+            made.apply(tape.gradient(value, model.trainable_variables), model.trainable_variables)
+            return value
+
+        return step
+
+    with recorder.building("float64", 0):
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(3)])
+    steps, optimiser = recorder.record_steps(model, [(X[0, 0],)] * 2, training, None, None)
+    assert [step.learning_rate for step in steps] == [0.5, 0.25]
+    assert (optimiser["class"], optimiser["momentum"]) == ("SGD", 0.5)

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from diffusion_core.parity.diff import weights
 from diffusion_core.parity.diff.causes import gradients, optimiser, training
+from diffusion_core.parity.diff.causes.dropouts import Dropout
+from diffusion_core.parity.diff.dropped import Dropped
 from diffusion_core.parity.diff.ends import Ends, find_ends, name_rest
 from diffusion_core.parity.diff.explain import Parting, explain
 from diffusion_core.parity.diff.findings import Comparison, Finding, Row
@@ -84,13 +86,14 @@ def compare(
 
 @dataclass(frozen=True)
 class PassComparison:
-    """Two passes compared: their graphs, the walk, the outputs and parameters that belong together, the findings."""
+    """Two passes compared: their graphs, the walk, what belongs together, and the findings."""
 
     a: Graph
     b: Graph
     walk: Walk
     alignment: weights.Alignment
     ends: Ends
+    dropouts: tuple[tuple[Dropout | None, Dropout | None], ...]
     findings: tuple[Finding, ...]
     rows: tuple[Row, ...]
 
@@ -126,6 +129,8 @@ def compare_pass(
         here: (there, pair.to_b) for there, here, pair in pairs if pair.status in ("equal", "equal up to rounding")
     }
     walk = Walk(graph_a, graph_b, equal)
+    dropped = Dropped(walk, mode == "training")
+    dropped.give()
     ends = find_ends(walk)
     outputs = ends.values(a, b)
     walk.early, walk.returned = dict(ends.early), ({there for there, _ in outputs}, {here for _, here in outputs})
@@ -146,8 +151,10 @@ def compare_pass(
                 break
             exits.update({exit_.b: findings[-1] for exit_ in parting.exits})
             walk.give(parting.exits)
+            dropped.give()
     grouped = together(findings)
-    return PassComparison(graph_a, graph_b, walk, alignment, ends, grouped, rows_of(walk, exits, grouped))
+    rows = rows_of(walk, exits, grouped)
+    return PassComparison(graph_a, graph_b, walk, alignment, ends, dropped.pairs, grouped, rows)
 
 
 def outputs_agree(a: Pass, b: Pass, outputs: Sequence[tuple[int, int]]) -> bool:
@@ -270,7 +277,7 @@ def training_part(
     known = {(f.kind, f.a_does, f.b_does) for f in before}
     found = [f for f in compared.findings if not f.kind or (f.kind, f.a_does, f.b_does) not in known]
     found = [f for f in found if f.kind or not any(same_place(f, g) for g in before)]
-    buffers = training.training_findings(a, b, compared.alignment)
+    buffers = training.training_findings(a, b, compared.alignment, compared.dropouts)
     if buffers:
         # What a norm leaves in its buffers says more than that its output differs.
         found = [f for f in found if f.kind]

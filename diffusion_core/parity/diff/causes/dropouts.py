@@ -39,6 +39,7 @@ class Dropout:
         scaled: whether what is kept is divided by 1 - rate.
         size: how many numbers it reads.
         place: where it is.
+        read, made: the numbers of the values before and behind it, scaling included.
     """
 
     rate: float
@@ -46,6 +47,8 @@ class Dropout:
     scaled: bool
     size: int
     place: Place
+    read: int
+    made: int
 
 
 def dropouts(record: Pass) -> list[Dropout]:
@@ -92,12 +95,10 @@ def _dropout(
     if operation.kind not in ("where", "multiply", "divide") or not others or result is None or result.size == 0:
         return None
     x = max(others, key=lambda n: record.values[n].size)
-    before = makers.get(x)
-    if before is not None and before.kind in _SCALES and before.attributes.get("scalar") is not None:
-        factors.append(_factor(before))
-    after = readers.get(operation.outputs[0], [])
-    if len(after) == 1 and after[0].kind in _SCALES and after[0].attributes.get("scalar") is not None:
-        factors.append(_factor(after[0]))
+    before, after = makers.get(x), readers.get(operation.outputs[0], [])
+    scales = [each for each in (before, after[0] if len(after) == 1 else None) if each is not None]
+    scales = [each for each in scales if each.kind in _SCALES and each.attributes.get("scalar") is not None]
+    factors += [_factor(each) for each in scales]
     drawn = record.values.get(mask)
     if drawn is not None and drawn.dtype.kind == "f" and drawn.size and operation.kind == "multiply":
         factors.append(float(np.max(drawn)))
@@ -106,10 +107,13 @@ def _dropout(
     if not 0 < rate < 1:
         return None
     scaled = any(abs(f * (1 - rate) - 1) < 1e-4 for f in factors) or float(np.prod(factors)) * (1 - rate) == 1
+    own = [each for each in scales if abs(_factor(each) * (1 - rate) - 1) < 1e-4]
+    read = before.inputs[0] if before in own else x
+    made = after[0].outputs[0] if any(each is not before for each in own) else operation.outputs[0]
     size = result.size
     drawn_size = record.values[draw.outputs[0]].size if draw.outputs[0] in record.values else np.size(drawn)
     place = Place(operation.layer, operation.source, operation.code, operation.native, "dropout")
-    return Dropout(float(rate), bool(1 < drawn_size < size), bool(scaled), int(size), place)
+    return Dropout(float(rate), bool(1 < drawn_size < size), bool(scaled), int(size), place, read, made)
 
 
 def _factor(operation: Operation) -> float:

@@ -177,6 +177,9 @@ def _scaled(
 ) -> Finding:
     """Explain gradients that differ by factors."""
     factor = float(np.median(values))
+    reported = _loss(one, other) if abs(factor - 1) < 2e-5 and step == 0 else []
+    if reported and reported[0].status == "verified":
+        return reported[0]
     words = [clip_words(*clip) for clip in clips]
     if np.ptp(values) > 1e-7 * abs(factor):
         status = "verified" if clips[0] != clips[1] else "likely"
@@ -280,6 +283,11 @@ def _loss(one: History, other: History) -> list[Finding]:
     size = max(abs(x), abs(y))
     if not size or abs(x - y) <= {8: 1e-9, 4: 1e-4}[min(one.size, other.size)] * size:
         return []
+    many = max(abs(x / y), abs(y / x)) if x and y else 0.0
+    if many > 1.5 and abs(many - round(many)) < 1e-7 * many:
+        words = tuple(f"the first loss is {loss:.8g}" for loss in (x, y))
+        words = (words[0], f"{words[1]}: a sum of {many:.0f} on one side, and a mean on the other; gradients agree")
+        return [_finding("loss_reduction", *words, abs(x - y) / size, "verified")]
     words = (f"the first loss is {x:.8g}", f"the first loss is {y:.8g}, and the gradients agree")
     return [_finding("step_loss", *words, abs(x - y) / size, "unknown", 1.0)]
 

@@ -40,6 +40,7 @@ TITLES = {
     "buffer_update": "a buffer that training changes",
     "dropout_rate": "the rate of a dropout",
     "dropout_missing": "a dropout that one side does not have",
+    "dropout_position": "where a dropout is",
     "dropout_channels": "dropout of elements or of whole channels",
     "dropout_scale": "whether dropout scales what it keeps",
 }
@@ -49,6 +50,7 @@ ADVICE = {
     "bn_frozen": "trainable=False puts Keras's layer into inference mode; in PyTorch that is module.eval()",
     "bn_update_missing": "track_running_stats= in PyTorch; in Keras call the layer with training=True",
     "dropout_rate": "p= in PyTorch, rate= in Keras: both are the fraction that is dropped",
+    "dropout_position": "move it to the same place on both sides",
     "dropout_channels": "nn.Dropout2d is SpatialDropout2D; Dropout drops elements in both",
     "dropout_scale": "both frameworks divide what is kept by 1 - rate",
     "dropout_missing": "self.training and model.train() in PyTorch, training=True in Keras",
@@ -80,18 +82,27 @@ class BufferRule:
     exact: bool = True
 
 
-def training_findings(a: Recording, b: Recording, parameters: Alignment) -> list[Finding]:
+def training_findings(
+    a: Recording,
+    b: Recording,
+    parameters: Alignment,
+    pairs: Sequence[tuple[Dropout | None, Dropout | None]] | None = None,
+) -> list[Finding]:
     """Return what differs in training mode only: running statistics after one and two passes, and dropout.
 
     Args:
         a, b: recordings with a pass in training mode.
         parameters: which parameter and buffer of A is which of B.
+        pairs: dropouts that belong together, None for one without a partner; by default those in the same order.
     """
     name = next((n for n in ("train64", "train32") if n in a.passes and n in b.passes), None)
     if name is None:
         return []
     one, other = a.passes[name], b.passes[name]
-    return [*_buffers(one, other, parameters), *_dropouts(one, other)]
+    return [
+        *_buffers(one, other, parameters),
+        *_dropouts(same_dropouts(dropouts(one), dropouts(other)) if pairs is None else pairs),
+    ]
 
 
 def _buffers(one: Pass, other: Pass, parameters: Alignment) -> list[Finding]:
@@ -405,10 +416,10 @@ def _place(record: Pass, name: str) -> Place:
     return Place(path, made.source, made.code, made.native, kind, name)
 
 
-def _dropouts(one: Pass, other: Pass) -> list[Finding]:
-    """Compare the dropouts of two passes in training mode, in order."""
+def _dropouts(pairs: Sequence[tuple[Dropout | None, Dropout | None]]) -> list[Finding]:
+    """Compare the dropouts of two passes in training mode."""
     found: dict[tuple, Finding] = {}
-    for a, b in same_dropouts(dropouts(one), dropouts(other)):
+    for a, b in _moved(pairs):
         for kind, a_does, b_does in _differences(a, b):
             places = [d.place if d is not None else None for d in (a, b)]
             error = abs(a.rate - b.rate) if kind == "dropout_rate" and a and b else 1.0
@@ -417,11 +428,27 @@ def _dropouts(one: Pass, other: Pass) -> list[Finding]:
     return list(found.values())
 
 
+def _moved(pairs: Sequence[tuple[Dropout | None, Dropout | None]]) -> list[tuple[Dropout | None, Dropout | None]]:
+    """Put dropouts of the same rate together that each side has in another place."""
+    only_a, only_b = [a for a, b in pairs if b is None and a], [b for a, b in pairs if a is None and b]
+    result = [(a, b) for a, b in pairs if a is not None and b is not None]
+    for a in only_a:
+        same = next((b for b in only_b if abs(a.rate - b.rate) <= 1e-6), None)
+        result.append((a, same))
+        only_b = [b for b in only_b if b is not same]
+    return result + [(None, b) for b in only_b]
+
+
 def _differences(a: Dropout | None, b: Dropout | None) -> list[tuple[str, str, str]]:
     if a is None or b is None:
         words = [f"dropout of {d.rate:.4g}" if d is not None else "no dropout in its place" for d in (a, b)]
         return [("dropout_missing", *words)]
     result = []
+    if a.size != b.size:
+        words = [
+            f"dropout of {d.rate:.4g} of {d.size} numbers, those of {d.place.layer or 'the model'}" for d in (a, b)
+        ]
+        result.append(("dropout_position", *words))
     if abs(a.rate - b.rate) > 1e-6:
         result.append(("dropout_rate", *(f"dropout has the rate {d.rate:.4g}" for d in (a, b))))
     if a.channels != b.channels:

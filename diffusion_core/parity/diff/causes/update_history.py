@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.parity.diff.causes.update_numbers import solve_numbers
 from diffusion_core.parity.diff.causes.update_rules import FIELDS, METHODS, Rule, clipped, make_state, update
 from diffusion_core.parity.diff.recording import Recording
 
@@ -326,6 +327,11 @@ def explain_updates(history: History, told_there: Rule | None = None) -> Explain
                 best = replace(found, solved=used != rates or None in rates)
             if best.error < NEAR[history.size]:
                 return best
+        found = _solved(best, data, used, told_there)
+        if found.error < 0.5 * best.error:
+            best = replace(found, solved=used != rates or None in rates)
+        if best.error < NEAR[history.size]:
+            return best
     return best
 
 
@@ -336,6 +342,7 @@ def _usable(rates: Sequence[float | None]) -> tuple[float | None, ...]:
 def _improved(found: Explained, data: Updates, rates: Sequence[float | None], there: Rule | None) -> Explained:
     """Exchange fields of a rule one by one as long as that explains more."""
     exact = EXACT[data.history.size]
+    found = _decaying(found, data, rates)
     for _ in range(6):
         if found.error < exact:
             break
@@ -348,6 +355,41 @@ def _improved(found: Explained, data: Updates, rates: Sequence[float | None], th
             break
         found = better
     return found
+
+
+def _solved(found: Explained, data: Updates, rates: Sequence[float | None], there: Rule | None) -> Explained:
+    """Solve for the numbers of a rule in some forms, if none of the usual ones explains the updates."""
+
+    def residual(rule: Rule) -> NDArray | None:
+        predicted, _ = predict(rule, data, rates)
+        away = [
+            (p - after) / data.spread(np.maximum(data.largest(after - before), 1e-300))
+            for p, before, after in zip(predicted, data.before, data.after, strict=True)
+        ]
+        vector = np.concatenate(away)
+        return vector if np.all(np.isfinite(vector)) else None
+
+    best = found
+    bases = [
+        Rule(m, epsilon=1e-4, epsilon_at=at) for m, at in (("adam", "outside"), ("adam", "hat"), ("sgd", "outside"))
+    ]
+    bases = [replace(rule, momentum=0.9 * (rule.method == "sgd"), beta2=0.99) for rule in bases]
+    likely = [found.rule, *([replace(there, undecayed=frozenset(), every=found.rule.every)] if there else [])]
+    ways = ("gradient", "before")
+    forms = [replace(found.rule, decay_at=at) for at in dict.fromkeys((found.rule.decay_at, *ways))]
+    forms += [replace(rule, decay_at=at) for rule in bases for at in ways]
+    # By a limit that is below most gradients, so that it can be solved for.
+    sizes = [np.linalg.norm(gradient) for each in data.effective(Rule()) if each for gradient in each[:1]]
+    limit = 0.3 * float(np.median(sizes)) if sizes else 0.0
+    forms += [replace(rule, clip=kind, limit=limit) for rule in likely for kind in ("global norm", "norm") if limit]
+    plain = frozenset(n for n in data.names if data.history.start[n].ndim < 2)  # what people leave out of the decay
+    for rule in [r for form in forms for r in (form, *([replace(form, undecayed=plain)] if form.decay else []))]:
+        trial = _decaying(errors_of(solve_numbers(rule, residual), data, rates), data, rates)
+        if trial.error < 0.1 * best.error:
+            best = trial
+        if best.error < NEAR[data.history.size]:
+            break
+    return best
 
 
 def _total(found: Explained) -> float:
