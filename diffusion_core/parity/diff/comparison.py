@@ -24,6 +24,8 @@ from diffusion_core.parity.diff.findings import Comparison, Finding, Row
 from diffusion_core.parity.diff.graph import Graph, relative, to_graph
 from diffusion_core.parity.diff.layouts import find_layout
 from diffusion_core.parity.diff.recording import Pass, Recording
+from diffusion_core.parity.diff.rounded import KIND as ROUNDED
+from diffusion_core.parity.diff.rounded import as_a_whole, nearly_agree, rounded_weights, rounding_of_weights
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
 from diffusion_core.parity.diff.walk import Exit, Walk, exits_of, likely_layout, match_by_use, needed_by
 
@@ -63,6 +65,8 @@ def compare(
             compared["gradient"] = "not compared, since the forward passes differ"
         elif none := [label for label, side in (("A", a), ("B", b)) if not side.passes[evaluation].gradients]:
             compared["gradient"] = f"not compared, since {none[0]} has none"
+        elif any(finding.kind == ROUNDED for finding in forward.findings):
+            compared["gradient"] = "not compared, since weights of one side were rounded after they were computed"
         elif drawn_apart(forward.walk):
             compared["gradient"] = "not compared, since the models draw random numbers"
         elif not forward.ends.complete:  # the loss is one of all outputs
@@ -137,6 +141,7 @@ def compare_pass(
     partner = match_by_use(graph_a, graph_b, [(there, here) for there, here, _ in pairs], outputs)
     other = {here: pair.plain_to_b(graph_a.values[there]) for there, here, pair in pairs if here not in equal}
     other_a = {there: pair.plain_to_a(graph_b.values[here]) for there, here, pair in pairs if here not in equal}
+    known_weights = {there for there, _ in equal.values()}, set(equal)
     findings: list[Finding] = []
     exits: dict[int, Finding] = {}
     if not outputs_agree(a, b, outputs):
@@ -146,12 +151,21 @@ def compare_pass(
                 break
             verified = [finding.kind for finding in findings if finding.status == "verified"]
             known = dict.fromkeys([*verified, *causes])
-            findings.append(name_rest(parting, explain(parting, mode, other.get, other_a.get, tuple(known))))
+            rounding = rounding_of_weights(parting, *known_weights)
+            finding = rounded_weights(parting, mode, rounding)
+            if finding is None:
+                found = explain(parting, mode, other.get, other_a.get, tuple(known), rounding)
+                finding = name_rest(parting, found)
+            findings.append(finding)
             if not parting.exits:
                 break
             exits.update({exit_.b: findings[-1] for exit_ in parting.exits})
             walk.give(parting.exits)
             dropped.give()
+    if real(findings) and nearly_agree(walk, outputs):
+        whole = as_a_whole(Walk(graph_a, graph_b, equal), outputs)
+        finding = rounded_weights(whole, mode, rounding_of_weights(whole, *known_weights))
+        findings = findings if finding is None else [finding]
     grouped = together(findings)
     rows = rows_of(walk, exits, grouped)
     return PassComparison(graph_a, graph_b, walk, alignment, ends, dropped.pairs, grouped, rows)
@@ -271,10 +285,10 @@ def training_part(
     forward: PassComparison | None,
 ) -> list[Finding]:
     """Compare the passes in training mode, and what they leave in the buffers; what evaluation showed is left out."""
-    before = forward.findings if forward else ()
+    before = real(forward.findings) if forward else ()
     causes = tuple(dict.fromkeys(f.kind for f in before if f.status == "verified"))
     compared = compare_pass(pass_a, pass_b, user_map, "training", causes)
-    known = {(f.kind, f.a_does, f.b_does) for f in before}
+    known = {(f.kind, f.a_does, f.b_does) for f in (forward.findings if forward else ())}
     found = [f for f in compared.findings if not f.kind or (f.kind, f.a_does, f.b_does) not in known]
     found = [f for f in found if f.kind or not any(same_place(f, g) for g in before)]
     buffers = training.training_findings(a, b, compared.alignment, compared.dropouts)

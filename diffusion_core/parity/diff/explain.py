@@ -21,7 +21,7 @@ from diffusion_core.parity.diff.layouts import find_layout
 from diffusion_core.parity.diff.recording import Operation
 from diffusion_core.parity.diff.walk import Exit, Walk, reached
 
-__all__ = ["Parting", "explain"]
+__all__ = ["Parting", "counterpart", "explain"]
 
 # What a change that does not fit the shapes at hand raises: it is not the cause, and the next one is tried.
 _DOES_NOT_FIT = (ValueError, IndexError, TypeError, KeyError, ZeroDivisionError, OverflowError, rules.Unsupported)
@@ -70,6 +70,7 @@ def explain(
     weight_b: Callable[[int], NDArray | None],
     weight_a: Callable[[int], NDArray | None],
     known: Sequence[str] = (),
+    rounding: float = 0.0,
 ) -> Finding:
     """Find the cause of a difference.
 
@@ -78,6 +79,7 @@ def explain(
         mode: "forward" or "training".
         weight_b: for a parameter of B, A's parameter in B's layout, if they differ; `weight_a` the same for A.
         known: causes that were verified elsewhere in this comparison, which are tried first.
+        rounding: how far apart weights that were rounded to float32 may put the exits, relative.
     """
     walk = parting.walk
     error = max((_error(exit_, walk.values.get(exit_.b), walk) for exit_ in parting.exits), default=float("inf"))
@@ -92,7 +94,7 @@ def explain(
             work += sum(_work(parting, change, of_b) for change in changes)
             if work > _MOST_WORK and changes[0].cost > 0:
                 break
-            attempt = _try(parting, changes, of_b, error)
+            attempt = _try(parting, changes, of_b, error, max(_CONSTANT, rounding))
             if attempt is None:
                 continue
             if best is None or (attempt.verified, -attempt.left) > (best.verified, -best.left):
@@ -178,7 +180,7 @@ def _suspect_a(parting: Parting, weight: Callable[[int], NDArray | None]) -> Sus
     )
 
 
-def _try(parting: Parting, changes: Sequence[Change], of_b: bool, error: float) -> _Attempt | None:
+def _try(parting: Parting, changes: Sequence[Change], of_b: bool, error: float, rounding: float) -> _Attempt | None:
     """Run changes up to the exits; None if they do not fit or do not reach one."""
     walk = parting.walk
     graph = walk.b if of_b else walk.a
@@ -213,7 +215,7 @@ def _try(parting: Parting, changes: Sequence[Change], of_b: bool, error: float) 
         min(changes, key=lambda change: change.operation),
         of_b,
         left,
-        agree or (left <= _CONSTANT and left <= _FAR_BELOW * error),
+        agree or (left <= rounding and left <= _FAR_BELOW * error),
     )
 
 
@@ -226,7 +228,7 @@ def _finding(parting: Parting, mode: str, error: float, attempt: _Attempt) -> Fi
     walk, change = parting.walk, attempt.change
     title, advice, _ = CAUSES[change.kind]
     own = (walk.b if attempt.of_b else walk.a).place(change.operation)
-    other = _counterpart(parting, change.operation, attempt.of_b)
+    other = counterpart(parting, change.operation, attempt.of_b)
     places = (other, own) if attempt.of_b else (own, other)
     does = (change.there, change.here) if attempt.of_b else (change.here, change.there)
     status = "verified" if attempt.verified else "likely"
@@ -236,12 +238,12 @@ def _finding(parting: Parting, mode: str, error: float, attempt: _Attempt) -> Fi
 def _unknown(parting: Parting, mode: str, error: float) -> Finding:
     """Return a finding without a cause: the operations where the sides part."""
     walk = parting.walk
-    there = _counterpart(parting, parting.start, True)
+    there = counterpart(parting, parting.start, True)
     here = None if parting.start is None else walk.b.place(parting.start)
     return Finding(mode, "", "unknown", "", there, here, "", "", error, error)
 
 
-def _counterpart(parting: Parting, index: int | None, of_b: bool) -> Place | None:
+def counterpart(parting: Parting, index: int | None, of_b: bool) -> Place | None:
     """Return the place on the other side that does what an operation does.
 
     It is the operation of the other region with the same part in the same fused operation, else of the same kind, else

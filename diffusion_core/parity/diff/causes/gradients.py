@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from diffusion_core.parity.diff import operations as rules
 from diffusion_core.parity.diff.alignment import Alignment
 from diffusion_core.parity.diff.findings import Finding, Place
-from diffusion_core.parity.diff.graph import Graph
+from diffusion_core.parity.diff.graph import Graph, relative
 from diffusion_core.parity.diff.layouts import find_layout
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
 from diffusion_core.parity.diff.walk import Walk, uses
@@ -41,6 +41,9 @@ _FROZEN = ("frozen_parameter", "a parameter that is not trained", "requires_grad
 _FACTOR = ("gradient_factor", "a factor of the gradient", "compare hooks, custom gradients and reductions of the loss")
 
 
+_OTHER = ("differs", "by place only")
+
+
 def gradient_findings(walk: Walk, alignment: Alignment) -> list[Finding]:
     """Compare the gradients of two passes whose outputs agree.
 
@@ -56,7 +59,7 @@ def gradient_findings(walk: Walk, alignment: Alignment) -> list[Finding]:
     left = [pair for pair in differing if not any(pair in (f.a.parameter, f.b.parameter) for f in frozen)]
     if not left:
         return frozen
-    return [*frozen, *_partings(walk, left)]
+    return [*frozen, *_partings(walk, alignment, left)]
 
 
 def _frozen(walk: Walk, alignment: Alignment) -> list[Finding]:
@@ -92,8 +95,8 @@ def _differing_parameters(walk: Walk, alignment: Alignment) -> list[str]:
     largest = max((float(np.max(np.abs(g))) for g in gradients_b.values() if g.size), default=0.0)
     differing = []
     for pair in alignment.pairs:
-        if pair.a_name not in gradients_a or pair.b_name not in gradients_b:
-            continue
+        if pair.a_name not in gradients_a or pair.b_name not in gradients_b or pair.status in _OTHER:
+            continue  # of a weight that is kept in another scale, the gradient has another scale too
         mine = gradients_b[pair.b_name]
         theirs = alignment.to_b(pair.b_name, gradients_a, gradients=True)
         if theirs is not None and not _same(np.asarray(theirs).reshape(mine.shape), mine, largest, b.precision):
@@ -116,7 +119,7 @@ def _same(a: NDArray, b: NDArray, largest: float, precision: type) -> bool:
     return float(np.max(np.abs(a - b), initial=0.0)) <= _OWN[precision] * size + _LARGEST[precision] * largest
 
 
-def _partings(walk: Walk, parameters: list[str]) -> list[Finding]:
+def _partings(walk: Walk, alignment: Alignment, parameters: list[str]) -> list[Finding]:
     """Return the places where cotangents of values on both sides begin to differ, seen from the outputs.
 
     A place where a side says that it cuts the gradient explains others, which may be of another form on the two sides.
@@ -136,8 +139,13 @@ def _partings(walk: Walk, parameters: list[str]) -> list[Finding]:
     verified = [f for f in found if f.status == "verified"]
     if found:
         return said or verified[:1] or found[:1]
-    place = _parameter_place(walk.b, parameters[0])
-    return [Finding("gradient", "", "unknown", "", None, place, "", f"the gradient of {parameters[0]} differs")]
+    pair = next(pair for pair in alignment.pairs if pair.b_name == parameters[0])
+    places = (_parameter_place(walk.a, pair.a_name), _parameter_place(walk.b, pair.b_name))
+    mine = _gradient(walk.b, walk.b.record.parameters[pair.b_name])
+    numbers = {name: _gradient(walk.a, number) for name, number in walk.a.record.parameters.items()}
+    theirs = np.asarray(alignment.to_b(pair.b_name, numbers, gradients=True)).reshape(mine.shape)
+    error = relative(mine, theirs)
+    return [Finding("gradient", "", "unknown", "", *places, error=error, left=error)]
 
 
 def _met_cotangents(walk: Walk) -> dict[int, tuple[NDArray, list[NDArray]]]:
