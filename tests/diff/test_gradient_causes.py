@@ -69,3 +69,17 @@ def test_a_factor_of_a_gradient_is_found_with_its_value() -> None:
     (finding,) = compare(record(), record(factor=3.0)).findings
     assert (finding.kind, finding.status) == ("gradient_factor", "verified")
     assert "3 times" in finding.b_does
+
+
+def test_a_constant_in_float32_in_a_gradient_does_not_make_models_unequal() -> None:
+    result = compare(record(), record(factor=1 + 3e-8))
+    (finding,) = result.findings
+    assert (finding.kind, finding.benign) == ("float32_constant", True)
+    assert result.equal and result.compared["gradient"] == "equal to rounding"
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_a_cut_is_found_beside_a_constant_in_float32(side: str) -> None:
+    sides = {"a": record(), "b": record(), side: record(cut=True, factor=1 + 3e-8)}
+    (finding,) = compare(sides["a"], sides["b"]).findings
+    assert (finding.kind, finding.status, finding.benign) == ("stop_gradient", "verified", False)

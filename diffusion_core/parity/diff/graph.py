@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.parity.diff import operations as rules
 from diffusion_core.parity.diff.findings import Place
+from diffusion_core.parity.diff.meant_numbers import with_meant_numbers
 from diffusion_core.parity.diff.recording import Operation, Pass
 from diffusion_core.parity.diff.vocabulary import BINARY, COMPOSITE
 
@@ -133,7 +134,7 @@ def to_graph(record: Pass) -> Graph:
     operations = needed(operations, record.outputs.values())
     recorded = {n: lift(array) if lifted else np.asarray(array) for n, array in record.values.items()}
     operations = with_numbers(operations, record, recorded)
-    operations = tuple(rules.roles(operations))
+    operations = tuple(rules.roles(with_meant_numbers(operations, lifted)))
     producer = {number: i for i, operation in enumerate(operations) for number in operation.outputs}
     consumers: dict[int, list[int]] = {}
     for i, operation in enumerate(operations):
@@ -166,7 +167,7 @@ def lowered(record: Pass) -> tuple[Operation, ...]:
         return following
 
     simple: list[Operation] = []
-    for operation in record.operations:
+    for operation in with_meant_numbers(record.operations, record.precision is np.float32):
         if operation.kind in COMPOSITE and all(n in record.values for n in operation.inputs):
             operation = rules.with_mask_type(operation, lambda number: record.values[number].dtype == bool)
             simple.extend(rules.lower(operation, fresh, lambda number: record.values[number].shape))

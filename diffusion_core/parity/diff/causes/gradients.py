@@ -10,12 +10,17 @@ so a gradient that is cut (stop_gradient, detach) on one side is exactly one of 
 
 A gradient that is zero in theory, such as that of the bias of an attention's keys, is rounding on both sides: gradients
 are compared relative to the largest of the layer or of the whole model.
+
+Frameworks keep some constants of their gradients in float32 also in float64 (the sixth in PyTorch's hard sigmoid), and
+what deviates in the forward pass deviates here. Differences of that size are reported as benign. Parameters that have
+other numbers on the two sides, such as a scale folded into a matrix, have other gradients, too; they are left out.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,16 +37,20 @@ __all__ = ["gradient_findings"]
 
 # Differences relative to the gradient itself, and to the largest gradient of the model.
 _OWN, _LARGEST = {np.float64: 1e-8, np.float32: 1e-3}, {np.float64: 1e-12, np.float32: 1e-6}
+# A constant rounded to float32, and how many of them add up.
+_CONSTANT, _TIMES = 2.0**-24, 16.0
+# A cut explains a difference between such gradients if at most this fraction is left.
+_LEFT = 1e-2
+# Parameters with other numbers.
+_OTHER = ("differs", "by place only")
 _CUT = (
     "stop_gradient",
     "a gradient that one side cuts",
     "tf.stop_gradient in TensorFlow, .detach() or torch.no_grad() in torch",
 )
 _FROZEN = ("frozen_parameter", "a parameter that is not trained", "requires_grad= in torch, trainable= in Keras")
+_ROUNDED = ("float32_constant", "constants in float32 in the frameworks' gradients", "nothing has to be changed")
 _FACTOR = ("gradient_factor", "a factor of the gradient", "compare hooks, custom gradients and reductions of the loss")
-
-
-_OTHER = ("differs", "by place only")
 
 
 def gradient_findings(walk: Walk, alignment: Alignment) -> list[Finding]:
@@ -55,11 +64,27 @@ def gradient_findings(walk: Walk, alignment: Alignment) -> list[Finding]:
         first the parameters that only one side trains, then the places where cotangents begin to differ.
     """
     frozen = _frozen(walk, alignment)
-    differing = _differing_parameters(walk, alignment)
-    left = [pair for pair in differing if not any(pair in (f.a.parameter, f.b.parameter) for f in frozen)]
-    if not left:
-        return frozen
-    return [*frozen, *_partings(walk, alignment, left)]
+    known = {place.parameter for f in frozen for place in (f.a, f.b) if place}
+    tight = _OWN[walk.b.record.precision]
+    for limit in dict.fromkeys((max(tight, _framework_error(walk)), tight)):
+        differing = [name for name in _differing_parameters(walk, alignment, limit) if name not in known]
+        if differing:
+            found = _partings(walk, alignment, differing, limit)
+            return [*frozen, *(found if limit > tight or walk.b.lifted else [_benign(f) for f in found])]
+    return frozen
+
+
+def _framework_error(walk: Walk) -> float:
+    """Return how far gradients may be apart because of the frameworks: their constants, and what deviates forward."""
+    deviations = [x for graph in (walk.a, walk.b) for x in graph.deviation.values() if np.isfinite(x)]
+    return _TIMES * max(_CONSTANT, *deviations, 0.0)
+
+
+def _benign(finding: Finding) -> Finding:
+    """Return a difference of the size of constants in float32 as one that does not make the models unequal."""
+    kind, title, advice = _ROUNDED
+    words = {"kind": kind, "title": title, "advice": advice, "status": "likely", "a_does": "", "b_does": ""}
+    return replace(finding, **words, left=finding.error, benign=True)
 
 
 def _frozen(walk: Walk, alignment: Alignment) -> list[Finding]:
@@ -86,8 +111,8 @@ def _parameter_place(graph: Graph, name: str) -> Place:
     return Place(place.layer, place.source, place.code, place.native, place.kind, name)
 
 
-def _differing_parameters(walk: Walk, alignment: Alignment) -> list[str]:
-    """Return the parameters of B whose gradients differ."""
+def _differing_parameters(walk: Walk, alignment: Alignment, limit: float) -> list[str]:
+    """Return the parameters of B whose gradients differ although their numbers do not."""
     a, b = walk.a.record, walk.b.record
     numbers = {**b.parameters}
     gradients_b = {name: _gradient(walk.b, number) for name, number in numbers.items()}
@@ -95,11 +120,12 @@ def _differing_parameters(walk: Walk, alignment: Alignment) -> list[str]:
     largest = max((float(np.max(np.abs(g))) for g in gradients_b.values() if g.size), default=0.0)
     differing = []
     for pair in alignment.pairs:
-        if pair.a_name not in gradients_a or pair.b_name not in gradients_b or pair.status in _OTHER:
+        known = pair.a_name in gradients_a and pair.b_name in gradients_b
+        if not known or pair.status in _OTHER:
             continue  # of a weight that is kept in another scale, the gradient has another scale too
         mine = gradients_b[pair.b_name]
         theirs = alignment.to_b(pair.b_name, gradients_a, gradients=True)
-        if theirs is not None and not _same(np.asarray(theirs).reshape(mine.shape), mine, largest, b.precision):
+        if theirs is not None and not _same(np.asarray(theirs).reshape(mine.shape), mine, largest, limit, b.precision):
             differing.append(pair.b_name)
     return list(dict.fromkeys(differing))
 
@@ -110,16 +136,16 @@ def _gradient(graph: Graph, number: int) -> NDArray:
     return np.zeros(np.shape(graph.values[number])) if found is None else np.asarray(found, np.float64)
 
 
-def _same(a: NDArray, b: NDArray, largest: float, precision: type) -> bool:
+def _same(a: NDArray, b: NDArray, largest: float, limit: float, precision: type) -> bool:
     if a.shape != b.shape:
         return False
     if np.isnan(a).any() or np.isnan(b).any():
         return bool(np.array_equal(np.isnan(a), np.isnan(b)))
     size = float(np.max(np.abs(b), initial=0.0))
-    return float(np.max(np.abs(a - b), initial=0.0)) <= _OWN[precision] * size + _LARGEST[precision] * largest
+    return float(np.max(np.abs(a - b), initial=0.0)) <= limit * size + _LARGEST[precision] * largest
 
 
-def _partings(walk: Walk, alignment: Alignment, parameters: list[str]) -> list[Finding]:
+def _partings(walk: Walk, alignment: Alignment, parameters: list[str], limit: float) -> list[Finding]:
     """Return the places where cotangents of values on both sides begin to differ, seen from the outputs.
 
     A place where a side says that it cuts the gradient explains others, which may be of another form on the two sides.
@@ -127,11 +153,11 @@ def _partings(walk: Walk, alignment: Alignment, parameters: list[str]) -> list[F
     cotangents = _met_cotangents(walk)
     largest = max((float(np.max(np.abs(mine))) for mine, _ in cotangents.values() if mine.size), default=0.0)
     agree = {
-        number: any(_same(other, mine, largest, walk.b.record.precision) for other in others)
+        number: any(_same(other, mine, largest, limit, walk.b.record.precision) for other in others)
         for number, (mine, others) in cotangents.items()
     }
     found = [
-        _explained(walk, number, *cotangents[number])
+        _explained(walk, number, *cotangents[number], limit)
         for number in sorted(agree, key=lambda n: -walk.b.producer.get(n, -1))
         if not agree[number] and _readers_agree(walk.b, number, agree)
     ]
@@ -183,7 +209,7 @@ def _readers_agree(graph: Graph, number: int, agree: Mapping[int, bool]) -> bool
     return True
 
 
-def _explained(walk: Walk, number: int, mine: NDArray, others: list[NDArray]) -> Finding:
+def _explained(walk: Walk, number: int, mine: NDArray, others: list[NDArray], limit: float) -> Finding:
     """Say which term of a cotangent is there on one side only, or by which factor the two differ."""
     theirs = others[0]
     error = float(
@@ -200,9 +226,7 @@ def _explained(walk: Walk, number: int, mine: NDArray, others: list[NDArray]) ->
         for count in range(1, len(terms) + 1):
             for chosen in itertools.combinations(terms, count):
                 without = own - sum(terms[i] for i in chosen)
-                if find_layout(other, without, 1e-8) is not None or np.max(np.abs(other - without)) <= 1e-10 * max(
-                    float(np.max(np.abs(own))), 1e-300
-                ):
+                if _explains(own, other, without, limit):
                     kind, title, advice = _CUT
                     place = graph.place(chosen[0])
                     cut = _cut_place(walk.a if of_b else walk.b, meeting.a if of_b else number)
@@ -226,6 +250,14 @@ def _explained(walk: Walk, number: int, mine: NDArray, others: list[NDArray]) ->
         words = f"the gradient is {factor:.6g} times that of A"
         return Finding("gradient", kind, "verified", title, a_place, b_place, "", words, error, 0.0, advice)
     return Finding("gradient", "", "unknown", "", a_place, b_place, "", "", error, error)
+
+
+def _explains(own: NDArray, other: NDArray, without: NDArray, limit: float) -> bool:
+    """Return whether a cotangent without some terms is the other side's."""
+    if find_layout(other, without, 1e-8) is not None:
+        return True
+    left, size = float(np.max(np.abs(other - without))), float(np.max(np.abs(own)))
+    return left <= 1e-10 * size or (left <= limit * size and left <= _LEFT * float(np.max(np.abs(own - other))))
 
 
 def _terms(graph: Graph, number: int) -> dict[int, NDArray]:
