@@ -154,8 +154,12 @@ def modules_of(model: Any) -> dict[str, tf.Module]:
 
 
 def to_array(value: Any) -> NDArray:
-    """Return the numbers of a tensor or variable; half-precision types are widened to float32."""
-    array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
+    """Return the numbers of a tensor or variable; half-precision types are widened to float32.
+
+    A tensor never changes, so its memory is used as it is.
+    """
+    is_copied = hasattr(value, "numpy") and not isinstance(value, tf.Tensor)
+    array = np.asarray(value.numpy() if is_copied else value)
     return array.astype(np.float32) if array.dtype.name in ("float16", "bfloat16") else array
 
 

@@ -137,10 +137,13 @@ def write_state(model: Any, arrays: Mapping[str, NDArray]) -> None:
         known[name].variable.assign(tf.cast(tf.constant(array), known[name].variable.dtype))
 
 
-def record_pass(model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], name: str) -> Pass:
+def record_pass(
+    model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], name: str, gradients: str = "all"
+) -> Pass:
     """Record one pass through a model; its state is the same before and after.
 
     A pass in training mode runs twice in a row for `buffers_after`; operations and gradients are those of the first.
+    Gradients are of "all" values, of the "parameters" alone, or "none".
     """
     precision = "float64" if name.endswith("64") else "float32"
     training = name.startswith("train")
@@ -155,7 +158,7 @@ def record_pass(model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], n
         with only_reading(model):
             seed_draws(0)
             recorder = _Recorder(model, tf.nest.flatten([args, list(kwargs.values())]))
-            result = recorder.run(lambda: call_model(model, args, kwargs, training), training)
+            result = recorder.run(lambda: call_model(model, args, kwargs, training), training, gradients)
             notes = list(recorder.notes)
             if not training and differ(trial, flat_outputs(result)):
                 notes.append("two passes with the same inputs differ: the model is random or keeps a state")
@@ -455,7 +458,7 @@ class _Recorder:
 
     # The pass.
 
-    def run(self, call: Callable[[], Any], training: bool) -> Any:
+    def run(self, call: Callable[[], Any], training: bool, gradients: str) -> Any:
         """Run the model under the recorder, then take the gradients of the fixed loss."""
         self.frame = sys._getframe()
         floats = [each for each in self.given if each.dtype.is_floating]
@@ -473,7 +476,8 @@ class _Recorder:
                     op_callbacks.remove_op_callback(self.saw)
             outputs = [each for each in flat_outputs(result).values() if each.dtype.is_floating]
             loss = fixed_loss(outputs)
-        self.gradients = self._take_gradients(tape, loss) if outputs else {}
+        if outputs and gradients != "none":
+            self.gradients = self._take_gradients(tape, loss, gradients == "all")
         del self.tape
         return result
 
@@ -501,10 +505,10 @@ class _Recorder:
         finally:
             owner._read_variable_op = before
 
-    def _take_gradients(self, tape: tf.GradientTape, loss: tf.Tensor) -> dict[int, NDArray]:
+    def _take_gradients(self, tape: tf.GradientTape, loss: tf.Tensor, of_all: bool) -> dict[int, NDArray]:
         parameters = {self.first[name]: each.variable for name, each in self.variables.items()}
         floats = {number: each for number, each in parameters.items() if each.dtype.is_floating}
-        sources = self.tensors | floats
+        sources = (self.tensors if of_all else {}) | floats
         try:
             found = tape.gradient(loss, list(sources.values()))
         except (LookupError, tf.errors.OpError, ValueError) as error:

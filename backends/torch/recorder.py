@@ -110,10 +110,13 @@ def write_state(model: Any, arrays: Mapping[str, NDArray]) -> None:
             known[name].tensor.copy_(torch.from_numpy(np.array(array)))
 
 
-def record_pass(model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], name: str) -> Pass:
+def record_pass(
+    model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], name: str, gradients: str = "all"
+) -> Pass:
     """Record one pass through a model; its state is the same before and after.
 
     A pass in training mode runs twice in a row for `buffers_after`; operations and gradients are those of the first.
+    Gradients are of "all" values, of the "parameters" alone, or "none".
     """
     precision = "float64" if name.endswith("64") else "float32"
     training = name.startswith("train")
@@ -126,7 +129,7 @@ def record_pass(model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], n
             _set_mode(model, training)
             args, kwargs = arguments(model, inputs, precision)
             recorder = _Recorder(model, flat_tensors([args, kwargs]))
-            result = recorder.run(lambda: call_model(model, args, kwargs))
+            result = recorder.run(lambda: call_model(model, args, kwargs), gradients)
             if not training and trial is not None and differ(trial, flat_outputs(result)):
                 recorder.note("two passes with the same inputs differ: the model is random or keeps a state")
             after: tuple[Mapping[str, NDArray], ...] = ()
@@ -380,21 +383,21 @@ class _Recorder(TorchDispatchMode):
 
     # The pass.
 
-    def run(self, call: Callable[[], Any]) -> Any:
+    def run(self, call: Callable[[], Any], gradients: str) -> Any:
         """Run the model under the recorder, then take the gradients of the fixed loss."""
         self.frame = sys._getframe()
         with watch_calls(self.stack, modules_of(self.model)), self:
             result = call()
         self.outputs = {name: self.read(each) for name, each in flat_outputs(result).items()}
         floats = [each for each in flat_outputs(result).values() if each.is_floating_point() and each.requires_grad]
-        if floats:
-            self.gradients = self._take_gradients(fixed_loss(floats))
+        if floats and gradients != "none":
+            self.gradients = self._take_gradients(fixed_loss(floats), gradients == "all")
         return result
 
-    def _take_gradients(self, loss: Tensor) -> dict[int, NDArray]:
-        sources = dict(self.memory.edges)
+    def _take_gradients(self, loss: Tensor, of_all: bool) -> dict[int, NDArray]:
+        sources = dict(self.memory.edges) if of_all else {}
         for number, holder in self.memory.holders.items():
-            if holder.requires_grad and number not in sources:
+            if of_all and holder.requires_grad and number not in sources:
                 sources[number] = holder
         for name, number in self.first.items():
             if self.variables[name].tensor.requires_grad:

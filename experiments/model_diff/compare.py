@@ -106,15 +106,31 @@ def record(request: Request, sides: list[Open], folder: Path) -> tuple[list[Reco
         inputs, words = chosen_inputs(request, offers, folder)
         passes = request.passes
 
+        gradients = "all" if "gradient" in MODES[request.mode] else "parameters"
+
         def recorded(side: Open, i: int, state: Path | None = None) -> tuple[Recording, int]:
             target = folder / side.label
-            used = side.record(target, inputs[i][0], passes, inputs[i] if request.steps else [], state)
+            batches = inputs[i] if request.steps else []
+            used = side.record(target, inputs[i][0], passes, batches, state, gradients, True)
             return read_recording(target), used
+
+        def recorded_narrow(side: Open, i: int) -> Recording:
+            """Return a recording with the whole pass in float32, as the other side has none in float64."""
+            recording, used = found[i]
+            if "float64" not in recording.passes:
+                return recording
+            target = folder / f"narrow-{side.label}"
+            narrow = ["float32"] + (["train32"] if "train64" in recording.passes else [])
+            side.record(target, [inputs[i][0][used]], narrow, [], states[i], gradients)
+            return replace(recording, passes=read_recording(target).passes)
 
         states: list[Path | None] = [None, None]
         if request.copy_weights:
             states = copied_weights(request, sides, inputs, folder)
         found = at_once(sides, lambda side, i: recorded(side, i, states[i]))
+        if len({"float64" in recording.passes for recording, _ in found}) == 2:
+            narrow = at_once(sides, recorded_narrow)
+            found = [(recording, used) for recording, (_, used) in zip(narrow, found, strict=True)]
     notes = [f"{'AB'[i]} got {words[i][used]}" for i, (_, used) in enumerate(found) if words[i][used]]
     return [recording for recording, _ in found], notes
 

@@ -133,8 +133,10 @@ def write_state(model: OnnxModel, arrays: Mapping[str, NDArray]) -> None:
         known[name].CopyFrom(from_array(np.ascontiguousarray(array, dtype=dtype), name))
 
 
-def record_pass(model: OnnxModel, inputs: Sequence[NDArray] | Mapping[str, NDArray], name: str) -> Pass:
-    """Record one evaluation pass through a model."""
+def record_pass(
+    model: OnnxModel, inputs: Sequence[NDArray] | Mapping[str, NDArray], name: str, gradients: str = "all"
+) -> Pass:
+    """Record one evaluation pass through a model; it has no gradients."""
     if name.startswith("train"):
         _refuse("training mode")
     names = _input_names(model.proto)

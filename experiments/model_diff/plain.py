@@ -66,7 +66,9 @@ def write_state(model: Any, arrays: Mapping[str, NDArray]) -> None:
         raise ValueError("a plain function has no weights that can be written; copy them in its own code")
 
 
-def record_pass(model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], name: str) -> Pass:
+def record_pass(
+    model: Any, inputs: Sequence[NDArray] | Mapping[str, NDArray], name: str, gradients: str = "all"
+) -> Pass:
     """Record one call."""
     if name.startswith("train"):
         _refuse("training mode")

@@ -127,6 +127,8 @@ def serve(side: Any, job: Any, orders: IO[str], tell: Any) -> None:
                 [[read_inputs(Path(path)) for path in several] for several in order["batches"]],
                 read_inputs(Path(order["state"])) if order["state"] else None,
                 lambda text: tell(event="progress", text=text),
+                order["gradients"],
+                order["brief"],
             )
             tell(event="recorded", used=used)
         elif order["order"] == "state":

@@ -19,7 +19,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from diffusion_core.parity.diff.recording import Pass, Recording, write_recording
+from diffusion_core.parity.diff.recording import Pass, Recording, outline, write_pass, write_summary
 from experiments.model_diff import author_code
 from experiments.model_diff.author_code import Refused
 from experiments.model_diff.call_forms import call_forms, takes_nothing
@@ -207,6 +207,8 @@ class SideRecorder:
         batches: list[list[Inputs]],
         state: Mapping[str, NDArray] | None,
         say: Callable[[str], None] = lambda text: None,
+        gradients: str = "all",
+        brief: bool = False,
     ) -> int:
         """Record the model, and write the recording to a directory.
 
@@ -217,6 +219,8 @@ class SideRecorder:
             batches: the inputs of each training step, in the same forms; none if no steps are asked for.
             state: weights that replace the model's own, by name.
             say: told what is being done.
+            gradients: of "all" values or of the "parameters", in evaluation; training mode has none.
+            brief: whether the outputs are enough of the pass in float32 if there is one in float64.
 
         Returns:
             which of the candidates was used.
@@ -226,28 +230,48 @@ class SideRecorder:
             self.recorder.write_state(self.model, state)
         if "float32" not in passes and "float64" not in passes:
             passes = ["float32", *passes]
+        wanted_wide = bool({"float64", "train64"} & set(passes))
+        brief = brief and wanted_wide
         say("recording float32")
-        used, first = self._first_pass(candidates)
+        used, first = self._first_pass(candidates, "none" if brief else gradients)
         inputs = candidates[used]
-        found = {"float32": first}
+        kept: dict[str, Pass] = {}
+
+        def keep(record: Pass) -> None:
+            """Write a pass at once, and forget its numbers: they are many."""
+            if record.name in passes or record.name == "float32":
+                write_pass(record, directory, tuple(kept))
+                kept[record.name] = outline(record)
+
         weights = self.recorder.read_state(self.model)
         wide = None
-        if {"float64", "train64"} & set(passes):
+        if wanted_wide:
+            first = outline(first) if brief else first
+            if not brief:
+                keep(first)
             say("recording float64")
-            wide, found["float64"] = self._in_float64(inputs, weights)
+            wide, second = self._in_float64(inputs, weights, gradients)
+            if brief and second is None:
+                first = self.recorder.record_pass(self.model, self.fitted(inputs), "float32", gradients)
+            if brief:
+                keep(first)
+            if second is not None:
+                keep(second)
+            del second
+        else:
+            keep(first)
+        del first
         training = "train64" in passes or "train32" in passes
         if training:
             say("recording training mode")
-            found |= self._in_training(inputs, wide if "train64" in passes else None)
+            for record in self._in_training(inputs, wide if "train64" in passes else None):
+                keep(record)
         steps, optimiser = (), {}
         if batches:
             say(f"recording {len(batches)} training steps")
             steps, optimiser = self._steps([several[used] for several in batches], weights, wide is not None)
         if wide is not None and not self.is_built:
             self._restore(weights)
-        kept = {
-            name: each for name, each in found.items() if each is not None and (name in passes or name == "float32")
-        }
         recording = Recording(
             self.job.reference,
             self.recorder.version(),
@@ -257,10 +281,10 @@ class SideRecorder:
             tuple(dict.fromkeys([*self.notes, *(note for each in kept.values() for note in each.notes)])),
             self.layout,
         )
-        write_recording(recording, directory)
+        write_summary(recording, directory)
         return used
 
-    def _first_pass(self, candidates: list[Inputs]) -> tuple[int, Pass]:
+    def _first_pass(self, candidates: list[Inputs], gradients: str) -> tuple[int, Pass]:
         """Record the first of several forms of the inputs that the model accepts."""
         first: Exception | None = None
         tried = [self.recorder]
@@ -269,7 +293,7 @@ class SideRecorder:
                 for form, given in enumerate(call_forms(self.model, inputs)):
                     self.form = form
                     try:
-                        return i, self.recorder.record_pass(self.model, given, "float32")
+                        return i, self.recorder.record_pass(self.model, given, "float32", gradients)
                     except Exception as error:
                         plain = isinstance(given, tuple) and not any(isinstance(each, (list, dict)) for each in given)
                         first = error if first is None or (plain and i == 0 and len(tried) == 1) else first
@@ -286,15 +310,15 @@ class SideRecorder:
         """Return the backends that a function loaded after it was taken for one of plain arrays."""
         return self._frameworks() if self.others or self.recorder.FRAMEWORK == "plain" else []
 
-    def _in_float64(self, inputs: Inputs, weights: Mapping[str, NDArray]) -> tuple[Any, Pass | None]:
+    def _in_float64(self, inputs: Inputs, weights: Mapping[str, NDArray], gradients: str) -> tuple[Any, Pass | None]:
         """Return a model in float64 with these weights, and its pass; (None, None) where float64 is not possible."""
         try:
             model = self._build("float64", self._frameworks()) if self.is_built else self.model
             model = self.recorder.prepare(model, "float64")
             if len(self.recorder.read_state(model)) < len(weights):  # it makes its variables when it is first called
-                self.recorder.record_pass(model, self.fitted(inputs), "float64")
+                self.recorder.record_pass(model, self.fitted(inputs), "float64", "none")
             self.recorder.write_state(model, self._matched(self.recorder.read_state(model), weights))
-            return model, self.recorder.record_pass(model, self.fitted(inputs), "float64")
+            return model, self.recorder.record_pass(model, self.fitted(inputs), "float64", gradients)
         except Refused:
             raise
         except Exception as error:
@@ -316,18 +340,18 @@ class SideRecorder:
             raise Refused(f"two calls of the function return models with other weights: {differ}")
         return {a: y for (a, _), (_, y) in pairs}
 
-    def _in_training(self, inputs: Inputs, wide: Any) -> dict[str, Pass]:
-        """Record a pass in training mode, in float64 if that is possible."""
+    def _in_training(self, inputs: Inputs, wide: Any) -> list[Pass]:
+        """Return a pass in training mode, in float64 if that is possible; none if neither is."""
         tries = [("train64", wide)] if wide is not None else []
         reasons: dict[str, str] = {}
         for name, model in [*tries, ("train32", self.model)]:
             try:
-                found = {name: self.recorder.record_pass(model, self.fitted(inputs), name)}
+                found = [self.recorder.record_pass(model, self.fitted(inputs), name, "none")]
                 break
             except Exception as error:
                 reasons[name] = author_code.describe_error("", error)[0].removeprefix(": ")
         else:
-            found = {}
+            found = []
         if not found and len(set(reasons.values())) == 1:
             self.notes.append(f"training mode is not compared: {reasons['train32']}")
         else:
@@ -343,7 +367,7 @@ class SideRecorder:
         model = self.recorder.prepare(model, precision)
         known = self.recorder.read_state(model)
         if len(known) < len(weights):
-            self.recorder.record_pass(model, self.fitted(batches[0]), precision)
+            self.recorder.record_pass(model, self.fitted(batches[0]), precision, "none")
             known = self.recorder.read_state(model)
         self.recorder.write_state(model, self._matched(known, weights))
         given = [self.fitted(batch) for batch in batches]

@@ -159,9 +159,16 @@ class SideProcess:
         return self._answer("inputs", {"order": "inputs", "count": count, "file": str(file)})
 
     def record(
-        self, folder: Path, inputs: list[Path], passes: list[str], batches: list[list[Path]], state: Path | None
+        self,
+        folder: Path,
+        inputs: list[Path],
+        passes: list[str],
+        batches: list[list[Path]],
+        state: Path | None,
+        gradients: str = "all",
+        brief: bool = False,
     ) -> int:
-        """Record the side; return which of the forms of the inputs was used."""
+        """Record the side; return which of the forms of the inputs was used. See `SideRecorder.record`."""
         order = {
             "order": "record",
             "folder": str(folder),
@@ -169,6 +176,8 @@ class SideProcess:
             "passes": passes,
             "batches": [[str(path) for path in several] for several in batches],
             "state": str(state) if state else None,
+            "gradients": gradients,
+            "brief": brief,
         }
         return self._answer("recorded", order)["used"]
 
@@ -217,14 +226,23 @@ class SideHere:
         return record_side.offer_inputs(self.recorder, self.job, count, file)
 
     def record(
-        self, folder: Path, inputs: list[Path], passes: list[str], batches: list[list[Path]], state: Path | None
+        self,
+        folder: Path,
+        inputs: list[Path],
+        passes: list[str],
+        batches: list[list[Path]],
+        state: Path | None,
+        gradients: str = "all",
+        brief: bool = False,
     ) -> int:
-        """Record the side; return which of the forms of the inputs was used."""
+        """Record the side; return which of the forms of the inputs was used. See `SideRecorder.record`."""
         read = record_side.read_inputs
         weights = read(state) if state else None
         several = [list(map(read, forms)) for forms in batches]
         with self._told():
-            return self.recorder.record(folder, list(map(read, inputs)), passes, several, weights)
+            return self.recorder.record(
+                folder, list(map(read, inputs)), passes, several, weights, gradients=gradients, brief=brief
+            )
 
     def state(self, file: Path) -> Inputs:
         """Return the weights by name."""

@@ -77,7 +77,8 @@ def compare(
             compared["gradient"] = said(found)
     trained = _common(a, b, ("train64", "train32"))
     if trained and "training" in modes:
-        found = training_part(a, b, a.passes[trained], b.passes[trained], user_map, forward)
+        first, second = (_with_gradients(side.passes[trained], side.passes.get(evaluation or "")) for side in (a, b))
+        found = training_part(a, b, first, second, user_map, forward)
         differs = forward is not None and real(forward.findings)
         findings += found
         compared["training"] = "no further difference" if differs and not real(found) else said(found)
@@ -86,6 +87,17 @@ def compare(
         findings += found
         compared["steps"] = said(found)
     return _comparison(a, b, forward, findings, compared)
+
+
+def _with_gradients(record: Pass, evaluation: Pass | None) -> Pass:
+    """Return a pass in training mode with the gradients of evaluation: they help to pair weights that differ."""
+    if record.gradients or evaluation is None:
+        return record
+    shared = [
+        (n, evaluation.parameters[name]) for name, n in record.parameters.items() if name in evaluation.parameters
+    ]
+    known = {number: evaluation.gradients[n] for number, n in shared if n in evaluation.gradients}
+    return replace(record, gradients=known)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ A recording is a directory:
 
     recording.json         what was recorded, by which framework, and what could not be recorded
     PASS.json              one pass through the model: its operations in order, each with the values it read and wrote
-    PASS.safetensors       the values of that pass, named by their numbers; gradients as "gradient.NUMBER"
+    PASS.safetensors       the values of that pass, named by their numbers; gradients as "gradient.NUMBER". Parameters
+                           that an earlier pass has too are read from its file
 
 Passes are named by what was run: "float64" and "float32" are evaluation passes, "train64" and "train32" passes in
 training mode, and "steps" holds training steps (`Step`) without operations.
@@ -22,7 +23,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,12 @@ __all__ = [
     "Pass",
     "Recording",
     "Step",
+    "outline",
     "read_pass",
     "read_recording",
     "write_pass",
     "write_recording",
+    "write_summary",
 ]
 
 FORMAT = 1
@@ -175,11 +178,25 @@ class Recording:
     layout: str = "channels_first"
 
 
+def outline(record: Pass) -> Pass:
+    """Return a pass with its outputs alone, for one that is only shown beside another."""
+    numbers = set(record.outputs.values())
+    values = {number: array for number, array in record.values.items() if number in numbers}
+    return Pass(record.name, (), values, (), record.outputs, notes=record.notes)
+
+
 def write_recording(recording: Recording, directory: Path) -> None:
     """Write a recording to a directory, which is made if it does not exist."""
+    earlier: list[str] = []
+    for name, record in recording.passes.items():
+        write_pass(record, directory, earlier)
+        earlier.append(name)
+    write_summary(recording, directory)
+
+
+def write_summary(recording: Recording, directory: Path) -> None:
+    """Write what a recording is and its training steps; its passes may have been written before, one by one."""
     directory.mkdir(parents=True, exist_ok=True)
-    for record in recording.passes.values():
-        write_pass(record, directory)
     arrays = {}
     for i, step in enumerate(recording.steps):
         for part in ("gradients", "parameters", "state", "averages"):
@@ -228,9 +245,17 @@ def read_recording(directory: Path) -> Recording:
     )
 
 
-def write_pass(record: Pass, directory: Path) -> None:
-    """Write one pass of a recording."""
-    arrays = {str(number): array for number, array in record.values.items()}
+def write_pass(record: Pass, directory: Path, earlier: Sequence[str] = ()) -> None:
+    """Write one pass of a recording.
+
+    Args:
+        record: the pass.
+        directory: where; it is made if it does not exist.
+        earlier: passes that were written there before.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    same = _written_before(record, directory, earlier)
+    arrays = {str(number): array for number, array in record.values.items() if number not in same}
     arrays.update({f"gradient.{number}": array for number, array in record.gradients.items()})
     for i, buffers in enumerate(record.buffers_after):
         arrays.update({f"after.{i}.{name}": array for name, array in buffers.items()})
@@ -242,11 +267,28 @@ def write_pass(record: Pass, directory: Path) -> None:
         "parameters": dict(record.parameters),
         "buffers": dict(record.buffers),
         "frozen": sorted(record.frozen),
+        "same": {str(number): place for number, place in same.items()},
         "repeats": len(record.buffers_after),
         "layers": [asdict(layer) for layer in record.layers],
         "notes": list(record.notes),
     }
     (directory / f"{record.name}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _written_before(record: Pass, directory: Path, earlier: Sequence[str]) -> dict[int, tuple[str, str]]:
+    """Return the pass and the number there of each parameter and buffer that an earlier pass has with these numbers."""
+    same: dict[int, tuple[str, str]] = {}
+    for name in earlier:
+        content = json.loads((directory / f"{name}.json").read_text(encoding="utf-8"))
+        known = {**content["parameters"], **content["buffers"]}
+        arrays = read_arrays(directory / f"{name}.safetensors")
+        for key, number in {**record.parameters, **record.buffers}.items():
+            other, mine = arrays.get(str(known.get(key))), record.values.get(number)
+            if other is None or mine is None or number in same or other.dtype != mine.dtype:
+                continue
+            if np.array_equal(other, mine):
+                same[number] = (name, str(known[key]))
+    return same
 
 
 def read_pass(directory: Path, name: str) -> Pass:
@@ -264,6 +306,8 @@ def read_pass(directory: Path, name: str) -> Pass:
             after[int(index)][buffer] = array
         else:
             values[int(head)] = array
+    others = {place: read_arrays(directory / f"{place}.safetensors") for place, _ in content.get("same", {}).values()}
+    values.update({int(number): others[place][key] for number, (place, key) in content.get("same", {}).items()})
 
     def fixed(item: dict[str, Any], kind: type) -> Any:
         return kind(**{**item, "inputs": tuple(item["inputs"]), "outputs": tuple(item["outputs"])})
@@ -313,7 +357,7 @@ def write_arrays(path: Path, arrays: Mapping[str, NDArray]) -> None:
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for block in blocks:
-            file.write(block.tobytes())
+            file.write(block.reshape(-1).view(np.uint8))
 
 
 def read_arrays(path: Path) -> dict[str, NDArray]:
