@@ -101,7 +101,7 @@ def make_parser() -> argparse.ArgumentParser:
         add(
             f"--{side}-python",
             metavar="PYTHON",
-            help=f"what runs {side.upper()}: a path, or an environment: {', '.join(backends())} (default: by its imports)",
+            help=f"what runs {side.upper()}: a path, or one of {', '.join(backends())} (default: by its imports)",
         )
     add("--accept", metavar="FILE", help="differences that you know and accept: a JSON list of kind, a, b, reason")
     add("--out", metavar="DIR", help="where report.html and report.json go (default: outputs/diff/TIME)")

@@ -164,6 +164,16 @@ def test_a_report_is_not_overwritten_and_errors_end_with_2(run, tmp_path):
     assert code == 2 and "write a function inputs(seed)" in err and "--inputs FILE.npz" in err
 
 
+def test_both_sides_are_compared_in_float32_where_one_has_no_float64(run, tmp_path):
+    (tmp_path / "b.py").write_text(
+        SIDE.replace("return x @", "return x.astype(np.float32) @").replace("x.dtype", "'f4'")
+    )
+    code, out, err = run()
+    assert (code, err) == (0, "") and "(float32)" in out and "float64 is not possible" in out
+    code, out, err = run({"slope": 0.7}, out="other")
+    assert code == 1 and "(float32)" in out
+
+
 def test_objects_are_compared_in_python():
     pytest.importorskip("diffusion_core.parity.diff.comparison")
     x = np.random.default_rng(0).standard_normal((3, 4))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.parity.diff.recording import Recording, read_recording
+from diffusion_core.parity.diff.recording import Recording, read_arrays, read_recording
 from experiments.model_diff import sides
 from experiments.model_diff.inputs import forms
 from experiments.model_diff.record_side import write_inputs
@@ -157,3 +157,21 @@ def test_an_object_has_its_weights_and_precision_back(backend_name, tmp_path, mo
     assert set(found.passes) == {"float32", "float64", "train64"} and side.recorder.recorder is recorder
     after = recorder.read_state(model)
     assert all(np.array_equal(before[name], after[name]) and after[name].dtype == before[name].dtype for name in before)
+
+
+def test_a_brief_recording_has_each_parameter_once_and_only_the_outputs_in_float32(opened, tmp_path, backend_name):
+    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+    layout = "channels_first" if backend_name == "torch" else "channels_last"
+    (path,) = (tmp_path / "given.npz" for _ in range(1))
+    write_inputs(forms((x,), "channels_first", layout)[0][0], path)
+    side = opened("build")
+    side.offer(1, tmp_path / "offered")
+    side.record(tmp_path / "made", [path], ["float32", "float64", "train64"], [], None, "parameters", True)
+    found = read_recording(tmp_path / "made").passes
+    assert list(found["float32"].values) == list(found["float32"].outputs.values()) and not found["float32"].operations
+    wide, trained = found["float64"], found["train64"]
+    assert set(wide.gradients) == set(wide.parameters.values()) and not trained.gradients
+    for name, number in trained.parameters.items():
+        assert np.array_equal(trained.values[number], wide.values[wide.parameters[name]])
+    stored = read_arrays(tmp_path / "made/train64.safetensors")
+    assert not {str(number) for number in trained.parameters.values()} & set(stored)
