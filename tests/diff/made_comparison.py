@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from diffusion_core.parity.diff.findings import Comparison, Finding, Place, Row
 
-__all__ = ["comparison", "norm_epsilon"]
+__all__ = ["comparison", "is_sentence", "norm_epsilon"]
+
+
+# Words that leave out who does something, or what is compared; and the verbs of the sentences that are written.
+_NO_SUBJECT = (
+    "adds", "applies", "at", "by", "computes", "cuts", "divides", "does", "in", "it", "its", "multiplies", "none",
+    "not", "once", "over", "pads", "subtracts", "takes", "times", "twice", "uses", "with", "without",
+)  # fmt: skip
+_VERB = re.compile(
+    r" (is|are|has|have|come|comes|begin|begins|stand|stands|runs|includes|leaves|adds|puts|starts|copies|move|moves|"
+    r"decays|decay|follow|follows|passes|pass|shrink|multiplies|counts)\b"
+)
+
+
+def is_sentence(words: str) -> bool:
+    """Return whether words about one side have a subject and a verb, and are no bare number."""
+    first = words.split(" ")[0]
+    return first not in _NO_SUBJECT and not first[:1].isdigit() and _VERB.search(words) is not None
 
 
 def norm_epsilon(**changes: object) -> Finding:

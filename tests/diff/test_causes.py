@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from diffusion_core.parity.diff import explain as explaining
 from diffusion_core.parity.diff.causes import CAUSES
 from diffusion_core.parity.diff.comparison import compare_pass
+from tests.diff.made_comparison import is_sentence
 from tests.diff.written import Tape, both, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -291,7 +295,7 @@ FAULTS: list[tuple[Callable[[Tape], Any], dict[str, Any], dict[str, Any], str, s
     (norm, {}, {"ddof": 1}, "variance_bias", "by n (biased)", "by n - 1"),
     (norm, {}, {"gamma": "plus one"}, "norm_scale", "gamma", "one plus gamma"),
     (norm, {}, {"gamma": "none"}, "norm_scale", "gamma", "not"),
-    (norm, {}, {"centred": False}, "norm_mean", "", "mean kept"),
+    (norm, {}, {"centred": False}, "norm_mean", "", "not subtracted"),
     (norm, {}, {"axis": 0}, "norm_axes", "channels", "batch"),
     (unit, {}, {"epsilon": 1e-6, "maximum": False}, "norm_epsilon", "not added", "1e-06"),
     (group, {}, {"fused": True, "epsilon": 1e-3}, "norm_epsilon", "1e-05", "0.001"),
@@ -300,11 +304,11 @@ FAULTS: list[tuple[Callable[[Tape], Any], dict[str, Any], dict[str, Any], str, s
     (group, {"fused": True}, {"interleaved": True}, "group_layout", "neighbouring", "interleaved"),
     (group, {"fused": True}, {"ddof": 1}, "variance_bias", "by n (biased)", "by n - 1"),
     (numbers, {}, {"inner": 0.3}, "constant", "0.7", "0.3"),
-    (numbers, {}, {"offset": 0.25}, "offset", "not", "0.25"),
-    (numbers, {}, {"branch": 0.5}, "factor", "not", "0.5"),
+    (numbers, {}, {"offset": 0.25}, "offset", "no number", "0.25"),
+    (numbers, {}, {"branch": 0.5}, "factor", "no factor", "0.5"),
     (numbers, {}, {"exp": False}, "missing_exp", "exp", "as it is"),
     (numbers, {}, {"biases": 2}, "doubled_bias", "once", "twice"),
-    (numbers, {}, {"biases": 0}, "missing_bias", "adds bias", "not"),
+    (numbers, {}, {"biases": 0}, "missing_bias", "bias is added", "not"),
     (attention, {}, {"scale": 8**-0.5}, "attention_scale", "4 (2)", "8"),
     (attention, {}, {"scale": None}, "attention_scale", "4 (2)", "not scaled"),
     (attention, {}, {"axis": 2}, "softmax_axis", "3", "2"),
@@ -327,10 +331,10 @@ FAULTS: list[tuple[Callable[[Tape], Any], dict[str, Any], dict[str, Any], str, s
     (classes, {}, {"order": [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]}, "label_order", "", "text"),
     (gru, {}, {"reset": "before"}, "reset_after", "after", "before"),
     (gru, {}, {"exchanged": True}, "gate_order|other_input", "", ""),
-    (blocks, {}, {"residual": False}, "missing_residual", "adds", "not"),
+    (blocks, {}, {"residual": False}, "missing_residual", "is added", "not"),
     (blocks, {}, {"other": True}, "other_input", "", ""),
     (blocks, {}, {"join": "add"}, "other_operation", "multiply", "add"),
-    (blocks, {}, {"noise": True}, "dropout_on", "not", "random"),
+    (blocks, {}, {"noise": True}, "dropout_on", "off", "noise is on"),
     (blocks, {}, {"clip": True}, "clipping", "no bound", "0.5"),
     (blocks, {}, {"order": True}, "operand_order|factor|missing_function", "", ""),
     (blocks, {}, {"turned": True}, "transposed|operand_order|kernel_order", "", ""),
@@ -353,11 +357,33 @@ def test_a_planted_fault_is_found_and_verified(
     assert first.kind in kind.split("|"), said
     assert a_does in first.a_does, said
     assert b_does in first.b_does, said
+    assert is_sentence(first.a_does) and is_sentence(first.b_does), said
 
 
 @pytest.mark.parametrize("model", dict.fromkeys(fault[0] for fault in FAULTS))
 def test_equal_models_have_no_cause(model: Callable[[Tape], Any]) -> None:
     assert compare_pass(*both(model, {}, {}), None, "forward").findings == ()
+
+
+def texts(node: ast.expr) -> list[str]:
+    """Return the texts that an expression may be; what is filled in is a word."""
+    if isinstance(node, ast.IfExp):
+        return [*texts(node.body), *texts(node.orelse)]
+    if isinstance(node, ast.JoinedStr):
+        parts = [part.value if isinstance(part, ast.Constant) else "name" for part in node.values]
+        return ["".join(map(str, parts))]
+    return [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
+
+
+def test_every_change_says_in_a_sentence_what_each_side_does() -> None:
+    said = []
+    for path in Path(explaining.__file__).with_name("causes").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Change":
+                named = [each.value for each in node.keywords if each.arg in ("here", "there")]
+                said += [f"{path.stem}: {words}" for each in [*node.args[3:5], *named] for words in texts(each)]
+    assert len(said) > 100
+    assert [words for words in said if not is_sentence(words.partition(": ")[2])] == []
 
 
 def test_every_cause_says_what_to_do() -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from written import Tape
 
 from diffusion_core.parity.diff.comparison import compare
 from diffusion_core.parity.diff.findings import Comparison
 from diffusion_core.parity.diff.recording import Operation, Pass, Recording
+from tests.diff.written import Tape
 
 X = np.random.default_rng(3).normal(size=(2, 5, 4, 4))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from written import Tape, both
 
 from diffusion_core.parity.diff.comparison import compare
 from diffusion_core.parity.diff.findings import Comparison
 from diffusion_core.parity.diff.recording import Pass, Recording
+from tests.diff.written import Tape, both
 
 X = np.random.default_rng(3).normal(size=(6, 5))
 
@@ -50,7 +50,7 @@ def test_layers_that_one_side_leaves_out_at_the_end_are_named(side: str) -> None
     options = {"a": {}, "b": {}, side: {"head": True}}
     (finding,) = compared(*both(model, options["a"], options["b"])).findings
     assert (finding.kind, finding.status) == ("missing_end", "verified")
-    assert getattr(finding, f"{side}_does") == "computes matmul, add, tanh"
+    assert getattr(finding, f"{side}_does") == "matmul, add, tanh come before the output"
 
 
 def test_a_model_that_returns_its_input_differs_from_one_that_does_not() -> None:

@@ -57,12 +57,12 @@ def test_a_cut_gradient_is_found_where_it_is_cut(side: str) -> None:
     (finding,) = compare(sides["a"], sides["b"]).findings
     assert (finding.mode, finding.kind, finding.status) == ("gradient", "stop_gradient", "verified")
     assert getattr(finding, side).layer == "gate.cut"
-    assert getattr(finding, f"{side}_does") == "cuts the gradient"
+    assert getattr(finding, f"{side}_does") == "the gradient is cut"
 
 
 def test_a_frozen_parameter_is_named() -> None:
     (finding,) = compare(record(frozen=True), record()).findings
-    assert (finding.kind, finding.a.parameter, finding.a_does) == ("frozen_parameter", "v", "is frozen")
+    assert (finding.kind, finding.a.parameter, finding.a_does) == ("frozen_parameter", "v", "the parameter is frozen")
 
 
 def test_a_factor_of_a_gradient_is_found_with_its_value() -> None:

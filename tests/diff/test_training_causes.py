@@ -171,7 +171,7 @@ DROPPED = {
     "keep": ({"rate": 0.7}, "dropout_rate", "0.7"),
     "channels": ({"channels": True}, "dropout_channels", "whole channels"),
     "not scaled": ({"scaled": False}, "dropout_scale", "not scaled"),
-    "twice": ({"extra": True}, "dropout_missing", "dropout of 0.3"),
+    "twice": ({"extra": True}, "dropout_missing", "rate 0.3"),
     "off": ({"absent": True}, "dropout_missing", "no dropout"),
 }
 

@@ -106,7 +106,8 @@ def name_rest(parting: Parting, finding: Finding) -> Finding:
         more, side = _steps(walk.b, parting.region), "b"
     else:
         return finding
-    does = {"a_does": "returns without them", "b_does": "returns without them", f"{side}_does": f"computes {more}"}
+    none = "these operations are missing"
+    does = {"a_does": none, "b_does": none, f"{side}_does": f"{more} come before the output"}
     title, advice = "operations that one side does not have before it returns", "do these steps on both sides"
     words = {"kind": "missing_end", "status": "verified", "title": title, "advice": advice, "left": 0.0, **does}
     return replace(finding, **words)

@@ -84,7 +84,7 @@ def _replacements(here: View, x: int, mine: list[tuple[int, str]], there: list[s
                     i,
                     lambda read, f=compute: (results_of(f, read(x)),),
                     here=f"the function is {FUNCTIONS[name].words}",
-                    there=FUNCTIONS[other].words,
+                    there=f"the function is {FUNCTIONS[other].words}",
                     cost=0,
                 )
     # What this side applies in one step may be what the other applies in several: forms of one family are tried anyway.
@@ -97,7 +97,7 @@ def _replacements(here: View, x: int, mine: list[tuple[int, str]], there: list[s
                     i,
                     lambda read, f=function.compute: (results_of(f, read(x)),),
                     here=f"the function is {FUNCTIONS[name].words}",
-                    there=function.words,
+                    there=f"the function is {function.words}",
                 )
 
 
@@ -144,7 +144,14 @@ def missing(suspect: Suspect) -> Iterator[Change]:
             name = name_of(operation.kind, operation.attributes)
             words = FUNCTIONS[name].words if name else operation.kind.replace("_", " ")
             kind = missing_kind(name) if name else "missing_function"
-            yield Change(kind, i, lambda read, n=operation.inputs[0]: (read(n),), f"applies {words}", "does not", 0)
+            yield Change(
+                kind,
+                i,
+                lambda read, n=operation.inputs[0]: (read(n),),
+                f"{words} is applied",
+                f"{words} is not applied",
+                0,
+            )
     yield from _removed(here)
     yield from _inserted(here)
 
@@ -166,7 +173,11 @@ def _removed(here: View) -> Iterator[Change]:
                 operation = here.graph.operations[i]
                 if operation.kind not in UNARY and np.allclose(here.output(i), y, rtol=1e-9, atol=1e-12):  # type: ignore[arg-type]
                     yield Change(
-                        "missing_activation", i, lambda read, x=x: (read(x),), f"applies {function.words}", "does not"
+                        "missing_activation",
+                        i,
+                        lambda read, x=x: (read(x),),
+                        f"{function.words} is applied",
+                        f"{function.words} is not applied",
                     )
 
 
@@ -208,8 +219,8 @@ def _insertions(
             kind,
             i,
             here.with_output(i, lambda y: results_of(function, y)),
-            f"does not apply a function{what}",
-            f"applies {words}{what}",
+            f"{words} is not applied{what}",
+            f"{words} is applied{what}",
             cost,
         )
     for i in here.readers(x):
@@ -219,8 +230,8 @@ def _insertions(
                     kind,
                     i,
                     here.with_input(i, position, lambda y: results_of(function, y)),
-                    f"uses {name or 'it'} as it is" if name else "does not apply a function",
-                    f"applies {words}{what}",
+                    f"{name} is used as it is" if name else f"{words} is not applied",
+                    f"{words} is applied{what}",
                     cost,
                 )
 
@@ -275,7 +286,7 @@ def attributes(suspect: Suspect) -> Iterator[Change]:
                 i,
                 here.with_attributes(i, **{attribute: number}),
                 f"{words} is {shown(float(mine))}" if mine is not None else f"{words} is the default",
-                shown(float(number)),
+                f"{words} is {shown(float(number))}",
                 0 if number in known else 1,
             )
 
@@ -325,7 +336,12 @@ def position(suspect: Suspect) -> Iterator[Change]:
 
             where = here.graph.operations[i].kind.replace("_", " ")
             yield from _proposed(
-                here, kind, i, moved_down, f"{words} comes before the {where}", f"{words} comes after it"
+                here,
+                kind,
+                i,
+                moved_down,
+                f"the {words} comes before the {where}",
+                f"the {words} comes after the {where}",
             )
         # Earlier: apply it to what an earlier operation reads, and leave it out here.
         before = here.before(source)
@@ -348,7 +364,12 @@ def position(suspect: Suspect) -> Iterator[Change]:
 
                 where = here.graph.operations[i].kind.replace("_", " ")
                 yield from _proposed(
-                    here, kind, j, moved_up, f"{words} comes after the {where}", f"{words} comes before it"
+                    here,
+                    kind,
+                    j,
+                    moved_up,
+                    f"the {words} comes after the {where}",
+                    f"the {words} comes before the {where}",
                 )
 
 

@@ -56,7 +56,7 @@ def attention_scale(suspect: Suspect) -> Iterator[Change]:
                         i,
                         here.with_attributes(i, scalar=other),
                         f"scores are divided by {scale_words(number, operation.kind)}",
-                        scale_words(other, operation.kind),
+                        f"scores are divided by {scale_words(other, operation.kind)}",
                         0 if other in known else 1,
                     )
         elif operation.kind in _SOFT and here.comes_from(i, ("matmul", "einsum"), 5):
@@ -66,7 +66,7 @@ def attention_scale(suspect: Suspect) -> Iterator[Change]:
                     i,
                     here.with_input(i, 0, lambda x, d=divisor: x / x.dtype.type(d)),
                     "scores are not scaled",
-                    f"divided by {scale_words(divisor, 'divide')}",
+                    f"scores are divided by {scale_words(divisor, 'divide')}",
                 )
 
 
@@ -94,8 +94,8 @@ def softmax_axis(suspect: Suspect) -> Iterator[Change]:
                         "softmax_axis",
                         i,
                         here.with_attributes(i, axis=axis),
-                        f"over axis {mine} of {y.shape}",
-                        f"over axis {axis}",
+                        f"the softmax runs over axis {mine} of {y.shape}",
+                        f"the softmax runs over axis {axis}",
                         0,
                     )
         elif (
@@ -111,8 +111,8 @@ def softmax_axis(suspect: Suspect) -> Iterator[Change]:
                         "softmax_axis",
                         i,
                         here.with_attributes(i, axes=(axis,)),
-                        f"over axis {', '.join(map(str, mine))}",
-                        f"over axis {axis}",
+                        f"the softmax runs over axis {', '.join(map(str, mine))}",
+                        f"the softmax runs over axis {axis}",
                         0,
                     )
 
@@ -146,13 +146,20 @@ def mask(suspect: Suspect) -> Iterator[Change]:
             yield from _added(here, i)
         elif operation.kind in _SOFT and y is not None and y.ndim >= 2:
             yield from _causal(here, i, y)
-            yield Change("masked_rows", i, here.with_output(i, np.nan_to_num), "a row without entries is NaN", "0", 1)
+            yield Change(
+                "masked_rows",
+                i,
+                here.with_output(i, np.nan_to_num),
+                "a row without entries is NaN",
+                "a row without entries is 0",
+                1,
+            )
             yield Change(
                 "masked_rows",
                 i,
                 here.with_output(i, lambda y: np.where(np.isnan(y), 1 / y.shape[-1], y)),
                 "a row without entries is NaN",
-                "the average",
+                "a row without entries is the average",
             )
 
 
@@ -179,14 +186,21 @@ def _where(here: View, i: int) -> Iterator[Change]:
                         i,
                         here.with_attributes(i, scalars=changed),
                         f"the mask puts in {shown(mine)}",
-                        shown(value),
+                        f"the mask puts in {shown(value)}",
                         0 if value in known else 1,
                     )
-    yield Change("mask_sign", i, here.with_input(i, 0, np.logical_not), "uses the mask as it is", "its opposite", 0)
+    yield Change(
+        "mask_sign",
+        i,
+        here.with_input(i, 0, np.logical_not),
+        "the mask is used as it is",
+        "the opposite of the mask is used",
+        0,
+    )
     for n in operation.inputs[1:]:
         x, y = here.number(n), here.output(i)
         if x is not None and y is not None and x.shape == y.shape:
-            yield Change("mask_missing", i, lambda read, n=n: (read(n),), "applies a mask", "does not", 0)
+            yield Change("mask_missing", i, lambda read, n=n: (read(n),), "a mask is applied", "no mask is applied", 0)
     yield from _turned(here, i, 0)
 
 
@@ -201,15 +215,22 @@ def _added(here: View, i: int) -> Iterator[Change]:
             continue
         low = float(added.min())
         yield Change(
-            "mask_missing", i, lambda read, m=operation.inputs[1 - k]: (read(m),), "adds a mask", "does not", 0
+            "mask_missing",
+            i,
+            lambda read, m=operation.inputs[1 - k]: (read(m),),
+            "a mask is added",
+            "no mask is added",
+            0,
         )
-        yield Change("mask_sign", i, here.with_input(i, k, np.negative), "adds the mask", "subtracts it", 1)
+        yield Change(
+            "mask_sign", i, here.with_input(i, k, np.negative), "the mask is added", "the mask is subtracted", 1
+        )
         yield Change(
             "mask_sign",
             i,
             here.with_input(i, k, lambda m, low=low: np.where(m == low, 0, low).astype(m.dtype)),
-            "uses the mask as it is",
-            "its opposite",
+            "the mask is used as it is",
+            "the opposite of the mask is used",
             1,
         )
         for value in _FILLS:
@@ -218,7 +239,7 @@ def _added(here: View, i: int) -> Iterator[Change]:
                 i,
                 here.with_input(i, k, lambda m, v=value, low=low: np.where(m == low, v, m).astype(m.dtype)),
                 f"the mask adds {shown(low)}",
-                shown(value),
+                f"the mask adds {shown(value)}",
             )
         yield from _turned(here, i, k)
 
@@ -231,7 +252,11 @@ def _turned(here: View, i: int, k: int) -> Iterator[Change]:
         return
     swap: Callable[[NDArray], NDArray] = lambda m: np.swapaxes(m, -1, -2)  # noqa: E731
     yield Change(
-        "mask_axis", i, here.with_input(i, k, swap), f"the mask has shape {array.shape}", "rows and columns swapped"
+        "mask_axis",
+        i,
+        here.with_input(i, k, swap),
+        f"the mask has shape {array.shape}",
+        "rows and columns of the mask are swapped",
     )
     if array.shape[-1] == array.shape[-2]:
         for step in (1, -1):
@@ -239,8 +264,8 @@ def _turned(here: View, i: int, k: int) -> Iterator[Change]:
                 "causal_mask",
                 i,
                 here.with_input(i, k, lambda m, s=step: _shifted(m, s)),
-                "the mask begins where it does",
-                f"one column further to the {'right' if step > 0 else 'left'}",
+                "the mask begins at one column",
+                f"the mask begins one column further to the {'right' if step > 0 else 'left'}",
             )
 
 
@@ -263,6 +288,6 @@ def _causal(here: View, i: int, y: NDArray) -> Iterator[Change]:
             "causal_mask",
             i,
             here.with_input(i, 0, lambda x, s=seen: np.where(s, x, -np.inf).astype(x.dtype)),
-            "no causal mask",
-            words,
+            "no causal mask is applied",
+            f"{words} is applied",
         )

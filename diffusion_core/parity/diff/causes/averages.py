@@ -81,7 +81,7 @@ def average_findings(
     if not any(has):
         return []
     if not all(has):
-        words = ("a moving average of the weights is kept", "none is kept")
+        words = ("a moving average of the weights is kept", "no moving average is kept")
         return [_finding("ema_missing", words if has[0] else words[::-1], 1.0, "unknown")]
     rules = []
     for side, start in ((a, start_a), (b, start_b)):

@@ -8,7 +8,7 @@ def epsilon(suspect):
             for value in suspect.numbers("epsilon", (1e-3, 1e-5, 1e-6, 1e-8, 1e-12)):
                 yield Change(
                     "norm_epsilon", i, lambda read, v=value: (read(operation.inputs[0]) + v,),
-                    here=f"epsilon is {operation.attributes['scalar']:g}", there=f"{value:g}",
+                    here=f"epsilon is {operation.attributes['scalar']:g}", there=f"epsilon is {value:g}",
                 )
 """
 
@@ -34,8 +34,8 @@ class Change:
         operation: index of the operation in the graph of the suspect.
         compute: from a function that reads values, the new outputs of the operation. Values come from this side, run on
             the other side's values: those upstream of the operation, its old outputs, and nothing downstream.
-        here: what this side does, as "epsilon is 0.001".
-        there: what makes both sides agree, as "1e-05".
+        here: what this side does, a sentence with a subject, as "epsilon is 0.001".
+        there: what makes both sides agree, likewise, as "epsilon is 1e-05".
         cost: changes of a lower cost are tried first: 0 for a number that the other side has, 1 for a number or form
             from the catalogue, 2 for a search.
     """

@@ -139,8 +139,8 @@ def constant(suspect: Suspect) -> Iterator[Change]:
                 _MISSING[operation.kind] if neutral and kind == "constant" else kind,
                 i,
                 here.with_attributes(i, scalar=number),
-                f"{words_of(operation)} {shown(mine)}",
-                "does not" if neutral else shown(number),
+                words_of(operation, mine),
+                words_of(operation, number) if not neutral else missing_words(operation),
                 0 if number in known and not neutral else 1,
             )
 
@@ -156,16 +156,30 @@ def numbers_for(here: View, kind: str) -> list[float]:
     return known
 
 
-def words_of(operation: Operation) -> str:
-    """Say what an operation does with its number."""
-    reverse = bool(operation.attributes.get("reverse"))
-    words = {
-        "add": "adds", "subtract": "subtracts from" if reverse else "subtracts", "multiply": "multiplies by",
-        "divide": "divides it into" if reverse else "divides by",
-        "power": "is an exponent of" if reverse else "takes the power",
-        "maximum": "takes the maximum with", "minimum": "takes the minimum with",
-    }  # fmt: skip
-    return words.get(operation.kind, f"the number of {operation.kind.replace('_', ' ')} is")
+# What an operation does with its number; the second of two is for the number in front.
+_SUBJECTS = {
+    "add": ("the number added is", "the number added is"),
+    "subtract": ("the number subtracted is", "the number from which it is subtracted is"),
+    "multiply": ("the factor is", "the factor is"),
+    "divide": ("the divisor is", "the number that is divided is"),
+    "power": ("the exponent is", "the base of the power is"),
+    "maximum": ("the lower bound is", "the lower bound is"),
+    "minimum": ("the upper bound is", "the upper bound is"),
+}
+_NOUNS = {"add": "number", "subtract": "number", "multiply": "factor", "divide": "divisor", "power": "power"}
+
+
+def words_of(operation: Operation, number: float) -> str:
+    """Say which number an operation has."""
+    usual = f"the number of the {operation.kind.replace('_', ' ')} is"
+    subject = _SUBJECTS.get(operation.kind, (usual, usual))[bool(operation.attributes.get("reverse"))]
+    return f"{subject} {shown(number)}"
+
+
+def missing_words(operation: Operation) -> str:
+    """Say that an operation with a number is not there."""
+    noun = _NOUNS.get(operation.kind, operation.kind)
+    return f"no {noun} is {'added' if operation.kind == 'add' else 'there'}"
 
 
 def frequencies(here: View, i: int) -> list[float]:
@@ -275,7 +289,8 @@ def solved(suspect: Suspect) -> Iterator[Change]:
 
 def _scaled(here: View, places: list[tuple[int, int | None]], kind: str, c: float, d: float) -> Iterator[Change]:
     """Yield a value times c plus d, where it is made and where each operation reads it."""
-    parts = [f"multiplies by {shown(c)}"] * (c != 1) + [f"adds {shown(d)}"] * (d != 0)
+    parts = [f"a factor of {shown(c)} is applied"] * (c != 1) + [f"an offset of {shown(d)} is added"] * (d != 0)
+    nouns = ["factor"] * (c != 1) + ["offset"] * (d != 0)
 
     def function(x: np.ndarray) -> np.ndarray:
         return (x * c + d).astype(x.dtype, copy=False)
@@ -283,9 +298,11 @@ def _scaled(here: View, places: list[tuple[int, int | None]], kind: str, c: floa
     for i, position in places:
         compute = here.with_output(i, function) if position is None else here.with_input(i, position, function)
         if d == 0 and c and scores(here, i):
-            yield Change("attention_scale", i, compute, "scores are not scaled", f"divided by {scale_words(c)}")
+            yield Change(
+                "attention_scale", i, compute, "scores are not scaled", f"scores are divided by {scale_words(c)}"
+            )
             continue
-        yield Change(kind, i, compute, "does not" if len(parts) == 1 else "neither", " and ".join(parts), 1)
+        yield Change(kind, i, compute, f"no {' and no '.join(nouns)} is applied", " and ".join(parts), 1)
 
 
 @cause("missing_bias", "a bias that one side does not add", "bias= in torch, use_bias= in Keras")
@@ -311,23 +328,25 @@ def bias(suspect: Suspect) -> Iterator[Change]:
                 "doubled_bias" if twice else "missing_bias",
                 i,
                 lambda read, m=operation.inputs[1 - k]: (read(m),),
-                f"adds {name} twice" if twice else f"adds {name}",
-                "once" if twice else "does not",
+                f"{name} is added twice" if twice else f"{name} is added",
+                f"{name} is added once" if twice else f"{name} is not added",
                 0,
             )
             yield Change(
                 "doubled_bias",
                 i,
                 here.with_input(i, k, lambda b: 2 * b),
-                f"adds {name} once",
-                "adds it twice",
+                f"{name} is added once",
+                f"{name} is added twice",
                 0,
             )
             yield Change(
                 "doubled_bias",
                 i,
                 here.with_input(i, k, lambda b: b / 2),
-                f"adds {name} as it is",
-                "adds half of it",
+                f"{name} is added as it is",
+                f"half of {name} is added",
             )
-            yield Change("bias_sign", i, here.with_input(i, k, np.negative), f"adds {name}", "subtracts it")
+            yield Change(
+                "bias_sign", i, here.with_input(i, k, np.negative), f"{name} is added", f"{name} is subtracted"
+            )

@@ -42,7 +42,12 @@ def dropout(suspect: Suspect) -> Iterator[Change]:
                            and x.shape == y.shape]  # type: ignore[union-attr] # fmt: skip
             for m in before:
                 yield Change(
-                    "dropout_on", i, lambda read, m=m: (read(m),), "drops random numbers (or adds noise)", "does not", 0
+                    "dropout_on",
+                    i,
+                    lambda read, m=m: (read(m),),
+                    "dropout or noise is on",
+                    "dropout or noise is off",
+                    0,
                 )
             # What follows may still scale by 1 / (1 - rate).
             for j in here.after(operation.outputs)[:3]:
@@ -52,8 +57,8 @@ def dropout(suspect: Suspect) -> Iterator[Change]:
                         "dropout_on",
                         j,
                         lambda read, n=n: (read(n),),
-                        "drops random numbers (or adds noise)",
-                        "does not",
+                        "dropout or noise is on",
+                        "dropout or noise is off",
                         0,
                     )
     for i, operation in here.operations:
@@ -71,5 +76,9 @@ def dropout(suspect: Suspect) -> Iterator[Change]:
             if any(abs(number - x) < 1e-12 for x in (kept, 1 / kept)):
                 n = operation.inputs[0]
                 yield Change(
-                    "dropout_scale", i, lambda read, n=n: (read(n),), f"scales by {shown(float(number))}", "does not"
+                    "dropout_scale",
+                    i,
+                    lambda read, n=n: (read(n),),
+                    f"the factor is {shown(float(number))}",
+                    "no factor is there",
                 )

@@ -13,6 +13,8 @@ from diffusion_core.parity.diff.causes.view import View, shown, view
 
 _TRIGONOMETRIC = ("sin", "cos")
 
+_IN_TURN = "sines and cosines stand one by one in turn"
+
 
 @cause(
     "time_embedding_order",
@@ -35,7 +37,7 @@ def time_order(suspect: Suspect) -> Iterator[Change]:
                 "sines" if here.graph.producer.get(inputs[0]) is not None and _is_sine(here, inputs[0]) else "cosines"
             )
             other = "cosines" if first == "sines" else "sines"
-            yield Change("time_embedding_order", i, swapped, f"{first} come first", f"{other} first", -1)
+            yield Change("time_embedding_order", i, swapped, f"{first} come first", f"{other} come first", -1)
         if operation.kind == "concat":
 
             def interleaved(read: Read, inputs: tuple[int, ...] = inputs, axis: int = axis) -> tuple:
@@ -43,9 +45,7 @@ def time_order(suspect: Suspect) -> Iterator[Change]:
                 y = np.stack(parts, axis + 1)
                 return (y.reshape(np.concatenate(parts, axis).shape),)
 
-            yield Change(
-                "time_embedding_order", i, interleaved, "sines and cosines in two halves", "one by one in turn", -1
-            )
+            yield Change("time_embedding_order", i, interleaved, "sines and cosines stand in two halves", _IN_TURN, -1)
     # Stacked and flattened here: in two halves there.
     for i, operation in here.operations:
         y = here.output(i)
@@ -56,7 +56,7 @@ def time_order(suspect: Suspect) -> Iterator[Change]:
             y = here.evaluate(i, [read(n) for n in here.graph.operations[i].inputs])[0]
             return (np.concatenate((y[..., 0::2], y[..., 1::2]), -1),)
 
-        yield Change("time_embedding_order", i, halves, "sines and cosines one by one in turn", "in two halves", -1)
+        yield Change("time_embedding_order", i, halves, _IN_TURN, "sines and cosines stand in two halves", -1)
 
 
 def _is_sine(here: View, number: int) -> bool:
@@ -88,8 +88,8 @@ def table(suspect: Suspect) -> Iterator[Change]:
                         "frequency_table",
                         i,
                         lambda read, o=other: (o,),
-                        f"10000 ** (-i / {math.log(1e4) / step:.6g})",
-                        f"{base:g} ** (-i / {divisor:g})",
+                        f"frequency i is 10000 ** (-i / {math.log(1e4) / step:.6g})",
+                        f"frequency i is {base:g} ** (-i / {divisor:g})",
                     )
 
 
@@ -113,8 +113,8 @@ def constant_array(suspect: Suspect) -> Iterator[Change]:
                     "constant_array",
                     i,
                     lambda read, o=same: (o,),
-                    few(array),
-                    few(other),
+                    f"the array is {few(array)}",
+                    f"the array is {few(other)}",
                 )
 
 
@@ -146,7 +146,7 @@ def lookup(suspect: Suspect) -> Iterator[Change]:
                     i,
                     lambda read, a=array, d=d: ((a.astype(np.int64) + d).astype(a.dtype),),
                     f"positions begin at {start}",
-                    f"at {start + d}",
+                    f"positions begin at {start + d}",
                     0,
                 )
         if operation.kind == "gather" and len(operation.inputs) == 2:
@@ -162,7 +162,9 @@ def lookup(suspect: Suspect) -> Iterator[Change]:
                     inputs = [read(n) for n in here.graph.operations[i].inputs]
                     return tuple(here.evaluate(i, [inputs[0], (inputs[1].astype(np.int64) + d) % size]))
 
-                yield Change(kind, i, moved, "looks up row i", f"row i {'+' if d > 0 else '-'} {abs(d)}", 0)
+                yield Change(
+                    kind, i, moved, "row i is looked up", f"row i {'+' if d > 0 else '-'} {abs(d)} is looked up", 0
+                )
             if axis == 0 and indices.dtype.kind in "iu" and indices.size:
                 for row in (0, 1, size - 1):
                     yield Change("padding_row", i, _zeroed(here, i, row), f"row {row} is used", f"row {row} is zero")
@@ -174,7 +176,7 @@ def lookup(suspect: Suspect) -> Iterator[Change]:
                     indices = read(here.graph.operations[i].inputs[0])
                     return tuple(here.evaluate(i, [indices + d]))
 
-                yield Change("label_offset", i, hot, "label i", f"label i {'+' if d > 0 else '-'} 1", 0)
+                yield Change("label_offset", i, hot, "label i is used", f"label i {'+' if d > 0 else '-'} 1 is used", 0)
         elif operation.kind == "slice" and here.is_parameter(operation.inputs[0]):
             yield from _slices(here, i)
 
@@ -226,7 +228,9 @@ def _reordered(here: View, i: int, table: NDArray, indices: NDArray) -> Iterator
                 return tuple(here.evaluate(i, [given[0], np.vectorize(lambda v: rows.get(int(v), int(v)))(given[1])]))
 
             first = next(a for a, b in rows.items() if a != b)
-            yield Change("lookup_order", i, compute, f"index {first} is row {first}", f"row {rows[first]}", 0)
+            yield Change(
+                "lookup_order", i, compute, f"index {first} is row {first}", f"index {first} is row {rows[first]}", 0
+            )
 
 
 def _slices(here: View, i: int) -> Iterator[Change]:
@@ -248,7 +252,14 @@ def _slices(here: View, i: int) -> Iterator[Change]:
                     cut[axis] = slice(first, first + m)
                     return (read(operation.inputs[0])[tuple(cut)],)
 
-                yield Change("position_offset", i, compute, f"takes rows from {start} on", f"from {first} on", 0)
+                yield Change(
+                    "position_offset",
+                    i,
+                    compute,
+                    f"rows are taken from {start} on",
+                    f"rows are taken from {first} on",
+                    0,
+                )
 
 
 @cause("label_order", "the order of the classes", "names sorted as text put 10 before 2; save the list with the model")
@@ -272,8 +283,11 @@ def unit_order(suspect: Suspect) -> Iterator[Change]:
                 )
                 as_text = sorted(range(len(order)), key=str)
                 moved = ", ".join(map(str, order[:12])) + (" ..." if len(order) > 12 else "")
-                plain, text = "units in the order of their numbers", "units in the order of their numbers as text"
-                mine, there = "units 0, 1, 2, ...", f"in the order {moved}"
+                plain, text = (
+                    "units stand in the order of their numbers",
+                    "units stand in the order of their numbers as text",
+                )
+                mine, there = "units stand in the order 0, 1, 2, ...", f"units stand in the order {moved}"
                 if order == as_text:
                     mine, there = plain, text
                 elif order == np.argsort(as_text).tolist():
@@ -325,13 +339,17 @@ def time_scale(suspect: Suspect) -> Iterator[Change]:
                 continue
             for c in (1000.0, 1e-3, 999.0, 1 / 999, 2 * math.pi, 1 / (2 * math.pi)):
                 yield Change(
-                    "time_scale", i, here.with_input(i, k, lambda t, c=c: t * c), "uses t as it is", f"times {shown(c)}"
+                    "time_scale",
+                    i,
+                    here.with_input(i, k, lambda t, c=c: t * c),
+                    "the time is t",
+                    f"the time is {shown(c)} t",
                 )
             for d in (1, -1):
                 yield Change(
                     "time_scale",
                     i,
                     here.with_input(i, k, lambda t, d=d: t + np.asarray(d, t.dtype)),
-                    "uses t as it is",
-                    f"t {'+' if d > 0 else '-'} 1",
+                    "the time is t",
+                    f"the time is t {'+' if d > 0 else '-'} 1",
                 )

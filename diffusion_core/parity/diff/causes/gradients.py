@@ -95,7 +95,7 @@ def _frozen(walk: Walk, alignment: Alignment) -> list[Finding]:
         in_a, in_b = pair.a_name in a.frozen, pair.b_name in b.frozen
         both = pair.a_name in a.parameters and pair.b_name in b.parameters
         if both and in_a != in_b:
-            words = {True: "is frozen", False: "is trained"}
+            words = {True: "the parameter is frozen", False: "the parameter is trained"}
             kind, title, advice = _FROZEN
             places = (_parameter_place(walk.a, pair.a_name), _parameter_place(walk.b, pair.b_name))
             findings.append(
@@ -231,7 +231,7 @@ def _explained(walk: Walk, number: int, mine: NDArray, others: list[NDArray], li
                     place = graph.place(chosen[0])
                     cut = _cut_place(walk.a if of_b else walk.b, meeting.a if of_b else number)
                     places = (cut or a_place, place) if of_b else (place, cut or b_place)
-                    does = ("cuts the gradient", "lets the gradient through")
+                    does = ("the gradient is cut", "the gradient is passed on")
                     left = float(np.max(np.abs(other - without)))
                     return Finding(
                         "gradient",

@@ -92,9 +92,11 @@ def _padded(kind: str, kinds: Sequence[str], strided: bool | None) -> Any:
             steps = max(operation.attributes["strides"]) > 1
             if strided is not None and steps != strided:
                 continue
-            here = f"pads {_padding_words(operation.attributes['padding'])}"
+            here = f"the padding is {_padding_words(operation.attributes['padding'])}"
             for padding, cost in _paddings(suspect, operation):
-                yield Change(kind, i, _with(operation, padding=padding), here, _padding_words(padding), cost)
+                yield Change(
+                    kind, i, _with(operation, padding=padding), here, f"the padding is {_padding_words(padding)}", cost
+                )
 
     return function
 
@@ -128,17 +130,28 @@ def _toggled(kind: str, kinds: Sequence[str], name: str, words: dict[bool, str])
 
 cause(
     "ceil_mode", "the rounding of the output size of a pool", "ceil_mode= in torch; Keras rounds down without padding"
-)(_toggled("ceil_mode", _POOLS, "ceil_mode", {True: "rounds its size up (ceil_mode)", False: "rounds its size down"}))
+)(
+    _toggled(
+        "ceil_mode",
+        _POOLS,
+        "ceil_mode",
+        {True: "the size is rounded up (ceil_mode)", False: "the size is rounded down"},
+    )
+)
 cause(
     "count_include_pad",
     "whether an average pool counts its padding",
     'count_include_pad=False in torch is what Keras\'s padding="same" does',
 )(
     _toggled(
-        "count_include_pad", ["avg_pool"], "count_include_pad", {True: "counts the padding", False: "leaves it out"}
+        "count_include_pad",
+        ["avg_pool"],
+        "count_include_pad",
+        {True: "the padding is counted", False: "the padding is not counted"},
     )
 )
 
+_AS_IT_IS = "the kernel is used as it is"
 _RESIZED = {"mode", "align_corners", "half_pixel", "antialias", "scale"}
 
 
@@ -158,12 +171,13 @@ def interpolation(suspect: Suspect) -> Iterator[Change]:
             if differs and not (corners and half):
                 here, there = (", ".join(_resize_words(n, which[n]) for n in differs) for which in (now, then))
                 compute = _with(operation, **then)
-                yield Change("interpolation_mode", i, compute, f"resizes with {here}", there, min(2, len(differs) - 1))
+                words = f"the resize has {here}", f"the resize has {there}"
+                yield Change("interpolation_mode", i, compute, *words, min(2, len(differs) - 1))
 
 
 def _resize_words(name: str, value: Any) -> str:
     words = {
-        "mode": f"mode {value}",
+        "mode": f"the mode {value}",
         "align_corners": "corners aligned" if value else "corners not aligned",
         "half_pixel": "pixel centres at one half" if value else "pixel centres at whole numbers",
         "antialias": "antialiasing" if value else "no antialiasing",
@@ -187,8 +201,8 @@ def concat_order(suspect: Suspect) -> Iterator[Change]:
                     lambda read, operation=operation, inputs=inputs: rules.evaluate(
                         operation, [read(n) for n in inputs]
                     ),
-                    f"concatenates its inputs in the order {usual}",
-                    f"the order {names}",
+                    f"inputs are concatenated in the order {usual}",
+                    f"inputs are concatenated in the order {names}",
                     -1,
                 )
 
@@ -199,8 +213,10 @@ def concat_axis(suspect: Suspect) -> Iterator[Change]:
     for i, operation in _of_kind(suspect, "concat"):
         for axis in range(suspect.read(operation.inputs[0]).ndim):
             if axis != operation.attributes["axis"]:
-                here = f"concatenates along axis {operation.attributes['axis']}"
-                yield Change("concat_axis", i, _with(operation, axis=axis), here, f"axis {axis}")
+                here = f"the concatenation is along axis {operation.attributes['axis']}"
+                yield Change(
+                    "concat_axis", i, _with(operation, axis=axis), here, f"the concatenation is along axis {axis}"
+                )
 
 
 @cause(
@@ -225,7 +241,8 @@ def stride_offset(suspect: Suspect) -> Iterator[Change]:
             if abs(step) > 1
         ]
         for shift in range(1, max(steps, default=1)):
-            here, there = f"begins at {begins[0]} of every {steps[0]}", f"{(begins[0] + shift) % steps[0]}"
+            first = (begins[0] + shift) % steps[0]
+            here, there = (f"the slice begins at {n} of every {steps[0]}" for n in (begins[0], first))
             yield Change("stride_offset", i, _shifted(chain, shift), here, there, 0)
 
 
@@ -283,8 +300,8 @@ def flatten_order(suspect: Suspect) -> Iterator[Change]:
                         "flatten_order",
                         i,
                         _reordered(operation, place, before.shape, (0, *order)),
-                        f"flattens {_order_words(axes, axes)}",
-                        _order_words(list(order), axes),
+                        f"axes are flattened in {_order_words(axes, axes)}",
+                        f"axes are flattened in {_order_words(list(order), axes)}",
                         0 if list(order) in ([*axes[1:], axes[0]], [axes[-1], *axes[:-1]]) else 1,
                     )
 
@@ -292,7 +309,7 @@ def flatten_order(suspect: Suspect) -> Iterator[Change]:
 def _order_words(order: Sequence[int], axes: Sequence[int]) -> str:
     text = " ".join(map(str, order))
     if list(order) == list(axes):
-        return f"its axes in the order {text}"
+        return f"the order {text}"
     if list(order) == [*axes[1:], axes[0]]:
         return f"the order {text} (channels last)"
     if list(order) == [axes[-1], *axes[:-1]]:
@@ -329,8 +346,8 @@ def reshape_order(suspect: Suspect) -> Iterator[Change]:
                     lambda read, n=operation.inputs[0], other=other, axis=axis: (
                         np.swapaxes(read(n).reshape(other), axis, axis + 1),
                     ),
-                    f"splits an axis into {shape[axis]} x {shape[axis + 1]}",
-                    f"{shape[axis + 1]} x {shape[axis]}, and exchanges them",
+                    f"an axis is split into {shape[axis]} x {shape[axis + 1]}",
+                    f"an axis is split into {shape[axis + 1]} x {shape[axis]}, which are exchanged",
                 )
         for axis in range(len(before) - 1):
             if before[axis] > 1 and before[axis + 1] > 1 and len(shape) < len(before):
@@ -340,8 +357,8 @@ def reshape_order(suspect: Suspect) -> Iterator[Change]:
                     lambda read, n=operation.inputs[0], shape=shape, axis=axis: (
                         np.swapaxes(read(n), axis, axis + 1).reshape(shape),
                     ),
-                    f"merges axes of {before[axis]} and {before[axis + 1]}",
-                    "the same with these two exchanged",
+                    f"axes of {before[axis]} and {before[axis + 1]} are merged",
+                    f"axes of {before[axis]} and {before[axis + 1]} are exchanged and merged",
                 )
 
 
@@ -353,8 +370,8 @@ def axis_order(suspect: Suspect) -> Iterator[Change]:
         now = list(operation.attributes["axes"])
         for order in itertools.permutations(range(len(shape))) if len(shape) <= 5 else ():
             if list(order) != now and [shape[k] for k in order] == [shape[k] for k in now]:
-                here = f"the axes come in the order {' '.join(map(str, now))}"
-                yield Change("axis_order", i, _with(operation, axes=list(order)), here, " ".join(map(str, order)), 1)
+                here, there = (f"axes come in the order {' '.join(map(str, each))}" for each in (now, order))
+                yield Change("axis_order", i, _with(operation, axes=list(order)), here, there, 1)
 
 
 @cause(
@@ -365,8 +382,8 @@ def axis_order(suspect: Suspect) -> Iterator[Change]:
 def shuffle_order(suspect: Suspect) -> Iterator[Change]:
     """Count the channels of a pixel shuffle in the other order."""
     words = {
-        "CRD": "counts channels before the block (PixelShuffle)",
-        "DCR": "the block before channels (depth_to_space)",
+        "CRD": "channels are counted before the block (PixelShuffle)",
+        "DCR": "the block is counted before channels (depth_to_space)",
     }
     for i, operation in _of_kind(suspect, "depth_to_space", "space_to_depth"):
         now = operation.attributes["order"]
@@ -383,13 +400,23 @@ def padding_mode(suspect: Suspect) -> Iterator[Change]:
     """Pad with other numbers."""
     for i, operation in _of_kind(suspect, "pad"):
         now = operation.attributes.get("mode", "constant")
-        here = f"pads in mode {now}" + (f" with {operation.attributes.get('value', 0):g}" if now == "constant" else "")
+        here = f"the padding has the mode {now}" + (
+            f" with {operation.attributes.get('value', 0):g}" if now == "constant" else ""
+        )
         for mode in ("constant", "reflect", "replicate", "circular"):
             if mode != now:
-                yield Change("padding_mode", i, _with(operation, mode=mode, value=0), here, f"mode {mode}")
+                yield Change(
+                    "padding_mode", i, _with(operation, mode=mode, value=0), here, f"the padding has the mode {mode}"
+                )
         for value in (0.0, float("-inf"), 1.0, -1.0):
             if now == "constant" and value != operation.attributes.get("value", 0):
-                yield Change("padding_mode", i, _with(operation, value=value), here, f"{value:g}")
+                yield Change(
+                    "padding_mode",
+                    i,
+                    _with(operation, value=value),
+                    here,
+                    f"the padding has the mode constant with {value:g}",
+                )
 
 
 @cause(
@@ -403,8 +430,8 @@ def padding_side(suspect: Suspect) -> Iterator[Change]:
         even = [[(before + after) // 2, (before + after + 1) // 2] for before, after in now]
         for other in (moved, even, [pair[::-1] for pair in even]):
             if other != now:
-                here = f"pads {_padding_words([pair for pair in now if any(pair)])}"
-                there = _padding_words([pair for pair in other if any(pair)])
+                here = f"the padding is {_padding_words([pair for pair in now if any(pair)])}"
+                there = f"the padding is {_padding_words([pair for pair in other if any(pair)])}"
                 yield Change("padding_side", i, _with(operation, padding=other), here, there)
 
 
@@ -420,7 +447,9 @@ def window_step(suspect: Suspect) -> Iterator[Change]:
             for value in _there(suspect, name, operation.kind):
                 if list(value) != list(operation.attributes[name]):
                     now = operation.attributes[name]
-                    yield Change("window_step", i, _with(operation, **{name: value}), f"{name} {now}", f"{value}", 0)
+                    noun = "stride" if name == "strides" else name
+                    here, there = (f"the {noun} is {' x '.join(map(str, each))}" for each in (now, value))
+                    yield Change("window_step", i, _with(operation, **{name: value}), here, there, 0)
 
 
 @cause(
@@ -437,20 +466,20 @@ def kernel_order(suspect: Suspect) -> Iterator[Change]:
             "kernel_order",
             i,
             _kernel(operation, lambda w, s=space: np.flip(w, s)),
-            "uses its kernel as it is",
-            "flipped",
+            _AS_IT_IS,
+            "the kernel is flipped",
         )
         if len(space) == 2:
             swapped = _kernel(operation, lambda w, s=space: np.swapaxes(w, *s))
-            yield Change("kernel_order", i, swapped, "uses its kernel as it is", "with height and width exchanged")
+            yield Change("kernel_order", i, swapped, _AS_IT_IS, "height and width of the kernel are exchanged")
         others = [axis for axis in range(len(letters)) if axis not in space]
         exchanged = _kernel(operation, lambda w, o=others: np.swapaxes(w, *o))
-        yield Change("kernel_order", i, exchanged, "uses its kernel as it is", "with inputs and outputs exchanged")
+        yield Change("kernel_order", i, exchanged, _AS_IT_IS, "inputs and outputs of the kernel are exchanged")
     for i, operation in _of_kind(suspect, "matmul"):
         for place in (0, 1):
             if suspect.graph.names.get(operation.inputs[place]):
                 transposed = _kernel(operation, lambda w: np.swapaxes(w, -1, -2), place)
-                yield Change("kernel_order", i, transposed, "uses its matrix as it is", "transposed")
+                yield Change("kernel_order", i, transposed, "the matrix is used as it is", "the matrix is transposed")
 
 
 def _kernel(operation: Operation, change: Any, place: int = 1) -> Any:

@@ -70,7 +70,7 @@ def epsilon(suspect: Suspect) -> Iterator[Change]:
             if form == mine and value == number:
                 continue
             if form == mine:
-                texts = f"epsilon is {shown(number)}", shown(value)
+                texts = f"epsilon is {shown(number)}", f"epsilon is {shown(value)}"
             else:
                 texts = f"epsilon {shown(number)} {_FORMS[mine][0]}", f"epsilon {shown(value)} {words}"
             yield Change(
@@ -103,7 +103,7 @@ def _missing_epsilon(here: View, known: Sequence[float]) -> Iterator[Change]:
                     i,
                     here.with_output(i, lambda y, v=value: y + y.dtype.type(v)),
                     "epsilon is not added to the root",
-                    shown(value),
+                    f"epsilon {shown(value)} is added to the root",
                     cost,
                 )
                 yield Change(
@@ -111,16 +111,20 @@ def _missing_epsilon(here: View, known: Sequence[float]) -> Iterator[Change]:
                     i,
                     here.with_output(i, lambda y, v=value: np.sqrt(np.square(y) + y.dtype.type(v))),
                     "epsilon is not added under the root",
-                    shown(value),
+                    f"epsilon {shown(value)} is added under the root",
                     cost,
                 )
             if operation.kind != "norm":
-                for words, function in (
-                    ("epsilon is not added", lambda x, v=value: x + x.dtype.type(v)),
-                    ("there is no least value", lambda x, v=value: np.maximum(x, x.dtype.type(v))),
+                for words, there, function in (
+                    ("epsilon is not added", f"epsilon is {shown(value)}", lambda x, v=value: x + x.dtype.type(v)),
+                    (
+                        "a least value is not set",
+                        f"the least value is {shown(value)}",
+                        lambda x, v=value: np.maximum(x, x.dtype.type(v)),
+                    ),
                 ):
                     if operation.kind != "std":
-                        yield Change("norm_epsilon", i, here.with_input(i, k, function), words, shown(value), cost)
+                        yield Change("norm_epsilon", i, here.with_input(i, k, function), words, there, cost)
 
 
 @cause(
@@ -139,8 +143,8 @@ def variance_bias(suspect: Suspect) -> Iterator[Change]:
                 "variance_bias",
                 i,
                 here.with_attributes(i, ddof=1 - min(mine, 1)),
-                f"divides the squares {names.get(mine, f'by n - {mine}')}",
-                names[1 - min(mine, 1)],
+                f"the sum of squares is divided {names.get(mine, f'by n - {mine}')}",
+                f"the sum of squares is divided {names[1 - min(mine, 1)]}",
                 0,
             )
         elif operation.kind == "mean" and (
@@ -154,8 +158,8 @@ def variance_bias(suspect: Suspect) -> Iterator[Change]:
                     "variance_bias",
                     i,
                     here.with_output(i, lambda y, n=n: y * (n / (n - 1))),
-                    f"divides the squares {names[0]}",
-                    names[1],
+                    f"the sum of squares is divided {names[0]}",
+                    f"the sum of squares is divided {names[1]}",
                     0,
                 )
         elif operation.kind in ("divide", "multiply") and here.comes_from(i, ("sum", "mean", "variance"), 2):
@@ -170,8 +174,8 @@ def variance_bias(suspect: Suspect) -> Iterator[Change]:
                     "variance_bias",
                     i,
                     here.with_attributes(i, scalar=1.0),
-                    f"divides the squares {names[1]}",
-                    names[0],
+                    f"the sum of squares is divided {names[1]}",
+                    f"the sum of squares is divided {names[0]}",
                     0,
                 )
             if number:
@@ -180,7 +184,11 @@ def variance_bias(suspect: Suspect) -> Iterator[Change]:
                     if other > 0:
                         value = float(other) if operation.kind == "divide" else 1 / other
                         yield Change(
-                            "variance_bias", i, here.with_attributes(i, scalar=value), f"divides by {n}", f"{other}"
+                            "variance_bias",
+                            i,
+                            here.with_attributes(i, scalar=value),
+                            f"the divisor is {n}",
+                            f"the divisor is {other}",
                         )
 
 
@@ -201,8 +209,8 @@ def scale(suspect: Suspect) -> Iterator[Change]:
                 "norm_scale",
                 i,
                 lambda read, m=operation.inputs[1 - k]: (read(m),),
-                f"multiplies by {name}",
-                "does not",
+                f"the factor is {name}",
+                f"{name} is not used",
                 0,
             )
             for words, function in (
@@ -210,7 +218,14 @@ def scale(suspect: Suspect) -> Iterator[Change]:
                 (f"{name} - 1", lambda g: g - 1),
                 (f"the absolute value of {name}", np.abs),
             ):
-                yield Change("norm_scale", i, here.with_input(i, k, function), f"multiplies by {name}", words, 1)
+                yield Change(
+                    "norm_scale",
+                    i,
+                    here.with_input(i, k, function),
+                    f"the factor is {name}",
+                    f"the factor is {words}",
+                    1,
+                )
 
 
 @dataclass(frozen=True)
@@ -258,9 +273,11 @@ class Norm:
     def words(self, ndim: int) -> str:
         """Say what is averaged over."""
         space = tuple(a for a in range(1, ndim) if a != self.channel)
-        mean = "" if self.centred else ", mean kept"
+        mean = "" if self.centred else ", and is not subtracted"
         if self.groups > 1:
-            return f"{self.groups} groups of {'interleaved' if self.interleaved else 'neighbouring'} channels{mean}"
+            return (
+                f"over {self.groups} groups of {'interleaved' if self.interleaved else 'neighbouring'} channels{mean}"
+            )
         if set(self.axes) == {self.channel}:
             return f"over the channels of each position{mean}"
         if set(self.axes) == {*space, self.channel}:
@@ -409,7 +426,7 @@ def _reformed(
         kind = "norm_epsilon"
     else:
         kind = "norm_axes"
-    return Change(kind, i, compute, f"normalises {mine.words(ndim)}", other.words(ndim), 0)
+    return Change(kind, i, compute, f"the mean is {mine.words(ndim)}", f"the mean is {other.words(ndim)}", 0)
 
 
 @cause(
@@ -445,8 +462,8 @@ def statistics(suspect: Suspect) -> Iterator[Change]:
                             "norm_statistics",
                             i,
                             lambda read, w=way, b=batch, c=channel, n=x: (w(b(read(n)), read, c),),
-                            "normalises by running statistics",
-                            "by those of the batch",
+                            "running statistics are used",
+                            "statistics of the batch are used",
                             0,
                         )
             if len(read_here) < 2 and len(fits) >= 2:
@@ -478,7 +495,7 @@ def _running(
                         "norm_statistics",
                         i,
                         lambda read, w=way, f=normalised: (w(f(read), read, channel),),
-                        "normalises by the statistics of the batch",
-                        f"by {here.parameter(m)} and {here.parameter(v)}",
+                        "statistics of the batch are used",
+                        f"{here.parameter(m)} and {here.parameter(v)} are used",
                         0,
                     )

@@ -133,7 +133,7 @@ def rules(one: History, other: History, a: Explained, b: Explained, parameters: 
     if a.rule.method != b.rule.method:
         swap = replace(b.rule, undecayed=_names_in_a(b.rule.undecayed, parameters))
         effect = difference(one, a, swap)
-        return [finding("optimiser", rule_words(a.rule), rule_words(b.rule), effect, status, explained)]
+        return [finding("optimiser", *map(whole_words, (a.rule, b.rule)), effect, status, explained)]
     found: list[Finding] = []
     b = replace(b, rule=_like(a, b))
     for names in _groups(a.rule, b.rule):
@@ -193,6 +193,11 @@ def _kind(names: Sequence[str], a: Rule, b: Rule) -> str:
     return KINDS[names[0]]
 
 
+def whole_words(rule: Rule) -> str:
+    """Say what the optimiser is."""
+    return f"the optimiser is {rule_words(rule)}"
+
+
 def _decay_words(undecayed: frozenset[str], history: History) -> str:
     if not undecayed:
         return "every parameter decays"
@@ -238,7 +243,7 @@ def doubled(one: History, other: History, parameters: Alignment) -> list[Finding
             continue
         words = (
             f"{' and '.join(item.sources)} are two parameters and their sum moves {ratio:.3g} times as far",
-            "one bias",
+            f"{item.name} is one parameter",
         )
         status = "verified" if abs(ratio - 2) < 1e-4 and left < NEAR[one.size] else "likely"
         if item.side == "a":
@@ -256,7 +261,7 @@ def unexplained(one: History, other: History, a: Explained, b: Explained) -> lis
             words.append(f"the updates of {name} follow no known rule (nearest: {rule_words(side.rule)})")
             worst = max(worst, side.error)
         else:
-            words.append(rule_words(side.rule))
+            words.append(whole_words(side.rule))
     return [finding("optimiser_unknown", *words, worst, "unknown", worst)] if worst else []
 
 
@@ -273,8 +278,8 @@ def moves(one: History, other: History, parameters: Alignment) -> list[Finding]:
             noise = 8 * np.finfo(mine.dtype).eps * float(np.max(np.abs(start), initial=0))
             if size and away > noise + NEAR[one.size] * size:
                 words = (
-                    f"step {k + 1} moves it by up to {np.max(np.abs(theirs)):.4g}",
-                    f"by {np.max(np.abs(mine)):.4g}",
+                    f"{name} moves by up to {np.max(np.abs(theirs)):.4g} at step {k + 1}",
+                    f"{name} moves by up to {np.max(np.abs(mine)):.4g} at step {k + 1}",
                 )
                 return [finding("optimiser_unknown", *words, away / size, "unknown", 1.0, ("", name))]
     return []

@@ -14,6 +14,8 @@ from diffusion_core.parity.diff.causes.constants import number_of
 from diffusion_core.parity.diff.causes.view import View, shown, view
 from diffusion_core.parity.diff.operations.elementwise import to_dtype
 
+_UNBOUNDED = "numbers have no bound"
+_ROUNDED_DOWN = ("the quotient is not rounded", "the quotient is rounded down")
 _NARROW = ("float32", "float16", "bfloat16")
 
 
@@ -43,8 +45,8 @@ def precision(suspect: Suspect) -> Iterator[Change]:
                     "precision",
                     i,
                     lambda read, n=operation.inputs[0]: (read(n).astype(np.float64),),
-                    f"converts to {operation.attributes['dtype']}",
-                    "does not",
+                    f"numbers are converted to {operation.attributes['dtype']}",
+                    "numbers are not converted",
                     0,
                 )
         y = here.output(i)
@@ -60,7 +62,12 @@ def precision(suspect: Suspect) -> Iterator[Change]:
             part = [here.graph.operations[j].kind for j in narrow_part(here, i)]
             kind = "time_embedding_precision" if {"sin", "cos"} & set(part) else "precision"
             yield Change(
-                kind, i, lambda read, i=i: (widened(here, read, i, numbers),), "computes in float32", "float64", 0
+                kind,
+                i,
+                lambda read, i=i: (widened(here, read, i, numbers),),
+                "the part is computed in float32",
+                "the part is computed in float64",
+                0,
             )
     for i, operation in here.operations:
         y = here.output(i)
@@ -68,7 +75,13 @@ def precision(suspect: Suspect) -> Iterator[Change]:
             continue
         theirs = {str(suspect.other.operations[j].attributes.get("dtype")) for j in suspect.other_region}
         for dtype in [d for d in _NARROW if d in theirs]:
-            yield Change("precision", i, _narrowed(here, i, dtype), "computes in float64", f"in {dtype}")
+            yield Change(
+                "precision",
+                i,
+                _narrowed(here, i, dtype),
+                "the part is computed in float64",
+                f"the part is computed in {dtype}",
+            )
 
 
 def widened(here: View, read: Read, last: int, numbers: list[float]) -> NDArray:
@@ -146,7 +159,8 @@ def float32_constant(suspect: Suspect) -> Iterator[Change]:
             if (other != mine and float(np.float32(other)) == mine) or (
                 other != mine and float(np.float32(mine)) == other
             ):
-                yield Change("float32_constant", i, here.with_attributes(i, scalar=other), f"{mine!r}", f"{other!r}", 0)
+                words = f"the number is {mine!r}", f"the number is {other!r}"
+                yield Change("float32_constant", i, here.with_attributes(i, scalar=other), *words, 0)
 
 
 @cause("integer_division", "a division that rounds", "// rounds down, / does not")
@@ -157,9 +171,13 @@ def integers(suspect: Suspect) -> Iterator[Change]:
     for i, operation in here.operations:
         arrays = [here.value(n) for n in operation.inputs]
         if operation.kind == "divide":
-            yield Change("integer_division", i, here.with_output(i, np.floor), "divides", "divides and rounds down")
+            yield Change("integer_division", i, here.with_output(i, np.floor), *_ROUNDED_DOWN)
             yield Change(
-                "integer_division", i, here.with_output(i, np.trunc), "divides", "divides and cuts the fraction"
+                "integer_division",
+                i,
+                here.with_output(i, np.trunc),
+                _ROUNDED_DOWN[0],
+                "the fraction of the quotient is cut",
             )
         elif operation.kind == "floor_divide":
             other = replace(operation, kind="divide")
@@ -168,17 +186,35 @@ def integers(suspect: Suspect) -> Iterator[Change]:
                 inputs = [read(n).astype(np.float64) for n in other.inputs]  # type: ignore[attr-defined]
                 return tuple(rules.evaluate(other, inputs))  # type: ignore[arg-type]
 
-            yield Change("integer_division", i, exact, "divides and rounds down", "divides", 0)
+            yield Change("integer_division", i, exact, *_ROUNDED_DOWN[::-1], 0)
         elif operation.kind == "cast" and arrays[0] is not None and arrays[0].dtype.kind == "f":
             if np.dtype(str(operation.attributes["dtype"]).replace("bfloat16", "float32")).kind in "iu":
                 n = operation.inputs[0]
-                yield Change("rounding", i, lambda read, n=n: (read(n),), "converts to integers", "does not", 0)
                 yield Change(
-                    "rounding", i, here.with_input(i, 0, np.rint), "cuts the fraction", "rounds to the nearest"
+                    "rounding",
+                    i,
+                    lambda read, n=n: (read(n),),
+                    "numbers are converted to integers",
+                    "numbers are not converted",
+                    0,
+                )
+                yield Change(
+                    "rounding",
+                    i,
+                    here.with_input(i, 0, np.rint),
+                    "the fraction is cut",
+                    "numbers are rounded to the nearest",
                 )
         elif operation.kind in ("round", "floor", "ceil", "trunc"):
             n = operation.inputs[0]
-            yield Change("rounding", i, lambda read, n=n: (read(n),), f"applies {operation.kind}", "does not", 0)
+            yield Change(
+                "rounding",
+                i,
+                lambda read, n=n: (read(n),),
+                f"{operation.kind} is applied",
+                f"{operation.kind} is not applied",
+                0,
+            )
 
 
 @cause("clipping", "a bound that one side does not have", "clamp or clip_by_value on both sides or on neither")
@@ -198,7 +234,7 @@ def clipping(suspect: Suspect) -> Iterator[Change]:
         if kind in ("clip", "maximum", "minimum") and len(operation.inputs) == 1:
             n = operation.inputs[0]
             yield Change(
-                "clipping", i, lambda read, n=n: (read(n),), _bounds(operation.attributes, kind), "no bound", 1
+                "clipping", i, lambda read, n=n: (read(n),), _bounds(operation.attributes, kind), _UNBOUNDED, 1
             )
         if kind == "clip":
             for pair in dict.fromkeys([*known, *bounds]):
@@ -219,7 +255,7 @@ def clipping(suspect: Suspect) -> Iterator[Change]:
                     "clipping",
                     i,
                     here.with_input(i, k, lambda x, p=pair: np.clip(x, *p)),
-                    "no bound",
+                    _UNBOUNDED,
                     _bounds({"low": pair[0], "high": pair[1]}, "clip"),
                     1,
                 )
@@ -228,8 +264,8 @@ def clipping(suspect: Suspect) -> Iterator[Change]:
 def _bounds(attributes: object, kind: str) -> str:
     values = dict(attributes)  # type: ignore[call-overload]
     if kind in ("maximum", "minimum"):
-        return f"{'at least' if kind == 'maximum' else 'at most'} {shown(float(values['scalar']))}"
+        return f"numbers are {'at least' if kind == 'maximum' else 'at most'} {shown(float(values['scalar']))}"
     low, high = values.get("low"), values.get("high")
     given = (("at least", low), ("at most", high))
     parts = [f"{words} {shown(float(bound))}" for words, bound in given if bound is not None]
-    return " and ".join(parts) or "no bound"
+    return f"numbers are {' and '.join(parts)}" if parts else _UNBOUNDED

@@ -87,8 +87,8 @@ def _parts(here: View, one: int, other: int) -> tuple[str, str]:
                 break
             n = operation.inputs[0]
     if len(places) < 2:
-        return "the parts stand in one order", "in another"
-    return f"uses {places[0]} and {places[1]}", "the other way round"
+        return "the parts stand in one order", "the parts stand in another order"
+    return f"{places[0]} and {places[1]} are used", f"{places[0]} and {places[1]} are used the other way round"
 
 
 @cause(
@@ -110,7 +110,7 @@ def reset_after(suspect: Suspect) -> Iterator[Change]:
                     j,
                     lambda read, n=made: (read(n),),
                     "the gate comes before the product",
-                    "after it",
+                    "the gate comes after the product",
                     0,
                 )
             yield from _before(here, j, gate, made)
@@ -162,7 +162,9 @@ def _before(here: View, j: int, gate: int, made: int) -> Iterator[Change]:
                 else (_output(here, read, {state: read(gate) * read(state)}, made),)
             )
 
-        yield Change("reset_after", j, compute, "the gate comes after the product", "before it", 1)
+        yield Change(
+            "reset_after", j, compute, "the gate comes after the product", "the gate comes before the product", 1
+        )
 
 
 def _single(here: View, number: int) -> bool:
@@ -210,4 +212,6 @@ def _after(here: View, j: int, gate: int, state: int) -> Iterator[Change]:
             outputs = here.rerun(read, {product: read(state)}, i)
             return (read(gate) * outputs[0], *outputs[1:])
 
-        yield Change("reset_after", i, compute, "the gate comes before the product", "after it", 1)
+        yield Change(
+            "reset_after", i, compute, "the gate comes before the product", "the gate comes after the product", 1
+        )

@@ -39,7 +39,12 @@ def reduction(suspect: Suspect) -> Iterator[Change]:
             for kind in _KINDS:
                 if kind != operation.kind:
                     yield Change(
-                        "reduction_kind", i, with_kind(here, i, kind), f"takes the {operation.kind}", f"the {kind}", 0
+                        "reduction_kind",
+                        i,
+                        with_kind(here, i, kind),
+                        f"the {operation.kind} is taken",
+                        f"the {kind} is taken",
+                        0,
                     )
         if operation.kind == "norm":
             for order in (1, 2, np.inf):
@@ -48,8 +53,8 @@ def reduction(suspect: Suspect) -> Iterator[Change]:
                         "norm_order",
                         i,
                         here.with_attributes(i, order=order),
-                        f"a norm of order {operation.attributes['order']:g}",
-                        f"{order:g}",
+                        f"the order of the norm is {operation.attributes['order']:g}",
+                        f"the order of the norm is {order:g}",
                     )
         if operation.kind in ("argmax", "argmin") and len(mine) == 1:
             axis = mine[0]
@@ -58,15 +63,17 @@ def reduction(suspect: Suspect) -> Iterator[Change]:
                 flipped = here.evaluate(i, [np.flip(read(n), axis)])[0]
                 return ((read(n).shape[axis] - 1 - flipped).astype(flipped.dtype),)
 
-            yield Change("argmax_ties", i, last, "the first of equal numbers", "the last")
+            yield Change(
+                "argmax_ties", i, last, "the first of equal numbers is taken", "the last of equal numbers is taken"
+            )
         for axes in axes_of(x.ndim, len(mine)):
             if axes != mine:
                 yield Change(
                     "reduction_axis",
                     i,
                     here.with_attributes(i, axes=list(axes)),
-                    f"over axes {', '.join(map(str, mine))} of {x.shape}",
-                    f"{', '.join(map(str, axes))}",
+                    f"the {operation.kind} is over axes {', '.join(map(str, mine))} of {x.shape}",
+                    f"the {operation.kind} is over axes {', '.join(map(str, axes))}",
                     1 if len(axes) == len(mine) else 2,
                 )
 
@@ -93,7 +100,11 @@ def cumulative(suspect: Suspect) -> Iterator[Change]:
         for axis in range(x.ndim):
             if axis != mine:
                 yield Change(
-                    "cumulative_axis", i, here.with_attributes(i, axis=axis), f"along axis {mine}", f"along axis {axis}"
+                    "cumulative_axis",
+                    i,
+                    here.with_attributes(i, axis=axis),
+                    f"the sum runs along axis {mine}",
+                    f"the sum runs along axis {axis}",
                 )
 
         def backwards(read: Read, i: int = i, n: int = operation.inputs[0], axis: int = mine) -> tuple:
@@ -105,8 +116,20 @@ def cumulative(suspect: Suspect) -> Iterator[Change]:
             y[first] = int(here.graph.operations[i].kind == "cumprod")
             return (y,)
 
-        yield Change("cumulative_axis", i, backwards, "from the first number on", "from the last")
-        yield Change("cumulative_axis", i, exclusive, "with the present number", "without it (exclusive)")
+        yield Change(
+            "cumulative_axis",
+            i,
+            backwards,
+            "the sum runs from the first number on",
+            "the sum runs from the last number on",
+        )
+        yield Change(
+            "cumulative_axis",
+            i,
+            exclusive,
+            "the sum includes the present number",
+            "the sum leaves out the present number (exclusive)",
+        )
 
 
 @cause("pool_kind", "an average pool or a max pool", "nn.AvgPool2d and nn.MaxPool2d; AveragePooling2D and MaxPooling2D")
@@ -121,8 +144,8 @@ def pool_kind(suspect: Suspect) -> Iterator[Change]:
                 "pool_kind",
                 i,
                 with_kind(here, i, others[operation.kind], count_include_pad=False),
-                "takes the maximum" if "max" in operation.kind else "takes the average",
-                "the average" if "max" in operation.kind else "the maximum",
+                "the maximum is taken" if "max" in operation.kind else "the average is taken",
+                "the average is taken" if "max" in operation.kind else "the maximum is taken",
                 0,
             )
 
@@ -163,5 +186,5 @@ def broadcast_axis(suspect: Suspect) -> Iterator[Change]:
                     lambda u, s=tuple(shape), o=tuple(order), w=tuple(lengths): u.reshape(w).transpose(o).reshape(s),
                 ),
                 f"an array of shape {small.shape} is repeated to {large.shape} from the last axis on",
-                f"as {tuple(shape)}",
+                f"an array of shape {small.shape} is repeated as {tuple(shape)}",
             )

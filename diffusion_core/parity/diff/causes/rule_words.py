@@ -95,7 +95,7 @@ _NAMES = {
     "lion": "Lion",
 }
 _WORDS = {
-    "nesterov": {True: "Nesterov's momentum", False: "plain momentum"},
+    "nesterov": {True: "momentum is Nesterov's", False: "momentum is plain"},
     "rate_inside": {
         True: "the learning rate is inside the velocity",
         False: "the learning rate multiplies the velocity",
@@ -111,8 +111,8 @@ _WORDS = {
         "first": "only the first moment is corrected",
         "second": "only the second moment is corrected",
     },
-    "amsgrad": {True: "AMSGrad", False: "no AMSGrad"},
-    "centred": {True: "centred", False: "not centred"},
+    "amsgrad": {True: "AMSGrad is on", False: "AMSGrad is off"},
+    "centred": {True: "the second moment is centred", False: "the second moment is not centred"},
     "decay_at": {
         "gradient": "weight decay is added to the gradient",
         "before": "weights shrink by the rate times the decay before the step",

@@ -31,8 +31,8 @@ def other_operation(suspect: Suspect) -> Iterator[Change]:
                     "other_operation",
                     i,
                     lambda read, o=other: tuple(rules.evaluate(o, [read(n) for n in o.inputs])),
-                    f"computes {operation.kind}",
-                    kind,
+                    f"the operation is {operation.kind}",
+                    f"the operation is {kind}",
                     2,
                 )
 
@@ -56,7 +56,8 @@ def operand_order(suspect: Suspect) -> Iterator[Change]:
 
         else:
             continue
-        yield Change("operand_order", i, compute, f"{operation.kind} of a and b", "of b and a", 1)
+        words = operation.kind.replace("_", " ")
+        yield Change("operand_order", i, compute, f"the {words} is of a and b", f"the {words} is of b and a", 1)
 
 
 @cause("missing_operation", "an operation that one side does not have", "do the step on both sides or on neither")
@@ -80,8 +81,8 @@ def missing_operation(suspect: Suspect) -> Iterator[Change]:
                     "missing_residual" if residual else "missing_operation",
                     i,
                     lambda read, n=n: (read(n),),
-                    "adds two branches" if residual else f"does {words}",
-                    "has one of them" if residual else "does not",
+                    "two branches are added" if residual else f"{words} is applied",
+                    "one of two branches is used" if residual else f"{words} is not applied",
                     1 if residual else 2,
                 )
 
@@ -125,15 +126,19 @@ def other_values(suspect: Suspect) -> Iterator[Change]:
             if array is None:
                 continue
             joined: list[tuple[str, str, Callable[[NDArray, NDArray], NDArray]]] = [
-                ("missing_residual", "adds", np.add),
-                ("missing_residual", "subtracts", np.subtract),
-                ("missing_product", "multiplies by", np.multiply),
+                ("missing_residual", "added", np.add),
+                ("missing_residual", "subtracted", np.subtract),
+                ("missing_product", "multiplied by", np.multiply),
             ]
             for kind, words, function in joined:
                 with np.errstate(all="ignore"):
                     z = function(y, array)
                 if not np.array_equal(z, y) and here.found(z):
-                    yield Change(kind, i, _joined(here, i, u, function), "does not", f"{words} {described(here, u)}", 1)
+                    value = described(here, u)
+                    texts = f"{value} is not {words}", f"{value} is {words}"
+                    if words == "multiplied by":
+                        texts = "the result is not multiplied", f"the result is multiplied by {value}"
+                    yield Change(kind, i, _joined(here, i, u, function), *texts, 1)
         if operation.kind not in _CHEAP:
             continue
         for k, n in enumerate(operation.inputs):
@@ -153,7 +158,7 @@ def other_values(suspect: Suspect) -> Iterator[Change]:
                     continue
                 if z.dtype.kind == "f" and not np.array_equal(z, y) and here.found(z):
                     reading = _reading(here, i, k, u)
-                    yield Change("other_input", i, reading, f"reads {described(here, n)}", described(here, u), 1)
+                    yield Change("other_input", i, reading, *(f"{described(here, m)} is read" for m in (n, u)), 1)
 
 
 def _joined(here: View, i: int, u: int, function: Callable[[NDArray, NDArray], NDArray]):
@@ -206,8 +211,8 @@ def turned(suspect: Suspect) -> Iterator[Change]:
                     "transposed",
                     i,
                     here.with_input(i, k, lambda x: np.swapaxes(x, -1, -2)),
-                    f"uses {name} as it is",
-                    "its last two axes exchanged",
+                    f"{name} is used as it is",
+                    f"the last two axes of {name} are exchanged",
                     2,
                 )
             for axis in range(x.ndim):
@@ -216,8 +221,8 @@ def turned(suspect: Suspect) -> Iterator[Change]:
                         "reversed",
                         i,
                         here.with_input(i, k, lambda x, a=axis: np.flip(x, a)),
-                        f"uses {name} as it is",
-                        f"axis {axis} reversed",
+                        f"{name} is used as it is",
+                        f"axis {axis} of {name} is reversed",
                         2,
                     )
 
@@ -236,6 +241,6 @@ def parameter(suspect: Suspect) -> Iterator[Change]:
                     i,
                     here.with_input(i, k, lambda x, o=other: o.astype(x.dtype)),
                     f"{here.graph.names[n]} has its own numbers",
-                    "those of the other side",
+                    f"{here.graph.names[n]} has the numbers of the other side",
                     0,
                 )

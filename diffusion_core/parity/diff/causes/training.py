@@ -362,7 +362,7 @@ def _compare_statistics(
             words = [f"the running variance is {word} (n = {n})" for word in pair]
             return _finding("bn_running_var_bias", one, other, a_name, b_name, *words, error, "verified")
     if proportional:
-        words = ("the running statistic as it is", f"{ratio:.6g} times as large")
+        words = ("the running statistic is as it is", f"the running statistic is {ratio:.6g} times as large")
         return _finding("bn_statistics", one, other, a_name, b_name, *words, error, "likely")
     known = [rule.statistic for rule in (a, b)]
     if not any(known):
@@ -441,12 +441,15 @@ def _moved(pairs: Sequence[tuple[Dropout | None, Dropout | None]]) -> list[tuple
 
 def _differences(a: Dropout | None, b: Dropout | None) -> list[tuple[str, str, str]]:
     if a is None or b is None:
-        words = [f"dropout of {d.rate:.4g}" if d is not None else "no dropout in its place" for d in (a, b)]
+        words = [
+            f"the dropout has the rate {d.rate:.4g}" if d is not None else "no dropout is in its place" for d in (a, b)
+        ]
         return [("dropout_missing", *words)]
     result = []
     if a.size != b.size:
         words = [
-            f"dropout of {d.rate:.4g} of {d.size} numbers, those of {d.place.layer or 'the model'}" for d in (a, b)
+            f"the dropout of rate {d.rate:.4g} is on the {d.size} numbers of {d.place.layer or 'the model'}"
+            for d in (a, b)
         ]
         result.append(("dropout_position", *words))
     if abs(a.rate - b.rate) > 1e-6:
@@ -455,6 +458,9 @@ def _differences(a: Dropout | None, b: Dropout | None) -> list[tuple[str, str, s
         words = ["whole channels are dropped" if d.channels else "elements are dropped" for d in (a, b)]
         result.append(("dropout_channels", *words))
     if a.scaled != b.scaled:
-        words = ["what is kept is divided by 1 - rate" if d.scaled else "what is kept is not scaled" for d in (a, b)]
+        words = [
+            "numbers that are kept are divided by 1 - rate" if d.scaled else "numbers that are kept are not scaled"
+            for d in (a, b)
+        ]
         result.append(("dropout_scale", *words))
     return result
