@@ -190,12 +190,12 @@ def _scaled(
         return _finding("clip_norm_epsilon", *pair, error, "verified", left, benign=True)
     losses = [h.losses[step] for h in (one, other)]
     ratio = losses[1] / losses[0] if losses[0] else 0.0
-    told = tuple(f"the first loss is {loss:.8g}" for loss in losses)
+    first_losses = tuple(f"the first loss is {loss:.8g}" for loss in losses)
     if abs(ratio - factor) < 1e-5 * abs(factor):
         return _finding(
             "loss_reduction",
-            told[0],
-            f"{told[1]}: {factor:.6g} times that, as are the gradients",
+            first_losses[0],
+            f"{first_losses[1]}: {factor:.6g} times that, as are the gradients",
             error,
             "verified",
             left,
@@ -209,15 +209,12 @@ def _scaled(
                 return _finding("gradient_accumulation", *pair, error, "verified", left)
     if clips[0] != clips[1]:
         return _finding("gradient_clipping", *words, error, "verified", left)
-    same = "the losses agree" if abs(ratio - 1) < 1e-6 else f"the losses differ by {ratio:.6g}"
-    return _finding(
-        "gradient_scale",
-        "gradients as they are",
-        f"gradients are {factor:.6g} times as large; {same}",
-        error,
-        "likely",
-        left,
-    )
+    told = "the losses agree" if abs(ratio - 1) < 1e-6 else f"the losses differ by {ratio:.6g}"
+    parts = max(factor, 1 / factor) if factor > 0 else 0.0
+    if parts > 1.5 and abs(parts - round(parts)) < 1e-6 and abs(ratio - 1) < 1e-6:
+        told += f", as if {parts:.0f} parts of a batch were summed on one side and averaged on the other"
+    words = ("gradients as they are", f"gradients are {factor:.6g} times as large; {told}")
+    return _finding("gradient_scale", *words, error, "verified", left)
 
 
 def _clip_of(
