@@ -83,3 +83,39 @@ def test_a_cut_is_found_beside_a_constant_in_float32(side: str) -> None:
     sides = {"a": record(), "b": record(), side: record(cut=True, factor=1 + 3e-8)}
     (finding,) = compare(sides["a"], sides["b"]).findings
     assert (finding.kind, finding.status, finding.benign) == ("stop_gradient", "verified", False)
+
+
+def tied(untied: bool = False, names: int = 1) -> Recording:
+    """Record ``tanh(x w) w^T`` with one variable w under one name or two, or with two copies of it."""
+    operations = [
+        Operation("matmul", (0, 1), (3,), layer="embed"),
+        Operation("tanh", (3,), (4,), layer="body"),
+        Operation("transpose", (2 if untied else 1,), (5,), {"axes": [1, 0]}, layer="head"),
+        Operation("matmul", (4, 5), (6,), layer="head"),
+    ]
+    values = {0: X, 1: W, **({2: W.copy()} if untied else {})}
+    for operation in operations:
+        values[operation.outputs[0]] = rules.evaluate(operation, [values[n] for n in operation.inputs])[0]
+    y = values[6]
+    gradients = {6: (y + np.cos(2 * y) / 2) / y.size}
+    for operation in reversed(operations):
+        (output,) = operation.outputs
+        sent = rules.vjp(operation, [values[n] for n in operation.inputs], [values[output]], [gradients[output]])
+        for number, gradient in zip(operation.inputs, sent, strict=True):
+            gradients[number] = gradients.get(number, 0) + gradient
+    parameters = {"embed.w": 1, **({"head.w": 2 if untied else 1} if untied or names > 1 else {})}
+    one = Pass("float64", tuple(operations), values, (0,), {"0": 6}, parameters, gradients=gradients)
+    return Recording("model.py:build", "numpy", {"float64": one})
+
+
+@pytest.mark.parametrize("a,b", [(1, 2), (2, 1), (2, 2)])
+def test_a_variable_with_two_names_has_one_gradient(a: int, b: int) -> None:
+    assert compare(tied(names=a), tied(names=b)).findings == ()
+
+
+@pytest.mark.parametrize("names", [1, 2])
+def test_a_copy_where_the_other_side_ties_is_found(names: int) -> None:
+    (finding,) = compare(tied(untied=True), tied(names=names)).findings
+    assert (finding.kind, finding.status, finding.a.layer) == ("untied_weights", "verified", "head")
+    (finding,) = compare(tied(names=names), tied(untied=True)).findings
+    assert (finding.kind, finding.status, finding.b.layer) == ("untied_weights", "verified", "head")

@@ -19,7 +19,7 @@ other numbers on the two sides, such as a scale folded into a matrix, have other
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -49,6 +49,7 @@ _CUT = (
     "tf.stop_gradient in TensorFlow, .detach() or torch.no_grad() in torch",
 )
 _FROZEN = ("frozen_parameter", "a parameter that is not trained", "requires_grad= in torch, trainable= in Keras")
+_TIED = ("untied_weights", "weights that only one side ties", "hand the variable itself on, not a copy of its numbers")
 _ROUNDED = ("float32_constant", "constants in float32 in the frameworks' gradients", "nothing has to be changed")
 _FACTOR = ("gradient_factor", "a factor of the gradient", "compare hooks, custom gradients and reductions of the loss")
 
@@ -63,8 +64,9 @@ def gradient_findings(walk: Walk, alignment: Alignment) -> list[Finding]:
     Returns:
         first the parameters that only one side trains, then the places where cotangents begin to differ.
     """
-    frozen = _frozen(walk, alignment)
+    frozen = [*_frozen(walk, alignment), *_untied(walk, alignment)]
     known = {place.parameter for f in frozen for place in (f.a, f.b) if place}
+    known |= {name for f in frozen if f.kind == _TIED[0] for name in _copies(alignment, known)}
     tight = _OWN[walk.b.record.precision]
     for limit in dict.fromkeys((max(tight, _framework_error(walk)), tight)):
         differing = [name for name in _differing_parameters(walk, alignment, limit) if name not in known]
@@ -104,6 +106,48 @@ def _frozen(walk: Walk, alignment: Alignment) -> list[Finding]:
     return findings
 
 
+def _once(parameters: Mapping[str, int]) -> dict[str, int]:
+    """Return the first name of each variable."""
+    names = {number: name for name, number in reversed(list(parameters.items()))}
+    return {name: number for name, number in parameters.items() if names[number] == name}
+
+
+def _copies(alignment: Alignment, names: Collection[str]) -> set[str]:
+    """Return the names of B that belong to some names of A or to partners of some names of B."""
+    there = {pair.a_name for pair in alignment.pairs if pair.a_name in names or pair.b_name in names}
+    return {pair.b_name for pair in alignment.pairs if pair.a_name in there}
+
+
+def _untied(walk: Walk, alignment: Alignment) -> list[Finding]:
+    """Return the parameters that are one variable on one side, and copies with gradients of their own on the other."""
+    a, b = walk.a.record, walk.b.record
+    names_a, names_b = _once(a.parameters), _once(b.parameters)
+    first_a, first_b = ({number: name for name, number in names.items()} for names in (names_a, names_b))
+    whole = dict.fromkeys(
+        (first_a[a.parameters[pair.a_name]], first_b[b.parameters[pair.b_name]])
+        for pair in alignment.pairs
+        if pair.a_name in a.parameters and pair.b_name in b.parameters
+        if pair.way.a_part is None and pair.way.b_part is None
+    )
+    findings = []
+    for side, graph, names in ((0, walk.a, names_a), (1, walk.b, names_b)):
+        copies: dict[str, list[str]] = {}
+        for pair in whole:
+            copies.setdefault(pair[1 - side], []).append(pair[side])
+        for one, several in copies.items():
+            if len(several) < 2 or not all(np.any(_gradient(graph, names[name])) for name in several):
+                continue
+            places = [
+                _parameter_place(graph, several[-1]),
+                _parameter_place((walk.a, walk.b)[1 - side], one),
+            ]
+            words = [f"{' and '.join(several)} are copies with a gradient each", f"{one} is one variable"]
+            kind, title, advice = _TIED
+            pairs = [x if side == 0 else x[::-1] for x in (places, words)]
+            findings.append(Finding("gradient", kind, "verified", title, *pairs[0], *pairs[1], 1.0, 0.0, advice))
+    return findings
+
+
 def _parameter_place(graph: Graph, name: str) -> Place:
     """Return where a parameter is used first."""
     found = uses(graph, graph.record.parameters[name])
@@ -116,7 +160,8 @@ def _differing_parameters(walk: Walk, alignment: Alignment, limit: float) -> lis
     a, b = walk.a.record, walk.b.record
     numbers = {**b.parameters}
     gradients_b = {name: _gradient(walk.b, number) for name, number in numbers.items()}
-    gradients_a = {name: _gradient(walk.a, number) for name, number in a.parameters.items()}
+    # Names of one variable have one gradient.
+    gradients_a = {name: _gradient(walk.a, number) for name, number in _once(a.parameters).items()}
     largest = max((float(np.max(np.abs(g))) for g in gradients_b.values() if g.size), default=0.0)
     differing = []
     for pair in alignment.pairs:
