@@ -318,3 +318,41 @@ def test_depthwise_kernels_with_a_multiplier():
     same = side({"dw/kernel": expected})
     found = align(side({"dw.weight": weight}), same)
     assert np.array_equal(found.to_b("dw/kernel", {"dw.weight": 2 * weight}), 2 * expected)
+
+
+def recurrent(torch: bool) -> Pass:
+    """A fresh recurrent layer: PyTorch keeps two biases, Keras one."""
+    if torch:
+        kernels = {"rnn.weight_ih": normal(12, 5), "rnn.weight_hh": normal(12, 3)}
+        biases = {"rnn.bias_ih": normal(12), "rnn.bias_hh": normal(12)}
+    else:
+        kernels = {"lstm/kernel": normal(5, 12), "lstm/recurrent_kernel": normal(3, 12)}
+        biases = {"lstm/bias": np.zeros(12)}
+    operations = {name: ("matmul", {"transpose_b": torch}) for name in kernels}
+    return side(kernels | biases, operations=[*operations.items(), *((name, ("bias_add", {})) for name in biases)])
+
+
+def test_two_biases_of_a_fresh_recurrent_layer_are_copied_as_their_sum_and_back():
+    a, b = recurrent(True), recurrent(False)
+    states = [{name: p.values[number] for name, number in p.parameters.items()} for p in (a, b)]
+    copied = copy(align(a, b), *states)
+    assert not copied.missing
+    assert np.array_equal(copied.state["lstm/bias"], states[0]["rnn.bias_ih"] + states[0]["rnn.bias_hh"])
+    states[1]["lstm/bias"] = normal(12)
+    back = copy(align(b, a), *states[::-1])
+    assert not back.missing
+    assert np.array_equal(back.state["rnn.bias_ih"] + back.state["rnn.bias_hh"], states[1]["lstm/bias"])
+
+
+def test_biases_of_fresh_heads_are_copied_with_their_kernels():
+    a = side(
+        {"q.weight": normal(8, 8), "q.bias": normal(8)},
+        operations={"q.weight": ("matmul", {"transpose_b": True}), "q.bias": ("bias_add", {})}.items(),
+    )
+    b = side(
+        {"query/kernel": normal(8, 2, 4), "query/bias": np.zeros((2, 4))},
+        operations={"query/kernel": ("einsum", {"equation": "abc,cde->abde"}), "query/bias": ("bias_add", {})}.items(),
+    )
+    states = [{name: p.values[number] for name, number in p.parameters.items()} for p in (a, b)]
+    copied = copy(align(a, b), *states)
+    assert not copied.missing and np.array_equal(copied.state["query/bias"].ravel(), states[0]["q.bias"])

@@ -7,13 +7,14 @@ A parameter may have several partners (the parts of a fused projection; tied wei
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.parity.diff.layouts import Layout
 from diffusion_core.parity.diff.relations import Part, Relation
+from diffusion_core.parity.diff.uses import prefix
 
 __all__ = ["Alignment", "Copied", "Derived", "Pair", "State", "copy"]
 
@@ -185,6 +186,42 @@ class Copied:
     unused: tuple[str, ...]
 
 
+def with_sums(alignment: Alignment) -> Alignment:
+    """Return an alignment that also writes a bias held as a sum of two, where no value says so.
+
+    A recurrent layer of one framework has two biases that are added, that of another has one, which stands at the place
+    of the first. Their sum is written into the one; the one is written into the first, and zeros into the second.
+    """
+    sides = (
+        ("a", alignment.unmatched_a, alignment.a_shapes, alignment.b_shapes, lambda pair: (pair.a_name, pair.b_name)),
+        ("b", alignment.unmatched_b, alignment.b_shapes, alignment.a_shapes, lambda pair: (pair.b_name, pair.a_name)),
+    )
+    derived: list[Derived] = []
+    for side, unmatched, shapes, others, names in sides:
+        for second in unmatched:
+            beside = [pair for pair in alignment.pairs if prefix(names(pair)[0]) == prefix(second)]
+            fitting = [names(p) for p in beside if shapes[names(p)[0]] == shapes[second] == others[names(p)[1]]]
+            fitting = [(first, single) for first, single in fitting if _is_bias(first)]
+            if len(shapes[second]) != 1 or len(fitting) != 1 or not _is_bias(second):
+                continue
+            first, single = fitting[0]
+
+            def add(state: State, first: str = first, second: str = second) -> NDArray:
+                return state[first] + state[second]
+
+            def zeros(state: State, single: str = single) -> NDArray:
+                return np.zeros_like(state[single])
+
+            other = "b" if side == "a" else "a"
+            derived.append(Derived(other, single, (first, second), f"{first} + {second}", add))
+            derived.append(Derived(side, second, (single,), "zeros", zeros))
+    return replace(alignment, derived=(*derived, *alignment.derived)) if derived else alignment
+
+
+def _is_bias(name: str) -> bool:
+    return "bias" in name.rpartition(".")[2].rpartition("/")[2]
+
+
 def copy(alignment: Alignment, a_state: State, b_state: State) -> Copied:
     """Return B's state with A's weights.
 
@@ -193,6 +230,7 @@ def copy(alignment: Alignment, a_state: State, b_state: State) -> Copied:
         a_state: arrays of A by name.
         b_state: arrays of B by name: what A has nothing for keeps its value.
     """
+    alignment = with_sums(alignment)
     state, missing = {}, {}
     for name, old in b_state.items():
         new = alignment.to_b(name, a_state)

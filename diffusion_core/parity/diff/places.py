@@ -38,7 +38,10 @@ def layout_by_place(a: Entry, b: Entry, known: Iterable[tuple[int, ...]] = ()) -
     short_a, short_b = without_ones(a.array.shape), without_ones(b.array.shape)
     orders = natural_orders(short_a, short_b)
     if not orders:
-        return None
+        # A bias of all heads together, and one with an axis of heads.
+        in_order = 1 in (len(short_a), len(short_b)) and b.purpose == a.purpose == "shift"
+        longer = max(short_a, short_b, key=len)
+        return Layout(a.array.shape, b.array.shape, longer, tuple(range(len(longer)))) if in_order else None
     chosen = next((order for order in known if order in orders), orders[0])
     return Layout(a.array.shape, b.array.shape, short_a, chosen)
 
@@ -90,7 +93,7 @@ def _scores(a: Sequence[Entry], b: Sequence[Entry], count_a: int, count_b: int, 
         for j, y in enumerate(b):
             if x.array.size != y.array.size:
                 continue
-            score = 2.0 if shapes_a[i] == shapes_b[j] else 0.0 if layout_by_roles(x, y) else _NEVER
+            score = 2.0 if shapes_a[i] == shapes_b[j] else 0.0 if layout_by_place(x, y) else _NEVER
             if score == _NEVER:
                 continue
             if x.purpose and y.purpose:
