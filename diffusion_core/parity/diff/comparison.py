@@ -19,7 +19,7 @@ from diffusion_core.parity.diff.causes import gradients, optimiser, training
 from diffusion_core.parity.diff.causes.dropouts import Dropout
 from diffusion_core.parity.diff.dropped import Dropped
 from diffusion_core.parity.diff.ends import Ends, find_ends, name_rest
-from diffusion_core.parity.diff.explain import Parting, explain
+from diffusion_core.parity.diff.explain import Explained, Parting, explain
 from diffusion_core.parity.diff.findings import Comparison, Finding, Row
 from diffusion_core.parity.diff.graph import Graph, relative, to_graph
 from diffusion_core.parity.diff.layouts import find_layout
@@ -31,8 +31,8 @@ from diffusion_core.parity.diff.walk import Exit, Walk, exits_of, likely_layout,
 
 __all__ = ["compare"]
 
-# So many findings are enough for one comparison.
-_MOST = 12
+# So many findings are enough for one comparison, and so many places; a recurrent layer has one per step.
+_MOST, _MOST_PLACES = 12, 100
 # Recorded outputs that agree so closely are equal, whatever the walk says: a form that it does not see through.
 _AGREE = {"float64": 1e-11, "float32": 1e-6}
 
@@ -141,9 +141,7 @@ def compare_pass(
         for pair in alignment.pairs
         if pair.a_name in names_a and pair.b_name in names_b
     ]
-    equal = {
-        here: (there, pair.to_b) for there, here, pair in pairs if pair.status in ("equal", "equal up to rounding")
-    }
+    equal = same_weights(alignment, graph_a, names_a, names_b)
     walk = Walk(graph_a, graph_b, equal)
     dropped = Dropped(walk, mode == "training")
     dropped.give()
@@ -153,13 +151,13 @@ def compare_pass(
     partner = match_by_use(graph_a, graph_b, [(there, here) for there, here, _ in pairs], outputs)
     other = {here: pair.plain_to_b(graph_a.values[there]) for there, here, pair in pairs if here not in equal}
     other_a = {there: pair.plain_to_a(graph_b.values[here]) for there, here, pair in pairs if here not in equal}
-    known_weights = {there for there, _ in equal.values()}, set(equal)
+    known_weights = {there for there, here, _ in pairs if here in equal}, set(equal)
     findings: list[Finding] = []
     exits: dict[int, Finding] = {}
     limit = _AGREE["float64" if a.precision is np.float64 else "float32"]
     both = ((a.values, b.values), (graph_a.values, graph_b.values))  # as recorded, and as defined
     if not any(outputs_agree(*values, outputs, limit) for values in both):
-        while len(findings) < _MOST:
+        while len(together(findings)) < _MOST and len(findings) < _MOST_PLACES:
             parting = first_parting(walk, partner)
             if parting is None:
                 break
@@ -169,12 +167,16 @@ def compare_pass(
             finding = rounded_weights(parting, mode, rounding)
             if finding is None:
                 found = explain(parting, mode, other.get, other_a.get, tuple(known), rounding)
-                finding = name_rest(parting, found)
-            findings.append(finding)
-            if not parting.exits:
+                found = replace(found, finding=name_rest(parting, found.finding))
+            else:
+                found = Explained(finding, parting.exits)
+            findings.append(found.finding)
+            if not found.exits and not found.changes:
                 break
-            exits.update({exit_.b: findings[-1] for exit_ in parting.exits})
-            walk.give(parting.exits)
+            exits.update({exit_.b: findings[-1] for exit_ in found.exits})
+            if found.changes:
+                walk.change(found.changes, found.of_b)
+            walk.give([exit_ for exit_ in found.exits if not walk.found(exit_.b)])
             dropped.give()
     if real(findings) and nearly_agree(walk, outputs):
         whole = as_a_whole(Walk(graph_a, graph_b, equal), outputs)
@@ -183,6 +185,23 @@ def compare_pass(
     grouped = together(findings)
     rows = rows_of(walk, exits, grouped)
     return PassComparison(graph_a, graph_b, walk, alignment, ends, dropped.pairs, grouped, rows)
+
+
+def same_weights(
+    alignment: weights.Alignment, a: Graph, names_a: Mapping[str, int], names_b: Mapping[str, int]
+) -> dict[int, NDArray]:
+    """Return the parameters of B that are A's to rounding, written in terms of A's, by value number."""
+    agree = ("equal", "equal up to rounding")
+    state = {name: a.values[number] for name, number in names_a.items() if number in a.values}
+    computed = {item.name for item in alignment.derived if item.side == "b"}
+    found = {}
+    for name, number in names_b.items():
+        pairs = alignment.of_b(name)
+        if name in computed or (pairs and all(pair.status in agree for pair in pairs)):
+            value = alignment.to_b(name, state)
+            if value is not None:
+                found[number] = value
+    return found
 
 
 def outputs_agree(
@@ -195,10 +214,16 @@ def outputs_agree(
 def first_parting(walk: Walk, partner: Mapping[int, tuple[int, tuple[int, int] | None]]) -> Parting | None:
     """Return the first place where the sides part, or None."""
     still = walk.open()
+    # What only moves found numbers is no difference by itself, though nothing on the other side has that order.
+    moved: set[int] = set()
+    for operation in walk.b.operations:
+        if operation.kind in LAYOUT_KINDS and operation.inputs and not (still - moved) & set(operation.inputs):
+            moved.update(operation.outputs)
     starts = [
         i
+        for unless in (moved, set())
         for i, operation in enumerate(walk.b.operations)
-        if still & set(operation.outputs) and not still & set(operation.inputs)
+        if (still - unless) & set(operation.outputs) and not (still - unless) & set(operation.inputs)
     ]
     if not starts:
         return first_end(walk)
@@ -235,11 +260,11 @@ def together(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     for finding in findings:
         for i, earlier in enumerate(result):
             if finding.kind and said_of(finding) == said_of(earlier):
-                result[i] = replace(earlier, also=(*earlier.also, places(finding)))
+                result[i] = replace(earlier, also=tuple(dict.fromkeys((*earlier.also, places(finding)))))
                 break
         else:
             result.append(finding)
-    return tuple(result)
+    return tuple(replace(f, also=tuple(place for place in f.also if place != places(f))) for f in result)
 
 
 def said_of(finding: Finding) -> tuple:

@@ -22,11 +22,15 @@ from diffusion_core.parity.diff.meant_numbers import with_meant_numbers
 from diffusion_core.parity.diff.recording import Operation, Pass
 from diffusion_core.parity.diff.vocabulary import BINARY, COMPOSITE
 
-__all__ = ["Graph", "relative", "to_graph"]
+__all__ = ["Compute", "Graph", "relative", "to_graph"]
 
 # An operation whose recorded result is further from its definition than this is not understood, and is taken as it is.
 # A framework's own float32 constants in float64 cost at most 1e-7 or so.
 NOT_UNDERSTOOD = {8: 1e-5, 4: 1e-2}
+
+
+# From a function that reads values, the outputs of an operation.
+Compute = Callable[[Callable[[int], NDArray]], Sequence[NDArray]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class Graph:
         opaque: indices of operations that are taken as they were recorded.
         deviation: by index, how far the recorded result is from the definition, relative.
         lifted: whether the pass was recorded in float32 and is evaluated in float64.
+        changes: operations that are computed in another way, by index.
     """
 
     record: Pass
@@ -54,6 +59,7 @@ class Graph:
     opaque: frozenset[int] = frozenset()
     deviation: Mapping[int, float] = field(default_factory=dict)
     lifted: bool = False
+    changes: Mapping[int, Compute] = field(default_factory=dict)
 
     def evaluate(self, index: int, inputs: Sequence[NDArray]) -> tuple[NDArray, ...]:
         """Return the outputs of an operation for other inputs; raise `Unsupported` if it cannot be evaluated."""
@@ -65,19 +71,25 @@ class Graph:
         kind = operation.fused or operation.kind
         return Place(operation.layer, operation.source, operation.code, operation.native, kind)
 
+    def changed(self, changes: Mapping[int, Compute], following: Iterable[int]) -> Graph:
+        """Return the graph with some operations computed in another way, and new values of what follows from them."""
+        made = self.run(sorted({*following, *changes}), self.values.__getitem__, changes)
+        return replace(self, values={**self.values, **made}, changes={**self.changes, **changes})
+
     def run(
         self,
         indices: Iterable[int],
         read: Callable[[int], NDArray],
-        changed: Mapping[int, Callable[[Callable[[int], NDArray]], Sequence[NDArray]]],
+        changed: Mapping[int, Compute],
     ) -> dict[int, NDArray]:
         """Run some operations again and return what they made.
 
         Args:
             indices: in order.
             read: values that these operations do not make.
-            changed: other ways to compute an operation, by index.
+            changed: other ways to compute an operation, by index, besides `changes`.
         """
+        changed = {**self.changes, **changed}
         made: dict[int, NDArray] = {}
 
         def value(number: int) -> NDArray:
@@ -157,7 +169,7 @@ def to_graph(record: Pass) -> Graph:
 
 
 def lowered(record: Pass) -> tuple[Operation, ...]:
-    """Write fused operations as simple ones."""
+    """Write fused operations as simple ones, and other forms of a formula as one."""
     numbers = [*record.values, *(n for o in record.operations for n in (*o.inputs, *o.outputs))]
     following = max(numbers, default=0) + 1
 
@@ -173,7 +185,7 @@ def lowered(record: Pass) -> tuple[Operation, ...]:
             simple.extend(rules.lower(operation, fresh, lambda number: record.values[number].shape))
         else:
             simple.append(operation)
-    return tuple(simple)
+    return tuple(rules.one_form(simple, fresh, frozenset(record.outputs.values())))
 
 
 def needed(operations: Sequence[Operation], outputs: Iterable[int]) -> tuple[Operation, ...]:

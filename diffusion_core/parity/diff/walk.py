@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.parity.diff import operations as rules
 from diffusion_core.parity.diff.draws import choose_draw, draws_of, layout_of_draw
-from diffusion_core.parity.diff.graph import Graph, relative
+from diffusion_core.parity.diff.graph import Compute, Graph, relative
 from diffusion_core.parity.diff.layouts import Layout, Lookup, find_layout, typical_size
+from diffusion_core.parity.diff.recording import Operation
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
 
 __all__ = ["Exit", "Meeting", "Walk", "exits_of", "likely_layout", "match_by_use", "needed_by", "reached"]
@@ -35,6 +36,9 @@ __all__ = ["Exit", "Meeting", "Walk", "exits_of", "likely_layout", "match_by_use
 # random errors did. The first covers sums of thousands of terms in another order.
 _UNITS, _TIMES = 2.0**12, 16.0
 _NEAR = 1e-11
+# Weights were stored in float32. One that is computed from several of the other side (a folded norm, a sum of biases)
+# is known to half a unit of that only. So are constants of a float32 model.
+_STORED = 2.0**-24
 _MEMORY = ("transpose", "reshape", "cast", "identity", "expand", "stop_gradient", "split", "slice", "unstack", "flip")
 
 
@@ -74,12 +78,12 @@ class Walk:
         drawn: draws of random numbers of B that got A's numbers, and those of A.
     """
 
-    def __init__(self, a: Graph, b: Graph, parameters: Mapping[int, tuple[int, Callable[[NDArray], NDArray]]]) -> None:
+    def __init__(self, a: Graph, b: Graph, parameters: Mapping[int, NDArray]) -> None:
         """Start from the inputs and the parameters.
 
         Args:
             a, b: the graphs.
-            parameters: for a value number of B, that of A and how to write it in B's layout.
+            parameters: those of B in terms of A's, by value number.
         """
         self.a, self.b = a, b
         self.values: dict[int, NDArray] = {}
@@ -96,9 +100,7 @@ class Walk:
         self.returned = (set(a.record.outputs.values()), set(b.record.outputs.values()))
         self._random = np.random.default_rng(0)
         self._unit = np.finfo(np.float64).eps
-        self._theirs = Lookup()
-        for number, array in a.values.items():
-            self._theirs.add(number, array)
+        self._theirs = _lookup(a)
         self._ours: Lookup | None = None
         for number, array in b.values.items():
             if number in b.producer:
@@ -106,8 +108,9 @@ class Walk:
             self.known.add(number)
             self.values[number] = array
             if number in parameters:
-                there, to_b = parameters[number]
-                self.values[number] = to_b(a.values[there])
+                self.values[number] = parameters[number].astype(array.dtype, copy=False)
+            elif array.dtype.kind == "f" and (number in b.names or (b.lifted and number not in b.record.inputs)):
+                self.shaken[number] = rules.perturbed(array, _STORED, self._random)
             elif number in b.record.inputs:
                 there = a.record.inputs[b.record.inputs.index(number)]
                 layout = find_layout(a.values[there], array, 1e-6)
@@ -175,6 +178,9 @@ class Walk:
         operation = self.b.operations[i]
         if not all(n in self.values for n in operation.inputs):
             return None
+        if i in self.b.changes:
+            outputs = self.b.changes[i](self.values.__getitem__)
+            return outputs, [self._shake(np.asarray(array)) for array in outputs]
         inputs = [self.values[n] for n in operation.inputs]
         if i in self.b.opaque:
             if all(
@@ -188,15 +194,18 @@ class Walk:
         if operation.kind in LAYOUT_KINDS and not any(n in self.shaken for n in operation.inputs):
             return outputs, outputs
         moved = self.b.evaluate(i, [self.shaken.get(n, self.values[n]) for n in operation.inputs])
-        exact = operation.kind in LAYOUT_KINDS
-        return outputs, moved if exact else [self._shake(array) for array in moved]
+        if operation.kind in LAYOUT_KINDS:
+            return outputs, moved
+        # Numbers in the code of a float32 model are rounded by one framework and not by the other.
+        has_numbers = any(isinstance(value, float) for value in operation.attributes.values())
+        least = _STORED if self.b.lifted and has_numbers else 0.0
+        return outputs, [self._shake(array, least) for array in moved]
 
-    def _shake(self, array: NDArray) -> NDArray:
-        """Return an array with a random error of one unit in the last place."""
+    def _shake(self, array: NDArray, least: float = 0.0) -> NDArray:
+        """Return an array with a random error of one unit in the last place, or more."""
         if array.dtype.kind not in "fc":
             return array
-        unit = np.finfo(array.dtype).eps
-        return rules.perturbed(array, unit, self._random)
+        return rules.perturbed(array, max(float(np.finfo(array.dtype).eps), least), self._random)
 
     def _meet(self, number: int) -> None:
         """Look for a value of B among those of A; if it is found, put A's numbers in its place."""
@@ -204,17 +213,40 @@ class Walk:
         if value.size == 0:
             return
         tolerance = self.tolerance(number)
+        best: tuple[Meeting, NDArray] | None = None
         for candidate in self._theirs.find(value, tolerance):
             theirs = self.a.values[candidate]
             if (theirs.dtype.kind in "fc") != (value.dtype.kind in "fc"):
                 continue
+            if (
+                value.size > 1
+                and value.dtype.kind == "f"
+                and not np.ptp(value)
+                and not self._same_kind(candidate, number)
+            ):
+                continue  # zeros say nothing
             layout = find_layout(theirs, value, tolerance)
-            if layout is not None:
-                ours = layout.to_b(theirs).astype(value.dtype, copy=False)
-                self.meetings[number] = Meeting(candidate, layout, relative(value, ours))
-                self.values[number] = ours
-                self.shaken.pop(number, None)
-                return
+            if layout is None:
+                continue
+            # A small number may have been added in between: the nearest of several values is the same one.
+            ours = layout.to_b(theirs).astype(value.dtype, copy=False)
+            meeting = Meeting(candidate, layout, relative(value, ours))
+            if best is None or meeting.own < best[0].own:
+                best = (meeting, ours)
+            if meeting.own <= 4 * self._unit:
+                break
+        if best is not None:
+            self.meetings[number], self.values[number] = best
+            self.shaken.pop(number, None)
+
+    def _same_kind(self, there: int, here: int) -> bool:
+        """Return whether two values come from operations of one kind, or are outputs."""
+        if there in self.a.record.outputs.values() and here in self.b.record.outputs.values():
+            return True
+        makers = self.a.producer.get(there), self.b.producer.get(here)
+        if None in makers:
+            return makers == (None, None)
+        return self.a.operations[makers[0]].kind == self.b.operations[makers[1]].kind
 
     def same_there(self, number: int) -> list[tuple[int, Layout]]:
         """Return all values of A that have the numbers of a value of B, the one it met first, with their layouts."""
@@ -269,6 +301,27 @@ class Walk:
         following = reached(self.b, [exit_.b for exit_ in exits])
         first = {self.b.producer[exit_.b] for exit_ in exits if exit_.b in self.b.producer}
         self.advance(sorted(following | first))
+
+    def change(self, changes: Mapping[int, Compute], of_b: bool) -> None:
+        """Compute some operations of a side in another way from now on."""
+        graph = self.b if of_b else self.a
+        following = reached(graph, [n for i in changes for n in graph.operations[i].outputs])
+        self._ours = None
+        if of_b:
+            self.b = replace(self.b, changes={**self.b.changes, **changes})
+            self.advance(sorted(following | set(changes)))
+        else:
+            self.a = self.a.changed(changes, following)
+            self._theirs = _lookup(self.a)
+            self.advance(range(len(self.b.operations)))
+
+
+def _lookup(graph: Graph) -> Lookup:
+    """Return the values of a graph, to find those that another array may hold."""
+    lookup = Lookup()
+    for number, array in graph.values.items():
+        lookup.add(number, array)
+    return lookup
 
 
 def lift_as(array: NDArray, like: NDArray) -> NDArray:
@@ -369,15 +422,33 @@ def match_by_use(a: Graph, b: Graph, pairs: Iterable[tuple[int, int]], outputs: 
             continue
         for (i, value_b), (j, value_a) in zip(mine, theirs, strict=True):
             one, other = b.operations[i], a.operations[j]
-            if len(one.outputs) == len(other.outputs) == 1:
-                offer(partner, a, b, other.outputs[0], one.outputs[0], (j, i))
             data_b = [n for n in one.inputs if n != value_b and not of_parameters(b, n)]
             data_a = [n for n in other.inputs if n != value_a and not of_parameters(a, n)]
+            if not alike(a, other, data_a, b, one, data_b):
+                continue
+            if len(one.outputs) == len(other.outputs) == 1:
+                offer(partner, a, b, other.outputs[0], one.outputs[0], (j, i))
             if len(data_a) == len(data_b) == 1:
                 offer(partner, a, b, data_a[0], data_b[0], (j, i))
     for there, here in outputs:
         offer(partner, a, b, there, here, None)
     return partner
+
+
+_USES = {"bias_add": "add", **dict.fromkeys(("conv", "conv_transpose", "einsum", "gather", "embedding"), "matmul")}
+
+
+def alike(a: Graph, there: Operation, data_a: Sequence[int], b: Graph, here: Operation, data_b: Sequence[int]) -> bool:
+    """Return whether two operations apply a parameter to the same quantity, as far as their form tells.
+
+    A layer norm may be written as ``gamma * (x - mean) / std`` or as ``x * (gamma / std) + ...``: there gamma is
+    multiplied with something else.
+    """
+    if _USES.get(there.kind, there.kind) != _USES.get(here.kind, here.kind):
+        return False
+    if there.kind != here.kind and _USES.get(there.kind) == "matmul":
+        return True
+    return sorted(np.size(a.values[n]) for n in data_a) == sorted(np.size(b.values[n]) for n in data_b)
 
 
 def offer(partner: Partners, a: Graph, b: Graph, there: int, here: int, at: tuple[int, int] | None) -> None:

@@ -60,7 +60,11 @@ def activation(suspect: Suspect) -> Iterator[Change]:
             y = results(function.compute, array)
             if y is None or np.array_equal(y, array):
                 continue
-            mine += [(i, name) for i in made[:16] if _nearly(here.output(i), y)]  # type: ignore[arg-type]
+            mine += [
+                (i, name)
+                for i in made[:16]
+                if _called(here, i) in (None, name) and _nearly(here.output(i), y)  # type: ignore[arg-type]
+            ]
             if here.found(y):
                 there.append(name)
         yield from _replacements(here, x, mine, there)
@@ -69,6 +73,12 @@ def activation(suspect: Suspect) -> Iterator[Change]:
 def _nearly(mine: NDArray, y: NDArray) -> bool:
     """Return whether a value is a function's, but for constants that frameworks keep in float32."""
     return np.allclose(mine, y, rtol=1e-6, atol=1e-7 * float(np.max(np.abs(y), initial=0.0)))
+
+
+def _called(here: View, i: int) -> str | None:
+    """Return the name of the function that an operation is by its kind; None if only its numbers tell."""
+    operation = here.graph.operations[i]
+    return name_of(operation.kind, operation.attributes) if operation.kind in UNARY else None
 
 
 def _replacements(here: View, x: int, mine: list[tuple[int, str]], there: list[str]) -> Iterator[Change]:
@@ -250,10 +260,10 @@ def name_of(kind: str, attributes: object) -> str | None:
 
 # Attributes of activations that are numbers, with the family of the cause and the usual numbers.
 _ATTRIBUTES = {
-    "leaky_relu": ("slope", "activation_slope", "the slope", (0.01, 0.2, 0.3, 0.1)),
-    "elu": ("alpha", "activation_alpha", "alpha", (1.0, 0.1, 0.5)),
-    "celu": ("alpha", "activation_alpha", "alpha", (1.0, 0.1, 0.5)),
-    "softplus": ("beta", "softplus_form", "beta", (1.0, 2.0, 0.5, 5.0, 10.0)),
+    "leaky_relu": ("slope", "activation_slope", "the slope of the leaky ReLU", (0.01, 0.2, 0.3, 0.1)),
+    "elu": ("alpha", "activation_alpha", "alpha of the ELU", (1.0, 0.1, 0.5)),
+    "celu": ("alpha", "activation_alpha", "alpha of the CELU", (1.0, 0.1, 0.5)),
+    "softplus": ("beta", "softplus_form", "beta of softplus", (1.0, 2.0, 0.5, 5.0, 10.0)),
 }
 
 

@@ -12,6 +12,7 @@ from diffusion_core.parity.diff.causes.change import Change, Suspect, cause
 from diffusion_core.parity.diff.causes.constants import is_attention_scale, number_of, numbers_for, scale_words
 from diffusion_core.parity.diff.causes.view import View, shown, view
 
+_COMPARISONS = ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")
 _SOFT = ("softmax", "log_softmax")
 _FILLS = (-math.inf, -1e9, -1e4, -1e30, float(np.finfo(np.float32).min), -1e8, -1e6, -3e4, -100.0, 0.0)
 
@@ -160,6 +161,32 @@ def mask(suspect: Suspect) -> Iterator[Change]:
                 here.with_output(i, lambda y: np.where(np.isnan(y), 1 / y.shape[-1], y)),
                 "a row without entries is NaN",
                 "a row without entries is the average",
+            )
+
+
+@cause(
+    "implicit_mask",
+    "positions that are skipped because of what the input holds there",
+    "mask_zero=True of Keras's Embedding passes a mask to the layers behind it; torch has packed sequences",
+)
+def implicit_mask(suspect: Suspect) -> Iterator[Change]:
+    """Take a comparison that selects values later as true, or false, everywhere."""
+    here = view(suspect)
+    for i, operation in here.operations:
+        if operation.kind not in _COMPARISONS or not operation.inputs:
+            continue
+        shape, number = np.shape(here.value(operation.outputs[0])), operation.attributes.get("scalar")
+        words = "a comparison masks positions"
+        if number is not None:
+            words = f"a comparison with {shown(number)} masks positions"
+        for answer in (True, False):
+            yield Change(
+                "implicit_mask",
+                i,
+                lambda read, shape=shape, answer=answer: (np.full(shape, answer),),
+                words,
+                "nothing is masked",
+                0,
             )
 
 

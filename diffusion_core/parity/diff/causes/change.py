@@ -74,6 +74,7 @@ class Suspect:
     read_other: Read
     match: Callable[[int], tuple[int, Callable[[NDArray], NDArray]] | None]
     weight: Callable[[int], NDArray | None] = lambda number: None
+    before: tuple[int, ...] = ()
 
     def numbers(self, role: str, usual: Sequence[float] = ()) -> list[float]:
         """Return numbers that an operation of a role could have: those of the other side's region, then usual ones."""

@@ -167,6 +167,8 @@ def lookup(suspect: Suspect) -> Iterator[Change]:
                 )
             if axis == 0 and indices.dtype.kind in "iu" and indices.size:
                 for row in (0, 1, size - 1):
+                    if not np.any(indices != row):
+                        continue  # every lookup is of this row: the whole term is missing
                     yield Change("padding_row", i, _zeroed(here, i, row), f"row {row} is used", f"row {row} is zero")
                 yield from _reordered(here, i, table, indices)
         elif operation.kind == "one_hot":

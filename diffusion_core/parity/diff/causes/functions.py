@@ -94,7 +94,6 @@ def _table() -> dict[str, Function]:
         "hardswish_old": Function("hard swish as x clip(0.2 x + 0.5)", hard, lambda x: x * _hard(x, 0.2, 0.5)),
         "selu": Function("SELU", alpha, lambda x: 1.0507009873554805 * _elu(x, 1.6732632423543772)),
         "softplus": Function("softplus", plus, _softplus),
-        "softplus20": Function("softplus, linear above 20", plus, lambda x: _softplus(x, 1, 20)),
         "softplus_shifted": Function("softplus minus log 2", plus, lambda x: _softplus(x) - math.log(2)),
         "softsign": Function("softsign", "", lambda x: x / (1 + np.abs(x))),
         "mish": Function("Mish", "", lambda x: x * np.tanh(_softplus(x))),

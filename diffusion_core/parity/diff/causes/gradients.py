@@ -26,12 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.parity.diff import operations as rules
-from diffusion_core.parity.diff.alignment import Alignment
+from diffusion_core.parity.diff.alignment import Alignment, Pair
 from diffusion_core.parity.diff.findings import Finding, Place
 from diffusion_core.parity.diff.graph import Graph, relative
 from diffusion_core.parity.diff.layouts import find_layout
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
-from diffusion_core.parity.diff.walk import Walk, uses
+from diffusion_core.parity.diff.walk import Walk, reached, uses
 
 __all__ = ["gradient_findings"]
 
@@ -51,6 +51,11 @@ _CUT = (
 _FROZEN = ("frozen_parameter", "a parameter that is not trained", "requires_grad= in torch, trainable= in Keras")
 _TIED = ("untied_weights", "weights that only one side ties", "hand the variable itself on, not a copy of its numbers")
 _ROUNDED = ("float32_constant", "constants in float32 in the frameworks' gradients", "nothing has to be changed")
+_ROWS = (
+    "padding_gradient",
+    "rows of a parameter that are not trained",
+    "padding_idx= of torch's nn.Embedding keeps a row out of the gradient; Keras has no such option",
+)
 _FACTOR = ("gradient_factor", "a factor of the gradient", "compare hooks, custom gradients and reductions of the loss")
 
 
@@ -193,9 +198,12 @@ def _same(a: NDArray, b: NDArray, largest: float, limit: float, precision: type)
 def _partings(walk: Walk, alignment: Alignment, parameters: list[str], limit: float) -> list[Finding]:
     """Return the places where cotangents of values on both sides begin to differ, seen from the outputs.
 
-    A place where a side says that it cuts the gradient explains others, which may be of another form on the two sides.
+    Only values that come from a parameter whose gradient differs count: elsewhere equal numbers may be a coincidence. A
+    place where a side says that it cuts the gradient explains others, which may be of another form on the two sides.
     """
-    cotangents = _met_cotangents(walk)
+    behind = reached(walk.b, [walk.b.record.parameters[name] for name in parameters])
+    wanted = {number for i in behind for number in walk.b.operations[i].outputs}
+    cotangents = {number: found for number, found in _met_cotangents(walk).items() if number in wanted}
     largest = max((float(np.max(np.abs(mine))) for mine, _ in cotangents.values() if mine.size), default=0.0)
     agree = {
         number: any(_same(other, mine, largest, limit, walk.b.record.precision) for other in others)
@@ -215,8 +223,31 @@ def _partings(walk: Walk, alignment: Alignment, parameters: list[str], limit: fl
     mine = _gradient(walk.b, walk.b.record.parameters[pair.b_name])
     numbers = {name: _gradient(walk.a, number) for name, number in walk.a.record.parameters.items()}
     theirs = np.asarray(alignment.to_b(pair.b_name, numbers, gradients=True)).reshape(mine.shape)
-    error = relative(mine, theirs)
-    return [Finding("gradient", "", "unknown", "", *places, error=error, left=error)]
+    return [_rows_left_out(pair, places, mine, theirs) or _unknown(places, relative(mine, theirs))]
+
+
+def _unknown(places: tuple[Place, Place], error: float) -> Finding:
+    return Finding("gradient", "", "unknown", "", *places, error=error, left=error)
+
+
+def _rows_left_out(pair: Pair, places: tuple[Place, Place], mine: NDArray, theirs: NDArray) -> Finding | None:
+    """Say that some rows of a parameter get no gradient on one side, if that is the whole difference."""
+    if mine.ndim != 2:
+        return None
+    size = max(float(np.max(np.abs(mine))), float(np.max(np.abs(theirs))))
+    rows = np.flatnonzero(np.any(np.abs(mine - theirs) > 1e-6 * size, axis=1))
+    for zero, other, of_a in ((theirs, mine, True), (mine, theirs, False)):
+        if len(rows) < len(mine) and not np.any(zero[rows]) and np.any(other[rows]):
+            kind, title, advice = _ROWS
+            which = f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows[:5]))}"
+            verb = "get" if len(rows) > 1 else "gets"
+            names = (pair.a_name, pair.b_name)
+            does = [
+                f"{which} of {name} {verb} {'no' if of_a == first else 'a'} gradient"
+                for name, first in zip(names, (True, False), strict=True)
+            ]
+            return Finding("gradient", kind, "verified", title, *places, *does, relative(mine, theirs), 0.0, advice)
+    return None
 
 
 def _met_cotangents(walk: Walk) -> dict[int, tuple[NDArray, list[NDArray]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from diffusion_core.parity.diff.causes.view import View, view
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
 
 _ACTIVATIONS = ("sigmoid", "tanh", "hardsigmoid", "relu", "softsign")
+_MOST_PARTS = 6
 _LINEAR = (*LAYOUT_KINDS, "matmul", "einsum", "add", "bias_add", "identity")
 
 
@@ -26,6 +28,8 @@ def siblings(here: View) -> list[list[int]]:
         root, steps = n, 0
         while root in here.graph.producer and steps < 4:
             operation = here.graph.operations[here.graph.producer[root]]
+            if operation.kind == "unstack" and len(operation.outputs) > _MOST_PARTS:
+                break  # steps in time, or images
             if operation.kind in ("split", "unstack", "slice"):
                 groups.setdefault((operation.inputs[0], array.shape), []).append(n)
                 break
@@ -42,7 +46,7 @@ def siblings(here: View) -> list[list[int]]:
 )
 def gate_order(suspect: Suspect) -> Iterator[Change]:
     """Exchange parts of one array, before or after their activations, up to where the other side's numbers come out."""
-    here = view(suspect)
+    here = view(replace(suspect, region=tuple(sorted({*suspect.region, *suspect.before}))))
     runs = 0
     for numbers in siblings(here):
         for mine, theirs in itertools.combinations(numbers[:8], 2):

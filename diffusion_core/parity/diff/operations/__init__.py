@@ -12,11 +12,23 @@ from numpy.typing import NDArray
 
 from diffusion_core.parity.diff.operations import elementwise, layout, linear, reductions, resize, windows  # noqa: F401
 from diffusion_core.parity.diff.operations.composite import lower, with_mask_type
+from diffusion_core.parity.diff.operations.forms import one_form
 from diffusion_core.parity.diff.operations.registry import EVALUATORS, VJPS, Unsupported, options
 from diffusion_core.parity.diff.recording import Operation
 from diffusion_core.parity.diff.vocabulary import COMPOSITE
 
-__all__ = ["EVALUATORS", "VJPS", "Unsupported", "evaluate", "lower", "perturbed", "roles", "vjp", "with_mask_type"]
+__all__ = [
+    "EVALUATORS",
+    "VJPS",
+    "Unsupported",
+    "evaluate",
+    "lower",
+    "one_form",
+    "perturbed",
+    "roles",
+    "vjp",
+    "with_mask_type",
+]
 
 
 def evaluate(operation: Operation, inputs: Sequence[NDArray]) -> tuple[NDArray, ...]:
