@@ -214,6 +214,8 @@ def describe_error(reference: str, error: BaseException) -> tuple[str, str]:
         refuses = isinstance(error, ValueError) and frames and frames[-1].filename.startswith(_OWN)
         if refuses:
             return f"{reference}: {_first_line(error)}", ""
+        if any(frame.name == "call_model" for frame in frames):  # the framework refuses what the model is called with
+            return f"{reference}: {what}", ""
         return f"{reference}: {what}", "".join(traceback.format_exception(type(error), error, error.__traceback__))
     last = frames[own[-1]]
     if isinstance(error, ModuleNotFoundError):
@@ -234,9 +236,13 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:500] if lines else "no message"
 
 
+def _is_installed(filename: str) -> bool:
+    return "site-packages" in filename or "dist-packages" in filename
+
+
 def _is_author(filename: str) -> bool:
     """Return whether a file is neither Duet's, nor Python's, nor that of an installed package."""
-    if filename.startswith((*_OWN, "<")) or "site-packages" in filename or "dist-packages" in filename:
+    if filename.startswith((*_OWN, "<")) or _is_installed(filename):
         return False
     return not filename.startswith(os.path.dirname(os.__file__) + os.sep)
 

@@ -37,10 +37,13 @@ def read_file(path: Path) -> Inputs:
     except FileNotFoundError as error:
         raise DuetError(f"--inputs: there is no file {path}") from error
     except (OSError, ValueError, EOFError) as error:
-        raise DuetError(f"--inputs: {path} was given; it must be an .npz file of arrays ({error})") from error
+        reason = "" if "pickle" in str(error) else f" ({error})"
+        raise DuetError(f"--inputs: {path} was given; it must be an .npz file of arrays{reason}") from error
     if not arrays:
         raise DuetError(f"--inputs: {path} holds no array")
     unnamed = [f"arr_{i}" for i in range(len(arrays))]
+    if not any(array.size for array in arrays.values()):
+        raise DuetError(f"--inputs: the arrays of {path} have no numbers; nothing can be compared")
     try:
         return to_inputs([arrays[name] for name in unnamed] if set(unnamed) == set(arrays) else arrays, str(path))
     except Refused as error:

@@ -235,6 +235,9 @@ class SideRecorder:
         say("recording float32")
         used, first = self._first_pass(candidates, "none" if brief else gradients)
         inputs = candidates[used]
+        if isinstance(inputs, Mapping) and not isinstance(given := self.fitted(inputs), Mapping):
+            how = "in order" if len(given) == len(inputs) and not isinstance(given[0], Mapping) else "in one argument"
+            self.notes.append(f"no argument has the names of the inputs {', '.join(inputs)}: they were given {how}")
         kept: dict[str, Pass] = {}
 
         def keep(record: Pass) -> None:

@@ -106,6 +106,19 @@ def test_a_message_of_several_lines_becomes_its_line_of_substance():
     assert describe_error("net", ValueError(text))[0].endswith("ValueError: no shape for [...]. Expected 4")
 
 
+def test_names_that_the_model_does_not_have_are_told():
+    report = duet.diff(lambda x: np.tanh(x), np.tanh, inputs={"sample": X})
+    assert any("names of the inputs sample: they were given in order" in note for note in report.comparison.notes)
+
+
+def test_files_without_numbers_are_refused(tmp_path):
+    np.savez(tmp_path / "empty.npz", np.zeros((0, 3)))
+    (tmp_path / "text.npz").write_text("text")
+    for name, said in (("empty", "no numbers"), ("text", r"must be an .npz file of arrays$")):
+        with pytest.raises(DuetError, match=said):
+            duet.diff(np.tanh, np.tanh, inputs=tmp_path / f"{name}.npz")
+
+
 def test_inputs_that_are_no_arrays_are_refused():
     with pytest.raises(DuetError, match=r"inputs.* has the type object"):
         duet.diff(np.tanh, np.tanh, inputs=[None])

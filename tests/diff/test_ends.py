@@ -82,6 +82,11 @@ def test_outputs_in_another_order_are_equal_and_told() -> None:
     assert any("another order" in note for note in result.notes)
 
 
+def test_numbers_that_are_not_finite_are_told() -> None:
+    result = compared(*both(lambda tape: tape("log", tape.input(np.array([[-1.0, 1.0, 2.0, 4.0]]))), {}, {}))
+    assert result.equal and "numbers of the output '0' are NaN or infinite: 25% in A and 25% in B" in result.notes
+
+
 @pytest.mark.parametrize("side", ["a", "b"])
 def test_an_output_that_only_one_side_returns_is_told(side: str) -> None:
     def model(tape: Tape) -> tuple[int, ...]:

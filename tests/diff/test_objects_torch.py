@@ -9,6 +9,7 @@ import duet
 from diffusion_core.common.errors import DuetError
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")
 nn, F = torch.nn, torch.nn.functional
 
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)

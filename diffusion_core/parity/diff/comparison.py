@@ -394,6 +394,7 @@ def _comparison(
     """Collect what a report shows."""
     outputs: dict[str, dict[str, float]] = {}
     histograms: dict[str, tuple[NDArray, NDArray]] = {}
+    finite: dict[str, None] = {}
     for name in set(a.passes) & set(b.passes):
         one, other = a.passes[name], b.passes[name]
         if apart_by_chance(one, other):
@@ -405,6 +406,10 @@ def _comparison(
             x, y = np.asarray(one.values[n]), np.asarray(other.values[m])
             same = likely_layout(x, y)(x) if x.size == y.size else x
             outputs.setdefault(there or "output", {})[name] = relative(y, same)
+            missing = [float(np.mean(~np.isfinite(array))) if array.dtype.kind in "fc" else 0.0 for array in (x, y)]
+            if any(missing) and name in ("float64", "float32"):
+                shares = " and ".join(f"{side} {share:.2g}" for side, share in zip("AB", missing, strict=True))
+                finite.setdefault(f"numbers of the output {there!r} are NaN or infinite: the fraction is {shares}")
             histograms.setdefault(there or "output", (x, y))
     alignment = forward.alignment if forward else None
     return Comparison(
@@ -418,5 +423,5 @@ def _comparison(
         tuple((pair.a_name, pair.b_name, pair.relation) for pair in alignment.pairs) if alignment else (),
         (tuple(alignment.unmatched_a), tuple(alignment.unmatched_b)) if alignment else ((), ()),
         compared,
-        tuple(dict.fromkeys((*(words_of(forward) if forward else ()), *notes_of(a, b)))),
+        tuple(dict.fromkeys((*(words_of(forward) if forward else ()), *finite, *notes_of(a, b)))),
     )
