@@ -408,8 +408,8 @@ def _comparison(
             outputs.setdefault(there or "output", {})[name] = relative(y, same)
             missing = [float(np.mean(~np.isfinite(array))) if array.dtype.kind in "fc" else 0.0 for array in (x, y)]
             if any(missing) and name in ("float64", "float32"):
-                shares = " and ".join(f"{side} {share:.2g}" for side, share in zip("AB", missing, strict=True))
-                finite.setdefault(f"numbers of the output {there!r} are NaN or infinite: the fraction is {shares}")
+                shares = " and ".join(f"{share:.0%} in {side}" for side, share in zip("AB", missing, strict=True))
+                finite.setdefault(f"numbers of the output {there!r} are NaN or infinite: {shares}")
             histograms.setdefault(there or "output", (x, y))
     alignment = forward.alignment if forward else None
     return Comparison(
