@@ -6,6 +6,7 @@ there the line is the one that made the module; `remember_lines` notes it while 
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import sys
 import sysconfig
@@ -167,11 +168,23 @@ class CallStack:
     def function(self) -> str:
         """Return the name of the innermost `torch.autograd.Function` whose forward pass runs now, or ""."""
         frame: FrameType | None = sys._getframe(1)
+        forward: dict[Any, str] | None = None
         while frame is not None:
-            if frame.f_code.co_name == "apply" and frame.f_code.co_filename.endswith("autograd/function.py"):
-                return getattr(frame.f_locals.get("cls"), "__name__", "Function")
+            if frame.f_code.co_name == "forward":
+                forward = forward if forward is not None else _forward_passes(torch.autograd.Function)
+                if frame.f_code in forward:
+                    return forward[frame.f_code]
             frame = frame.f_back
         return ""
+
+
+def _forward_passes(function: type) -> dict[Any, str]:
+    """Return the names of the classes that derive from `torch.autograd.Function`, by the code of their forward pass."""
+    found = {}
+    for each in function.__subclasses__():
+        code = getattr(inspect.unwrap(each.forward), "__code__", None)
+        found |= _forward_passes(each) | ({code: each.__name__} if code is not None else {})
+    return found
 
 
 @contextmanager

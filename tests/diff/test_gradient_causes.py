@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -119,3 +121,55 @@ def test_a_copy_where_the_other_side_ties_is_found(names: int) -> None:
     assert (finding.kind, finding.status, finding.a.layer) == ("untied_weights", "verified", "head")
     (finding,) = compare(tied(names=names), tied(untied=True)).findings
     assert (finding.kind, finding.status, finding.b.layer) == ("untied_weights", "verified", "head")
+
+
+def own_gradient(right: bool) -> Recording:
+    """Record ``silu(x w)`` computed inside of a function with its own gradient."""
+    operations = [
+        Operation("matmul", (0, 1), (2,), layer="body"),
+        Operation("sigmoid", (2,), (3,), layer="act"),
+        Operation("multiply", (2, 3), (4,), layer="act"),
+    ]
+    values = {0: X, 1: W}
+    for operation in operations:
+        (values[operation.outputs[0]],) = rules.evaluate(operation, [values[n] for n in operation.inputs])
+    x, gate, y = values[2], values[3], values[4]
+    sent = (y + np.cos(2 * y) / 2) / y.size
+    inner = sent * gate * (1 + (x * (1 - gate) if right else 1 - gate))
+    gradients = {4: sent, 2: inner, 1: X.T @ inner}
+    one = Pass("float64", tuple(operations), values, (0,), {"0": 4}, {"w": 1}, gradients=gradients)
+    return Recording("model.py:build", "numpy", {"float64": one})
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_a_gradient_that_is_not_that_of_the_forward_pass_is_found_on_its_side(side: str) -> None:
+    sides = {"a": own_gradient(True), "b": own_gradient(True), side: own_gradient(False)}
+    (finding,) = compare(sides["a"], sides["b"]).findings
+    assert (finding.kind, finding.status, finding.a.layer, finding.b.layer) == (
+        "custom_gradient",
+        "verified",
+        "act",
+        "act",
+    )
+    assert "not that of the forward pass" in getattr(finding, f"{side}_does")
+
+
+def test_a_function_with_the_right_gradient_is_equal() -> None:
+    assert compare(own_gradient(True), own_gradient(True)).equal
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_buffer_in_place_of_a_parameter_is_named_unless_the_other_side_freezes_it(frozen: bool) -> None:
+    made = record(frozen=True)
+    one = made.passes["float64"]
+    one = replace(one, parameters={"w": 1}, buffers={"v": 2}, frozen=frozenset())
+    result = compare(record(frozen=frozen), replace(made, passes={"float64": one}))
+    if frozen:
+        assert result.equal
+    else:
+        (finding,) = result.findings
+        assert (finding.kind, finding.b.parameter, finding.b_does) == (
+            "frozen_parameter",
+            "v",
+            "it is a buffer, not a parameter",
+        )

@@ -417,6 +417,24 @@ def test_a_gradient_that_no_grad_cuts_is_cut_in_the_recording() -> None:
     assert mean.inputs == cut.outputs
 
 
+class Tripled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any) -> Any:
+        return torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        return 3 * gradient
+
+
+def test_what_a_function_with_its_own_gradient_computes_is_not_cut() -> None:
+    record = recorded(lambda: Layers(Tripled.apply), (S[0],))
+    (sigmoid,) = record.operations
+    assert sigmoid.kind == "sigmoid" and sigmoid.native.endswith("in Tripled")
+    (x,), (y,) = sigmoid.inputs, sigmoid.outputs
+    np.testing.assert_allclose(record.gradients[x], 3 * record.gradients[y])
+
+
 def test_a_training_pass_moves_the_buffers_and_leaves_the_model_as_it_was() -> None:
     with recorder.building("float64", 0):
         model = nn.Sequential(nn.BatchNorm2d(4, momentum=0.1), nn.Dropout(0.25)).double().eval()

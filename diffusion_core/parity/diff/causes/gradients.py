@@ -30,6 +30,7 @@ from diffusion_core.parity.diff.alignment import Alignment, Pair
 from diffusion_core.parity.diff.findings import Finding, Place
 from diffusion_core.parity.diff.graph import Graph, relative
 from diffusion_core.parity.diff.layouts import find_layout
+from diffusion_core.parity.diff.recording import Pass
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
 from diffusion_core.parity.diff.walk import Walk, reached, uses
 
@@ -41,6 +42,8 @@ _OWN, _LARGEST = {np.float64: 1e-8, np.float32: 1e-3}, {np.float64: 1e-12, np.fl
 _CONSTANT, _TIMES = 2.0**-24, 16.0
 # A cut explains a difference between such gradients if at most this fraction is left.
 _LEFT = 1e-2
+# So many values are looked through for the beginning of a function with its own gradient.
+_INSIDE = 24
 # Parameters with other numbers.
 _OTHER = ("differs", "by place only")
 _CUT = (
@@ -48,13 +51,23 @@ _CUT = (
     "a gradient that one side cuts",
     "tf.stop_gradient in TensorFlow, .detach() or torch.no_grad() in torch",
 )
-_FROZEN = ("frozen_parameter", "a parameter that is not trained", "requires_grad= in torch, trainable= in Keras")
 _TIED = ("untied_weights", "weights that only one side ties", "hand the variable itself on, not a copy of its numbers")
+_TRAINED = "the parameter is trained"
+_FROZEN = (
+    "frozen_parameter",
+    "a parameter that is not trained",
+    "nn.Parameter and requires_grad= in torch, trainable= in Keras",
+)
 _ROUNDED = ("float32_constant", "constants in float32 in the frameworks' gradients", "nothing has to be changed")
 _ROWS = (
     "padding_gradient",
     "rows of a parameter that are not trained",
     "padding_idx= of torch's nn.Embedding keeps a row out of the gradient; Keras has no such option",
+)
+_CUSTOM = (
+    "custom_gradient",
+    "a gradient that is not that of the forward pass",
+    "compare torch.autograd.Function.backward and tf.custom_gradient with the derivative of the forward pass",
 )
 _FACTOR = ("gradient_factor", "a factor of the gradient", "compare hooks, custom gradients and reductions of the loss")
 
@@ -95,19 +108,15 @@ def _benign(finding: Finding) -> Finding:
 
 
 def _frozen(walk: Walk, alignment: Alignment) -> list[Finding]:
-    """Return the parameters that exactly one side declares as not trainable."""
+    """Return the parameters that exactly one side trains: the other freezes them, or keeps them as buffers."""
     a, b = walk.a.record, walk.b.record
     findings = []
     for pair in alignment.pairs:
-        in_a, in_b = pair.a_name in a.frozen, pair.b_name in b.frozen
-        both = pair.a_name in a.parameters and pair.b_name in b.parameters
-        if both and in_a != in_b:
-            words = {True: "the parameter is frozen", False: "the parameter is trained"}
+        words = _training_of(a, pair.a_name), _training_of(b, pair.b_name)
+        if (words[0] == _TRAINED) != (words[1] == _TRAINED):
             kind, title, advice = _FROZEN
             places = (_parameter_place(walk.a, pair.a_name), _parameter_place(walk.b, pair.b_name))
-            findings.append(
-                Finding("gradient", kind, "verified", title, *places, words[in_a], words[in_b], 1.0, 0.0, advice)
-            )
+            findings.append(Finding("gradient", kind, "verified", title, *places, *words, 1.0, 0.0, advice))
     return findings
 
 
@@ -153,9 +162,16 @@ def _untied(walk: Walk, alignment: Alignment) -> list[Finding]:
     return findings
 
 
+def _training_of(record: Pass, name: str) -> str:
+    """Say whether a side trains a parameter."""
+    if name in record.parameters:
+        return "the parameter is frozen" if name in record.frozen else _TRAINED
+    return "it is a buffer, not a parameter"
+
+
 def _parameter_place(graph: Graph, name: str) -> Place:
     """Return where a parameter is used first."""
-    found = uses(graph, graph.record.parameters[name])
+    found = uses(graph, {**graph.record.buffers, **graph.record.parameters}[name])
     place = graph.place(found[0][0]) if found else Place()
     return Place(place.layer, place.source, place.code, place.native, place.kind, name)
 
@@ -253,20 +269,55 @@ def _rows_left_out(pair: Pair, places: tuple[Place, Place], mine: NDArray, their
 def _met_cotangents(walk: Walk) -> dict[int, tuple[NDArray, list[NDArray]]]:
     """Return, for values of B that are A's, their cotangent and those of every value of A with the same numbers."""
     result = {}
-    for number in walk.meetings:
+    first: dict[int, int] = {}
+    for number, meeting in walk.meetings.items():
+        if number in walk.b.record.gradients:
+            first[meeting.a] = min(first.get(meeting.a, len(walk.b.operations)), walk.b.producer.get(number, -1))
+    for number, meeting in walk.meetings.items():
         producer = walk.b.producer.get(number)
         is_moved = producer is not None and walk.b.operations[producer].kind in (*LAYOUT_KINDS, "identity", "cast")
-        if walk.b.values[number].dtype.kind != "f" or (is_moved and number not in walk.b.record.gradients):
-            continue  # a framework has no gradient of a view
-        mine = _gradient(walk.b, number)
+        if walk.b.values[number].dtype.kind != "f" or not _is_recorded(walk.b, number):
+            continue
+        is_copy = meeting.a in first and producer is not None and first[meeting.a] < producer
+        if number not in walk.b.record.gradients and (is_moved or is_copy):
+            continue  # a framework has no gradient of a view, and a copy inside of a function has only a part
+        mine = _flowing(walk.b, number)
         # What a cut passes on has the same numbers, but its cotangent is not that of what was cut.
-        candidates = walk.same_there(number)
+        candidates = [(n, layout) for n, layout in walk.same_there(number) if _is_recorded(walk.a, n)]
         if not _is_cut(walk.b, number):
             candidates = [(n, layout) for n, layout in candidates if not _is_cut(walk.a, n)] or candidates
-        others = [layout.to_b(_gradient(walk.a, n)) for n, layout in candidates]
-        if others:
+        sent = [(_flowing(walk.a, n), layout) for n, layout in candidates]
+        others = [layout.to_b(gradient) for gradient, layout in sent if gradient is not None]
+        if others and mine is not None:
             result[number] = (mine.reshape(others[0].shape), others)
     return result
+
+
+def _flowing(graph: Graph, number: int) -> NDArray | None:
+    """Return the cotangent of a value, zero if there is none.
+
+    Inside of a function with its own gradient (torch.autograd.Function, tf.custom_gradient: TensorFlow's SiLU is one) a
+    framework has no cotangents, although the gradient flows on; there it follows from the readers, or is unknown.
+    """
+    if number in graph.record.gradients:
+        return _gradient(graph, number)
+    todo, seen = [number], {number}
+    while todo:
+        producer = graph.producer.get(todo.pop())
+        if producer is None or graph.operations[producer].kind == "stop_gradient":
+            continue
+        for n in graph.operations[producer].inputs:
+            if n in graph.record.gradients and n not in graph.names:
+                return _backward(graph, number, {})
+            if n not in seen and len(seen) < _INSIDE:
+                seen.add(n)
+                todo.append(n)
+    return _gradient(graph, number)
+
+
+def _is_recorded(graph: Graph, number: int) -> bool:
+    """Return whether a framework made a value, so that it could have a gradient; others come from lowering."""
+    return number in graph.record.values
 
 
 def _is_cut(graph: Graph, number: int) -> bool:
@@ -294,10 +345,11 @@ def _explained(walk: Walk, number: int, mine: NDArray, others: list[NDArray], li
     meeting = walk.meetings[number]
     a_place = walk.a.place(walk.a.producer[meeting.a]) if meeting.a in walk.a.producer else Place()
     b_place = walk.b.place(walk.b.producer[number]) if number in walk.b.producer else Place()
-    for graph, value, own, other, of_b in (
+    sides = (
         (walk.b, number, mine, theirs, True),
         (walk.a, meeting.a, meeting.layout.to_a(theirs), meeting.layout.to_a(mine), False),
-    ):
+    )
+    for graph, value, own, other, of_b in sides:
         terms = _terms(graph, value)
         for count in range(1, len(terms) + 1):
             for chosen in itertools.combinations(terms, count):
@@ -325,7 +377,60 @@ def _explained(walk: Walk, number: int, mine: NDArray, others: list[NDArray], li
         kind, title, advice = _FACTOR
         words = f"the gradient is {factor:.6g} times that of A"
         return Finding("gradient", kind, "verified", title, a_place, b_place, "", words, error, 0.0, advice)
+    for graph, value, own, other, of_b in sides:
+        found = _custom(graph, value, own, other, limit)
+        if found is not None:
+            kind, title, advice = _CUSTOM
+            place, left = found
+            does = ("the gradient is not that of the forward pass", "the gradient is that of the forward pass")
+            there = _same_layer(walk.a if of_b else walk.b, place, meeting.a if of_b else number)
+            places = (there or a_place, place) if of_b else (place, there or b_place)
+            return Finding(
+                "gradient", kind, "verified", title, *places, *(does[::-1] if of_b else does), error, left, advice
+            )
     return Finding("gradient", "", "unknown", "", a_place, b_place, "", "", error, error)
+
+
+def _custom(graph: Graph, number: int, own: NDArray, other: NDArray, limit: float) -> tuple[Place, float] | None:
+    """Return where the cotangent of a value is not what its readers' definitions send back, but the other side's is."""
+    sent = _backward(graph, number, {})
+    if sent is None or sent.shape != own.shape:
+        return None
+    size, apart = float(np.max(np.abs(other))), float(np.max(np.abs(own - other)))
+    left = float(np.max(np.abs(sent - other)))
+    if left > max(limit * size, 1e-10 * size) or left > _LEFT * apart:
+        return None
+    return graph.place(graph.consumers[number][0]), left
+
+
+def _backward(graph: Graph, number: int, known: dict[int, NDArray | None]) -> NDArray | None:
+    """Return the cotangent of a value by what reads it, from recorded ones; None if it is unknown."""
+    total = np.zeros(np.shape(graph.values[number]))
+    for i in graph.consumers.get(number, ()):
+        operation = graph.operations[i]
+        if operation.kind == "stop_gradient":
+            continue
+        cotangents = []
+        for n in operation.outputs:
+            if n not in known:
+                known[n] = None
+                recorded = graph.record.gradients.get(n)
+                known[n] = _backward(graph, n, known) if recorded is None else np.asarray(recorded, np.float64)
+            cotangents.append(known[n])
+        if i in graph.opaque or any(g is None for g in cotangents):
+            return None
+        values = [graph.values[n] for n in operation.inputs], [graph.values[n] for n in operation.outputs]
+        sent = rules.vjp(operation, *values, [g for g in cotangents if g is not None])
+        if sent is None:
+            return None
+        total = total + sum(g for n, g in zip(operation.inputs, sent, strict=True) if n == number and g is not None)
+    return total
+
+
+def _same_layer(graph: Graph, place: Place, number: int) -> Place | None:
+    """Return where the other side reads the same value: the operation of the same kind, else the first."""
+    readers = [graph.place(i) for i in graph.consumers.get(number, ())]
+    return next((each for each in readers if each.kind == place.kind), readers[0] if readers else None)
 
 
 def _explains(own: NDArray, other: NDArray, without: NDArray, limit: float) -> bool:
