@@ -97,3 +97,17 @@ def test_an_output_that_only_one_side_returns_is_told(side: str) -> None:
     result = compared(*both(model, options["a"], options["b"]))
     assert result.equal
     assert f"only {side.upper()} returns the output '0'" in result.notes
+
+
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_an_output_that_is_found_early_behind_another_difference_is_told(side: str) -> None:
+    def model(tape: Tape) -> int:
+        h = tape("relu" if tape.get("relu") else "tanh", tape.linear(tape.input(X), "body", 4))
+        y = tape.linear(h, "head", 4)
+        return tape("log_softmax", y, axis=-1) if tape.get("more") else y
+
+    options = {"a": {"relu": True}, "b": {}}
+    options[side] = {**options[side], "more": True}
+    first, last = compared(*both(model, options["a"], options["b"])).findings
+    assert (first.kind, last.status) == ("activation", "verified")
+    assert "log softmax" in getattr(last, f"{side}_does")

@@ -18,7 +18,7 @@ from diffusion_core.parity.diff import weights
 from diffusion_core.parity.diff.causes import gradients, optimiser, training
 from diffusion_core.parity.diff.causes.dropouts import Dropout
 from diffusion_core.parity.diff.dropped import Dropped
-from diffusion_core.parity.diff.ends import Ends, find_ends, name_rest
+from diffusion_core.parity.diff.ends import Ends, early_ends, find_ends, name_rest
 from diffusion_core.parity.diff.explain import Explained, Parting, explain
 from diffusion_core.parity.diff.findings import Comparison, Finding, Row
 from diffusion_core.parity.diff.graph import Graph, relative, to_graph
@@ -65,14 +65,13 @@ def compare(
             compared["gradient"] = "not compared, since the forward passes differ"
         elif none := [label for label, side in (("A", a), ("B", b)) if not side.passes[evaluation].gradients]:
             compared["gradient"] = f"not compared, since {none[0]} has none"
-        elif any(finding.kind == ROUNDED for finding in forward.findings):
-            compared["gradient"] = "not compared, since weights of one side were rounded after they were computed"
         elif drawn_apart(forward.walk):
             compared["gradient"] = "not compared, since the models draw random numbers"
         elif not forward.ends.complete:  # the loss is one of all outputs
             compared["gradient"] = "not compared, since the models return different outputs"
         else:
-            found = together(gradients.gradient_findings(forward.walk, forward.alignment))
+            rounded = max((finding.error for finding in forward.findings if finding.kind == ROUNDED), default=0.0)
+            found = together(gradients.gradient_findings(forward.walk, forward.alignment, rounded))
             findings += found
             compared["gradient"] = said(found)
     trained = _common(a, b, ("train64", "train32"))
@@ -178,6 +177,7 @@ def compare_pass(
                 walk.change(found.changes, found.of_b)
             walk.give([exit_ for exit_ in found.exits if not walk.found(exit_.b)])
             dropped.give()
+            walk.early |= early_ends(walk, outputs)
     if real(findings) and nearly_agree(walk, outputs):
         whole = as_a_whole(Walk(graph_a, graph_b, equal), outputs)
         finding = rounded_weights(whole, mode, rounding_of_weights(whole, *known_weights))

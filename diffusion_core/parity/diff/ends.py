@@ -20,7 +20,7 @@ from diffusion_core.parity.diff.recording import Pass
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
 from diffusion_core.parity.diff.walk import Walk
 
-__all__ = ["Ends", "find_ends", "name_rest"]
+__all__ = ["Ends", "early_ends", "find_ends", "name_rest"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,15 @@ def find_ends(walk: Walk) -> Ends:
         b.outputs[here]: a.outputs[there] for there, here in pairs if here not in equal and walk.found(b.outputs[here])
     }
     return Ends(pairs, early, tuple(open_a), tuple(open_b))
+
+
+def early_ends(walk: Walk, outputs: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Return the outputs of B that are found before A returns, now that A's numbers were put in at the exits."""
+    return {
+        here: there
+        for there, here in outputs
+        if here not in walk.given and here in walk.meetings and there not in walk.told and not _equal(walk, there, here)
+    }
 
 
 def name_rest(parting: Parting, finding: Finding) -> Finding:

@@ -72,12 +72,13 @@ _CUSTOM = (
 _FACTOR = ("gradient_factor", "a factor of the gradient", "compare hooks, custom gradients and reductions of the loss")
 
 
-def gradient_findings(walk: Walk, alignment: Alignment) -> list[Finding]:
+def gradient_findings(walk: Walk, alignment: Alignment, rounded: float = 0.0) -> list[Finding]:
     """Compare the gradients of two passes whose outputs agree.
 
     Args:
         walk: B on A's values.
         alignment: of the parameters.
+        rounded: how far apart the forward passes are because weights were rounded to float32.
 
     Returns:
         first the parameters that only one side trains, then the places where cotangents begin to differ.
@@ -86,7 +87,7 @@ def gradient_findings(walk: Walk, alignment: Alignment) -> list[Finding]:
     known = {place.parameter for f in frozen for place in (f.a, f.b) if place}
     known |= {name for f in frozen if f.kind == _TIED[0] for name in _copies(alignment, known)}
     tight = _OWN[walk.b.record.precision]
-    for limit in dict.fromkeys((max(tight, _framework_error(walk)), tight)):
+    for limit in dict.fromkeys((max(tight, _framework_error(walk, rounded)), tight)):
         differing = [name for name in _differing_parameters(walk, alignment, limit) if name not in known]
         if differing:
             found = _partings(walk, alignment, differing, limit)
@@ -94,10 +95,10 @@ def gradient_findings(walk: Walk, alignment: Alignment) -> list[Finding]:
     return frozen
 
 
-def _framework_error(walk: Walk) -> float:
+def _framework_error(walk: Walk, rounded: float) -> float:
     """Return how far gradients may be apart because of the frameworks: their constants, and what deviates forward."""
     deviations = [x for graph in (walk.a, walk.b) for x in graph.deviation.values() if np.isfinite(x)]
-    return _TIMES * max(_CONSTANT, *deviations, 0.0)
+    return _TIMES * max(_CONSTANT, rounded, *deviations)
 
 
 def _benign(finding: Finding) -> Finding:
