@@ -7,15 +7,12 @@ is a property of a framework and makes no two models unequal. A number x that fl
     a short decimal,   a fraction p/q or its root sqrt(p/q),   or one of pi, sqrt(2/pi), log 2 ...
 
 if that number, rounded to float32, is x. All other numbers, and those of few binary digits, stand for themselves.
-
-PyTorch's softplus log(1 + e^x) returns x itself from x = 20 on, where the two differ by less than 1e-10 of x: that is
-the same function.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
@@ -34,8 +31,6 @@ _KNOWN = (
     *(math.e, 1.0507009873554805, 1.6732632423543772),
 )
 _DENOMINATOR, _SQUARE = 1024, 256
-# From here on PyTorch's softplus is linear, unless it is told otherwise.
-_LINEAR = 20.0
 # A number of so few binary digits is one that people write as it is, such as 0.375.
 _DIGITS = 16
 
@@ -76,10 +71,7 @@ def with_meant_numbers(operations: Sequence[Operation], lifted: bool) -> tuple[O
             rounded = float(np.float32(value)) if lifted else value
         return meant(rounded) if math.isfinite(rounded) else value
 
-    def changed(operation: Operation) -> dict[str, object]:
-        attributes = {name: exact(value) for name, value in operation.attributes.items()}
-        if operation.kind == "softplus" and attributes.get("threshold") == _LINEAR:
-            attributes["threshold"] = math.inf
-        return attributes
+    def changed(attributes: Mapping[str, object]) -> dict[str, object]:
+        return {name: exact(value) for name, value in attributes.items()}
 
-    return tuple(replace(o, attributes=changed(o)) if o.attributes else o for o in operations)
+    return tuple(replace(o, attributes=changed(o.attributes)) if o.attributes else o for o in operations)
