@@ -133,24 +133,42 @@ class Walk:
         return max(least, _TIMES * float(moved.max())) if moved.size else least
 
     def advance(self, indices: Iterable[int]) -> None:
-        """Run operations of B, in order, and look for their results on A's side."""
+        """Run operations of B, in order, and look for their results on A's side.
+
+        An operation that ran before is run again only if something that it reads has changed since.
+        """
+        changed: set[int] = set()
         for i in indices:
             operation = self.b.operations[i]
+            new = [n for n in operation.outputs if n not in self.values or n in self.given]
+            if not new and not changed.intersection(operation.inputs):
+                continue
             outputs = self._outputs(i)
             for position, number in enumerate(operation.outputs):
-                for kept in (self.values, self.shaken, self.meetings):
-                    kept.pop(number, None)
-                if number in self.given:
-                    exit_ = self.given[number]
-                    self.values[number] = exit_.to_b(self.a.values[exit_.a])
-                    continue
-                if number in self._draws and self._draw(number):
-                    continue
-                if outputs is None:
-                    continue
-                self.values[number] = np.asarray(outputs[0][position])
-                self.shaken[number] = np.asarray(outputs[1][position])
-                self._meet(number)
+                before = self.values.pop(number, None), self.shaken.pop(number, None), self.meetings.pop(number, None)
+                if self._arrive(number, None if outputs is None else [each[position] for each in outputs]):
+                    now = self.values.get(number), self.shaken.get(number), self.meetings.get(number)
+                    if not _unchanged(before, now):
+                        changed.add(number)
+                elif before[0] is not None:
+                    changed.add(number)
+
+    def _arrive(self, number: int, made: Sequence[NDArray] | None) -> bool:
+        """Give a value its numbers: those that it was given, A's draw, or those made; return whether it has any.
+
+        Args:
+            number: of the value.
+            made: its numbers and those with random errors; None if the operation cannot be run.
+        """
+        if number in self.given:
+            exit_ = self.given[number]
+            self.values[number] = exit_.to_b(self.a.values[exit_.a])
+        elif number not in self._draws or not self._draw(number):
+            if made is None:
+                return False
+            self.values[number], self.shaken[number] = map(np.asarray, made)
+            self._meet(number)
+        return True
 
     def _draw(self, number: int) -> bool:
         """Give a draw of random numbers the numbers that A drew; return whether A has such a draw."""
@@ -322,6 +340,16 @@ def _lookup(graph: Graph) -> Lookup:
     for number, array in graph.values.items():
         lookup.add(number, array)
     return lookup
+
+
+def _unchanged(before: tuple, now: tuple) -> bool:
+    """Return whether a value has the same numbers as before: it met the same value of A, or they are equal."""
+    (value, shaken, meeting), (value_now, shaken_now, meeting_now) = before, now
+    if value is None or (shaken is None) != (shaken_now is None):
+        return False
+    if meeting is not None and meeting_now is not None:
+        return (meeting.a, meeting.layout) == (meeting_now.a, meeting_now.layout)
+    return shaken is None and np.array_equal(value, value_now, equal_nan=value.dtype.kind in "fc")
 
 
 def lift_as(array: NDArray, like: NDArray) -> NDArray:
