@@ -90,6 +90,8 @@ def compare_sides(request: Request) -> Comparison:
             stack.callback(opened.close)
             sides.append(opened)
         recordings, notes = record(request, sides, folder)
+        for opened in sides:
+            opened.close()  # the memory of their processes is needed now
         with heartbeat("comparing", says_end=False):
             modes = (*MODES[request.mode], *(("steps",) if request.steps else ()))
             compare = importlib.import_module("diffusion_core.parity.diff.comparison").compare

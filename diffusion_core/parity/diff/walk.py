@@ -209,9 +209,9 @@ class Walk:
                 return outputs, [rules.perturbed(array, 16 * unit, self._random) for array in outputs]
             return None
         outputs = self.b.evaluate(i, inputs)
-        if operation.kind in LAYOUT_KINDS and not any(n in self.shaken for n in operation.inputs):
-            return outputs, outputs
-        moved = self.b.evaluate(i, [self.shaken.get(n, self.values[n]) for n in operation.inputs])
+        moved = outputs
+        if any(n in self.shaken for n in operation.inputs):
+            moved = self.b.evaluate(i, [self.shaken.get(n, self.values[n]) for n in operation.inputs])
         if operation.kind in LAYOUT_KINDS:
             return outputs, moved
         # Numbers in the code of a float32 model are rounded by one framework and not by the other.
