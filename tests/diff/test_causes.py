@@ -360,6 +360,13 @@ def test_a_planted_fault_is_found_and_verified(
     assert is_sentence(first.a_does) and is_sentence(first.b_does), said
 
 
+@pytest.mark.parametrize("fault", [FAULTS[0], FAULTS[3], FAULTS[5]])
+def test_a_cause_that_is_known_from_another_pass_is_found_again(fault: tuple) -> None:
+    model, a, b, kind, *_ = fault
+    (finding,) = compare_pass(*both(model, a, b), None, "training", (kind, "constant")).findings
+    assert (finding.kind, finding.status) == (kind, "verified")
+
+
 @pytest.mark.parametrize("model", dict.fromkeys(fault[0] for fault in FAULTS))
 def test_equal_models_have_no_cause(model: Callable[[Tape], Any]) -> None:
     assert compare_pass(*both(model, {}, {}), None, "forward").findings == ()

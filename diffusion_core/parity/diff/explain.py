@@ -138,7 +138,7 @@ def explain(
     there = {of_b: _open_values(parting, of_b) for of_b in (True, False)}
     best: _Attempt | None = None
     work = 0.0
-    for kinds in ([kind for kind in known if kind in CAUSES], [kind for kind in CAUSES if kind not in known]):
+    for kinds in ([kind for kind in known if kind in CAUSES], list(CAUSES)):
         for changes, of_b in _candidates(sides, kinds):
             work += sum(_work(parting, change, of_b) for change in changes)
             some = best is not None and best.verified and not best.at_once

@@ -36,6 +36,15 @@ def results(function: Callable[[NDArray], NDArray], x: NDArray) -> NDArray | Non
     return y if np.isfinite(y).all() else None
 
 
+@cause("gelu_form", "the form of GELU", 'approximate="none" | "tanh" in torch, approximate=False | True in Keras')
+@cause("swish_beta", "the beta of Swish", "x * sigmoid(beta * x) with the same beta; SiLU has 1")
+@cause(
+    "hard_sigmoid_form",
+    "the form of the hard sigmoid",
+    "relu6(x + 3) / 6 in torch and Keras 3; older Keras: 0.2 x + 0.5",
+)
+@cause("activation_bound", "the bound of a ReLU", "nn.ReLU6 in torch, ReLU(max_value=6) in Keras")
+@cause("function", "another function of one number", "call the same function on both sides")
 @cause(
     "activation",
     "another activation function",
@@ -299,20 +308,6 @@ def attributes(suspect: Suspect) -> Iterator[Change]:
                 f"{words} is {shown(float(number))}",
                 0 if number in known else 1,
             )
-
-
-@cause("gelu_form", "the form of GELU", 'approximate="none" | "tanh" in torch, approximate=False | True in Keras')
-@cause("swish_beta", "the beta of Swish", "x * sigmoid(beta * x) with the same beta; SiLU has 1")
-@cause(
-    "hard_sigmoid_form",
-    "the form of the hard sigmoid",
-    "relu6(x + 3) / 6 in torch and Keras 3; older Keras: 0.2 x + 0.5",
-)
-@cause("activation_bound", "the bound of a ReLU", "nn.ReLU6 in torch, ReLU(max_value=6) in Keras")
-@cause("function", "another function of one number", "call the same function on both sides")
-def _forms(suspect: Suspect) -> Iterator[Change]:
-    """These are proposed by `activation`, which knows all functions."""
-    return iter(())
 
 
 @cause(
