@@ -158,6 +158,9 @@ def at(place: Mapping[str, str] | None) -> str:
         return "nothing there"
     name = place["parameter"] or place["layer"] or place["native"] or place["kind"] or "the model"
     code = f"  {place['code']}" if place["code"] else ""
+    name += f" ({place['time']})" if place.get("time") else ""
+    if not place["source"] and place["native"] and place["native"] != name:
+        name += f" [{place['native']}]"  # without a line of the author, the operation says which one it is
     return f"{name}, {place['source']}{code}" if place["source"] else name
 
 

@@ -303,8 +303,8 @@ def rows_of(walk: Walk, exits: Mapping[int, Finding], findings: Sequence[Finding
                 inherited = relative(np.asarray(recorded_b), to_b(np.asarray(recorded_a)))
             rows.append(
                 Row(
-                    walk.a.place(walk.a.producer[there]),
-                    walk.b.place(i),
+                    walk.a.place(walk.a.producer[there], timed=False),
+                    walk.b.place(i, timed=False),
                     tuple(np.shape(walk.a.values[there])),
                     exits[number].error if number in exits else meeting.own if meeting else float("nan"),
                     inherited,

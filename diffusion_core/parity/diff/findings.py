@@ -22,6 +22,7 @@ class Place:
         native: the name of the operation in its framework, or "".
         kind: the kind of the operation in the vocabulary, or of the fused one that it belongs to.
         parameter: the name of the parameter or buffer in question, or "".
+        time: which call of the layer, or run of the line, as "call 2 of 3", or "" if there is one.
     """
 
     layer: str = ""
@@ -30,6 +31,7 @@ class Place:
     native: str = ""
     kind: str = ""
     parameter: str = ""
+    time: str = ""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from diffusion_core.parity.diff import operations as rules
 from diffusion_core.parity.diff.findings import Place
 from diffusion_core.parity.diff.meant_numbers import with_meant_numbers
 from diffusion_core.parity.diff.recording import Operation, Pass
+from diffusion_core.parity.diff.times import time_of
 from diffusion_core.parity.diff.vocabulary import BINARY, COMPOSITE
 
 __all__ = ["Compute", "Graph", "relative", "to_graph"]
@@ -67,11 +68,12 @@ class Graph:
         """Return the outputs of an operation for other inputs; raise `Unsupported` if it cannot be evaluated."""
         return evaluate(self.operations[index], inputs, self.lifted)
 
-    def place(self, index: int) -> Place:
-        """Return where an operation is."""
+    def place(self, index: int, timed: bool = True) -> Place:
+        """Return where an operation is, and, unless that is left out, which time it runs there."""
         operation = self.operations[index]
         kind = operation.fused or operation.kind
-        return Place(operation.layer, operation.source, operation.code, operation.native, kind)
+        time = time_of(self.record, operation, self.operations, index) if timed else ""
+        return Place(operation.layer, operation.source, operation.code, operation.native, kind, time=time)
 
     def changed(self, changes: Mapping[int, Compute], following: Iterable[int]) -> Graph:
         """Return the graph with some operations computed in another way, and new values of what follows from them."""
