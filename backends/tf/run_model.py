@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from backends.tf import device
 from backends.tf.network import Network
 from diffusion_core.backend.interface import BackendConfig
-from diffusion_core.parity.diff.runs import open_run
+from diffusion_core.parity.diff.runs import name_inputs, open_run
 from diffusion_core.runtime.distributed import ProcessGroup
 
 __all__ = ["RunModel", "build", "inputs"]
@@ -28,7 +28,7 @@ class RunModel(tf.Module):
 
     def __call__(self, *given: tf.Tensor) -> tf.Tensor:
         """Return the raw output F."""
-        read = dict(zip(self.names, given, strict=True))
+        read = name_inputs(self.names, given)
         x = read["x"]
         c_noise = tf.cast(read["c_noise"], tf.float64) if "c_noise" in read else tf.zeros(len(x), tf.float64)
         label = tf.cast(read["label"], tf.int32) if "label" in read else tf.zeros(len(x), tf.int32)

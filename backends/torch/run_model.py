@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from backends.torch import device
 from backends.torch.network import Network
 from diffusion_core.backend.interface import BackendConfig
-from diffusion_core.parity.diff.runs import open_run
+from diffusion_core.parity.diff.runs import name_inputs, open_run
 from diffusion_core.runtime.distributed import ProcessGroup
 
 __all__ = ["RunModel", "build", "inputs"]
@@ -28,7 +28,7 @@ class RunModel(torch.nn.Module):
 
     def forward(self, *given: torch.Tensor) -> torch.Tensor:
         """Return the raw output F."""
-        read = dict(zip(self.names, given, strict=True))
+        read = name_inputs(self.names, given)
         x = read["x"]
         c_noise = read["c_noise"].to(torch.float64) if "c_noise" in read else x.new_zeros(len(x), dtype=torch.float64)
         label = read["label"] if "label" in read else x.new_zeros(len(x), dtype=torch.int64)

@@ -65,8 +65,8 @@ def find_file_side(text: str, backend: str | None = None) -> FileSide | None:
         return FileSide(path, "", ("onnx", "onnxruntime"), here, f"{here}:build", f"{here}:inputs", True)
     if path.suffix in RUNS_CODE:
         raise DuetError(
-            f"{text}: the reader of this format may run code that is in the file; write a function that opens it, as "
-            f"in {RUNS_CODE[path.suffix]}, and name that function"
+            f"{text}: the reader of this format may run code that is in the file; write a function that returns "
+            f"{RUNS_CODE[path.suffix]}, and name it, as in FILE.py:FUNCTION"
         )
     if (name := backend_of_file(path)) is not None:
         return FileSide(path, name, (), f"backends.{name}.recorder", f"backends.{name}.files:load_network", "", True)

@@ -100,6 +100,7 @@ def main() -> int:
     job = side_recorder.Job(**json.loads(sys.argv[1]))
     if job.path:
         sys.path.append(str(ROOT))  # what opens a file of a model is Duet's own code
+    sys.argv[:] = [job.place]  # a script's own arguments, of which there are none here
     side = side_recorder.SideRecorder(job, find_recorder)
     try:
         serve(side, job, orders, tell)

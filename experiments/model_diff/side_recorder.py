@@ -99,7 +99,8 @@ class SideRecorder:
         if job.recorder:
             self.recorder = self.find_recorder(job.recorder)
         if self.source is None and job.path:
-            self.source = getattr(importlib.import_module(job.place), job.name)
+            own = job.place == job.recorder  # its classes are those of the recorder, not of another import of it
+            self.source = getattr(self.recorder if own else importlib.import_module(job.place), job.name)
         elif self.source is None:
             self.module = author_code.load_module(job.place, job.folder)
             self.source = author_code.find(self.module, job.place, job.name)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
-from diffusion_core.parity.diff.recording import Pass
+from diffusion_core.parity.diff.recording import Pass, read_recording
 from diffusion_core.parity.diff.vocabulary import COMPOSITE
-from experiments.model_diff import onnx_side
+from experiments.model_diff import onnx_side, sides
+from experiments.model_diff.record_side import write_inputs
 
 onnx = pytest.importorskip("onnx", reason="only the torch environment has onnx")
 operations = pytest.importorskip("diffusion_core.parity.diff.operations")
@@ -158,6 +161,19 @@ def test_shapes_and_numbers_of_the_code_become_attributes():
     assert [o.kind for o in record.operations] == ["reshape", "multiply", "add"]
     assert record.operations[1].attributes["scalar"] == 0.5
     assert list(record.parameters) == ["bias"]
+
+
+def test_a_file_is_a_side_in_a_process_of_its_own(tmp_path):
+    onnx.save(model([("Tanh", ["x"], ["y"], {})], {"x": ROW}).proto, tmp_path / "net.onnx")
+    side = sides.open_side(sides.Side(str(tmp_path / "net.onnx"), sys.executable), "A", 0, tmp_path)
+    write_inputs((ROW,), tmp_path / "given.npz")
+    try:
+        side.load()
+        assert side.record(tmp_path / "made", [tmp_path / "given.npz"], ["float32"], [], None) == 0
+    finally:
+        side.close()
+    record = read_recording(tmp_path / "made").passes["float32"]
+    np.testing.assert_allclose(record.values[record.outputs["y"]], np.tanh(ROW), rtol=1e-6)
 
 
 def test_what_a_file_does_not_have_is_refused_in_one_line(tmp_path):

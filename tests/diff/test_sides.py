@@ -280,6 +280,16 @@ def test_an_error_of_the_author_is_one_line_and_its_traceback_begins_in_their_co
     assert traced in told and "side_recorder.py" not in told and "record_side.py" not in told
 
 
+def test_a_script_that_reads_its_arguments_gets_none_and_may_go_elsewhere(opened, tmp_path):
+    side = opened(
+        "import argparse, os\nprint('loading')\nparser = argparse.ArgumentParser()\n"
+        "parser.add_argument('--n', default=2)\nn = parser.parse_args().n\nos.chdir('/')\n"
+        "def build(): return lambda x: n * x\ndef inputs(): return [1.0]"
+    )
+    offer = side.offer(1, tmp_path / "given")
+    assert side.record(tmp_path / "made", [Path(offer["files"][0])], ["float32"], [], None) == 0
+
+
 def test_an_unknown_option_names_those_that_exist(opened, tmp_path):
     side = opened(PLAIN, scael=2)
     with pytest.raises(DuetError, match="no argument 'scael'; its arguments are scale, dtype; did you mean 'scale'"):

@@ -6,8 +6,10 @@ t for networks of eps, x_0 and v), labels if it has classes, and features if it 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,7 @@ from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights
 from diffusion_core.runs.checkpoint import load_checkpoint
 
-__all__ = ["RunNetwork", "open_run"]
+__all__ = ["RunNetwork", "name_inputs", "open_run"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +53,17 @@ class RunNetwork:
             "features": rng.standard_normal((batch, self.program.features)).astype(np.float32),
         }
         return tuple(drawn[name] for name in self.inputs)
+
+
+def name_inputs(names: Sequence[str], given: Sequence[Any]) -> dict[str, Any]:
+    """Return what the network of a run is called with by name.
+
+    Raises:
+        ValueError: there are more or fewer inputs.
+    """
+    if len(names) != len(given):
+        raise ValueError(f"the network of this run reads {', '.join(names)}, but {len(given)} inputs were given")
+    return dict(zip(names, given, strict=True))
 
 
 def open_run(path: str | Path, weights: str | None = None) -> RunNetwork:
