@@ -8,7 +8,7 @@ steps       what optimisers read and wrote
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +33,8 @@ __all__ = ["compare"]
 
 # So many findings are enough for one comparison, and so many places; a recurrent layer has one per step.
 _MOST, _MOST_PLACES = 12, 100
+# So many operations in front of a region that only move numbers are looked at with it.
+_MOVES = 16
 # Recorded outputs that agree so closely are equal, whatever the walk says: a form that it does not see through.
 _AGREE = {"float64": 1e-11, "float32": 1e-6}
 
@@ -240,7 +242,27 @@ def first_parting(walk: Walk, partner: Mapping[int, tuple[int, tuple[int, int] |
     there = walk.open_there()
     others = [exit_.a for exit_ in exits] or [n for n in walk.a.record.outputs.values() if n in there]
     other_region = needed_by(walk.a, [n for n in others if not walk.found_there(n)], lambda n: n in there)
-    return Parting(walk, start, tuple(exits), tuple(sorted(region)), tuple(sorted(other_region)))
+    regions = (with_moves(graph, part) for graph, part in ((walk.b, region), (walk.a, other_region)))
+    return Parting(walk, start, tuple(exits), *regions)
+
+
+def with_moves(graph: Graph, region: Collection[int]) -> tuple[int, ...]:
+    """Return a region together with what moves numbers for it alone: their order is found only where they are used."""
+    result, todo = set(region), list(region)
+    while todo and len(result) < len(region) + _MOVES:
+        for number in graph.operations[todo.pop()].inputs:
+            i = graph.producer.get(number)
+            if i is None or i in result or i in graph.opaque or graph.operations[i].kind not in LAYOUT_KINDS:
+                continue
+            readers = {j for n in graph.operations[i].outputs for j in graph.consumers.get(n, ())}
+            if (
+                graph.operations[i].inputs
+                and readers <= result
+                and not set(graph.operations[i].inputs) <= set(graph.names)
+            ):
+                result.add(i)
+                todo.append(i)
+    return tuple(sorted(result))
 
 
 def first_end(walk: Walk) -> Parting | None:
@@ -299,7 +321,11 @@ def rows_of(walk: Walk, exits: Mapping[int, Finding], findings: Sequence[Finding
             recorded_a, recorded_b = walk.a.record.values.get(there), walk.b.record.values.get(number)
             to_b = meeting.layout.to_b if meeting else given.to_b
             inherited = float("nan")
-            if recorded_a is not None and recorded_b is not None:
+            recorded = recorded_a is not None and recorded_b is not None
+            if recorded and all(
+                np.size(x) == np.size(graph.values[n])  # a cause that was found may have changed the shape
+                for x, graph, n in ((recorded_a, walk.a, there), (recorded_b, walk.b, number))
+            ):
                 inherited = relative(np.asarray(recorded_b), to_b(np.asarray(recorded_a)))
             rows.append(
                 Row(

@@ -406,6 +406,7 @@ def counterpart(parting: Parting, index: int | None, of_b: bool) -> Place | None
     same: Sequence[Callable[[int], bool]] = (
         lambda i: operation.role != "" and other.operations[i].role == operation.role,
         lambda i: i in readers and other.operations[i].kind == operation.kind,
+        lambda i: operation.kind in LAYOUT_KINDS and other.operations[i].kind == operation.kind,
         lambda i: i in readers,
         lambda i: other.operations[i].kind == operation.kind,
         lambda i: other.operations[i].inputs != () and other.operations[i].kind not in ("reshape", "transpose", "cast"),

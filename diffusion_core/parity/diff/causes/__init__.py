@@ -12,6 +12,7 @@ from diffusion_core.parity.diff.causes import (  # noqa: F401
     activation,
     attention,
     constants,
+    cropping,
     dropout,
     embedding,
     layout,

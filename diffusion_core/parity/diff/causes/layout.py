@@ -19,11 +19,11 @@ from diffusion_core.parity.diff import operations as rules
 from diffusion_core.parity.diff.causes.change import Change, Read, Suspect, cause
 from diffusion_core.parity.diff.recording import Operation
 
-_POOLS = ("max_pool", "avg_pool")
+POOLS = ("max_pool", "avg_pool")
 _CONVOLUTIONS = ("conv", "conv_transpose")
 
 
-def _of_kind(suspect: Suspect, *kinds: str) -> Iterator[tuple[int, Operation]]:
+def of_kind(suspect: Suspect, *kinds: str) -> Iterator[tuple[int, Operation]]:
     """Return the operations of the region that have one of some kinds."""
     for i in suspect.region:
         operation = suspect.graph.operations[i]
@@ -31,7 +31,7 @@ def _of_kind(suspect: Suspect, *kinds: str) -> Iterator[tuple[int, Operation]]:
             yield i, operation
 
 
-def _with(operation: Operation, **attributes: Any) -> Any:
+def with_attributes(operation: Operation, **attributes: Any) -> Any:
     """Return a function that computes an operation with other attributes."""
     other = replace(operation, attributes={**operation.attributes, **attributes})
 
@@ -51,7 +51,8 @@ def _there(suspect: Suspect, name: str, *kinds: str) -> list[Any]:
     return [value for i, value in enumerate(found) if value not in found[:i]]
 
 
-def _padding_words(padding: Sequence[Sequence[int]]) -> str:
+def padding_words(padding: Sequence[Sequence[int]]) -> str:
+    """Say how many pixels a padding has before and after each axis."""
     pairs = [tuple(pair) for pair in padding]
     if len(set(pairs)) == 1:
         return f"{pairs[0][0]} before and {pairs[0][1]} after"
@@ -88,14 +89,19 @@ def _letters(operation: Operation, axes: int) -> str:
 
 def _padded(kind: str, kinds: Sequence[str], strided: bool | None) -> Any:
     def function(suspect: Suspect) -> Iterator[Change]:
-        for i, operation in _of_kind(suspect, *kinds):
+        for i, operation in of_kind(suspect, *kinds):
             steps = max(operation.attributes["strides"]) > 1
             if strided is not None and steps != strided:
                 continue
-            here = f"the padding is {_padding_words(operation.attributes['padding'])}"
+            here = f"the padding is {padding_words(operation.attributes['padding'])}"
             for padding, cost in _paddings(suspect, operation):
                 yield Change(
-                    kind, i, _with(operation, padding=padding), here, f"the padding is {_padding_words(padding)}", cost
+                    kind,
+                    i,
+                    with_attributes(operation, padding=padding),
+                    here,
+                    f"the padding is {padding_words(padding)}",
+                    cost,
                 )
 
     return function
@@ -111,7 +117,7 @@ cause("same_padding_stride", "the side of the padding of a convolution with a st
 cause("padding", "the padding of a convolution", "padding= in both, or an explicit padding before it")(
     _padded("padding", ["conv"], False)
 )
-cause("same_padding_pool", "the padding of a pool", _PADS)(_padded("same_padding_pool", _POOLS, None))
+cause("same_padding_pool", "the padding of a pool", _PADS)(_padded("same_padding_pool", POOLS, None))
 cause(
     "transposed_padding",
     "the crop of a transposed convolution",
@@ -121,9 +127,9 @@ cause(
 
 def _toggled(kind: str, kinds: Sequence[str], name: str, words: dict[bool, str]) -> Any:
     def function(suspect: Suspect) -> Iterator[Change]:
-        for i, operation in _of_kind(suspect, *kinds):
+        for i, operation in of_kind(suspect, *kinds):
             now = bool(operation.attributes.get(name))
-            yield Change(kind, i, _with(operation, **{name: not now}), words[now], words[not now], 0)
+            yield Change(kind, i, with_attributes(operation, **{name: not now}), words[now], words[not now], 0)
 
     return function
 
@@ -133,7 +139,7 @@ cause(
 )(
     _toggled(
         "ceil_mode",
-        _POOLS,
+        POOLS,
         "ceil_mode",
         {True: "the size is rounded up (ceil_mode)", False: "the size is rounded down"},
     )
@@ -163,14 +169,14 @@ _RESIZED = {"mode", "align_corners", "half_pixel", "antialias", "scale"}
 def interpolation(suspect: Suspect) -> Iterator[Change]:
     """Resize in another mode, or with other corners."""
     modes = ("nearest", "bilinear", "bicubic", "nearest-exact", "area")
-    for i, operation in _of_kind(suspect, "resize"):
+    for i, operation in of_kind(suspect, "resize"):
         now = {name: operation.attributes.get(name) for name in ("mode", "align_corners", "half_pixel", "antialias")}
         for mode, corners, half, smooth in itertools.product(modes, (False, True), (True, False), (False, True)):
             then = {"mode": mode, "align_corners": corners, "half_pixel": half, "antialias": smooth}
             differs = [name for name in then if then[name] != now[name]]
             if differs and not (corners and half):
                 here, there = (", ".join(_resize_words(n, which[n]) for n in differs) for which in (now, then))
-                compute = _with(operation, **then)
+                compute = with_attributes(operation, **then)
                 words = f"the resize has {here}", f"the resize has {there}"
                 yield Change("interpolation_mode", i, compute, *words, min(2, len(differs) - 1))
 
@@ -188,8 +194,12 @@ def _resize_words(name: str, value: Any) -> str:
 @cause("concat_order", "the order of what is concatenated", "put the inputs of the concatenation in the same order")
 def concat_order(suspect: Suspect) -> Iterator[Change]:
     """Concatenate in another order."""
-    for i, operation in _of_kind(suspect, "concat", "stack"):
+    graph = suspect.graph
+    for i, operation in of_kind(suspect, "concat", "stack"):
         count = len(operation.inputs)
+        made = {graph.operations[graph.producer[n]].kind for n in operation.inputs if n in graph.producer}
+        if made == {"sin", "cos"}:
+            continue  # a timestep embedding has a cause of its own
         for order in itertools.permutations(range(count)) if 2 <= count <= 4 else ():
             if list(order) != list(range(count)):
                 inputs = tuple(operation.inputs[k] for k in order)
@@ -210,12 +220,16 @@ def concat_order(suspect: Suspect) -> Iterator[Change]:
 @cause("concat_axis", "the axis of a concatenation", "dim= in torch, axis= in TensorFlow")
 def concat_axis(suspect: Suspect) -> Iterator[Change]:
     """Concatenate along another axis."""
-    for i, operation in _of_kind(suspect, "concat"):
+    for i, operation in of_kind(suspect, "concat"):
         for axis in range(suspect.read(operation.inputs[0]).ndim):
             if axis != operation.attributes["axis"]:
                 here = f"the concatenation is along axis {operation.attributes['axis']}"
                 yield Change(
-                    "concat_axis", i, _with(operation, axis=axis), here, f"the concatenation is along axis {axis}"
+                    "concat_axis",
+                    i,
+                    with_attributes(operation, axis=axis),
+                    here,
+                    f"the concatenation is along axis {axis}",
                 )
 
 
@@ -227,7 +241,7 @@ def concat_axis(suspect: Suspect) -> Iterator[Change]:
 def stride_offset(suspect: Suspect) -> Iterator[Change]:
     """Begin slices at another place of their steps; frameworks slice several axes one after the other."""
     graph = suspect.graph
-    for i, operation in _of_kind(suspect, "slice"):
+    for i, operation in of_kind(suspect, "slice"):
         chain = [operation]
         while (before := graph.producer.get(chain[0].inputs[0])) is not None:
             if graph.operations[before].kind != "slice":
@@ -280,11 +294,12 @@ def _unflattened(suspect: Suspect, number: int) -> NDArray | None:
 
 @cause(
     "flatten_order",
-    "the order in which an image is flattened",
+    "the order in which an image is flattened, or made of a vector",
     "permute to channels first before Flatten in Keras, or to channels last before flatten in torch",
 )
 def flatten_order(suspect: Suspect) -> Iterator[Change]:
-    """Flatten the axes behind the batch in another order."""
+    """Flatten the axes behind the batch in another order, or make an image of a vector in another order."""
+    yield from _unflatten_order(suspect)
     for i in suspect.region:
         operation = suspect.graph.operations[i]
         if operation.kind in ("reshape", "transpose") or i in suspect.graph.opaque:
@@ -304,6 +319,28 @@ def flatten_order(suspect: Suspect) -> Iterator[Change]:
                         f"axes are flattened in {_order_words(list(order), axes)}",
                         0 if list(order) in ([*axes[1:], axes[0]], [axes[-1], *axes[:-1]]) else 1,
                     )
+
+
+def _unflatten_order(suspect: Suspect) -> Iterator[Change]:
+    """Make an image of a vector with its axes in another order."""
+    for i, operation in of_kind(suspect, "reshape"):
+        before, shape = suspect.read(operation.inputs[0]).shape, suspect.read(operation.outputs[0]).shape
+        axes = list(range(1, len(shape)))
+        if len(before) >= len(shape) or not 3 <= len(shape) <= 5 or before[:1] != shape[:1]:
+            continue
+        for order in itertools.permutations(axes):
+            if list(order) != axes:
+                moved = (0, *order)
+                yield Change(
+                    "flatten_order",
+                    i,
+                    lambda read, n=operation.inputs[0], shape=shape, moved=moved: (
+                        read(n).reshape([shape[k] for k in moved]).transpose(np.argsort(moved)),
+                    ),
+                    f"the vector has {_order_words(axes, axes)}",
+                    f"the vector has {_order_words(list(order), axes)}",
+                    0 if list(order) in ([*axes[1:], axes[0]], [axes[-1], *axes[:-1]]) else 1,
+                )
 
 
 def _order_words(order: Sequence[int], axes: Sequence[int]) -> str:
@@ -334,7 +371,7 @@ def _reordered(operation: Operation, place: int, shape: Sequence[int], order: Se
 )
 def reshape_order(suspect: Suspect) -> Iterator[Change]:
     """Reshape with two neighbouring axes of the result, or of the input, in the other order."""
-    for i, operation in _of_kind(suspect, "reshape"):
+    for i, operation in of_kind(suspect, "reshape"):
         shape = list(operation.attributes["shape"])
         before = suspect.read(operation.inputs[0]).shape
         for axis in range(len(shape) - 1):
@@ -365,13 +402,13 @@ def reshape_order(suspect: Suspect) -> Iterator[Change]:
 @cause("axis_order", "the order of axes after a transposition", "permute in torch and tf.transpose take the same order")
 def axis_order(suspect: Suspect) -> Iterator[Change]:
     """Transpose in another order that has the same shape."""
-    for i, operation in _of_kind(suspect, "transpose"):
+    for i, operation in of_kind(suspect, "transpose"):
         shape = suspect.read(operation.inputs[0]).shape
         now = list(operation.attributes["axes"])
         for order in itertools.permutations(range(len(shape))) if len(shape) <= 5 else ():
             if list(order) != now and [shape[k] for k in order] == [shape[k] for k in now]:
                 here, there = (f"axes come in the order {' '.join(map(str, each))}" for each in (now, order))
-                yield Change("axis_order", i, _with(operation, axes=list(order)), here, there, 1)
+                yield Change("axis_order", i, with_attributes(operation, axes=list(order)), here, there, 1)
 
 
 @cause(
@@ -385,10 +422,10 @@ def shuffle_order(suspect: Suspect) -> Iterator[Change]:
         "CRD": "channels are counted before the block (PixelShuffle)",
         "DCR": "the block is counted before channels (depth_to_space)",
     }
-    for i, operation in _of_kind(suspect, "depth_to_space", "space_to_depth"):
+    for i, operation in of_kind(suspect, "depth_to_space", "space_to_depth"):
         now = operation.attributes["order"]
         other = "DCR" if now == "CRD" else "CRD"
-        yield Change("depth_to_space_order", i, _with(operation, order=other), words[now], words[other], 0)
+        yield Change("depth_to_space_order", i, with_attributes(operation, order=other), words[now], words[other], 0)
 
 
 @cause(
@@ -398,7 +435,7 @@ def shuffle_order(suspect: Suspect) -> Iterator[Change]:
 )
 def padding_mode(suspect: Suspect) -> Iterator[Change]:
     """Pad with other numbers."""
-    for i, operation in _of_kind(suspect, "pad"):
+    for i, operation in of_kind(suspect, "pad"):
         now = operation.attributes.get("mode", "constant")
         here = f"the padding has the mode {now}" + (
             f" with {operation.attributes.get('value', 0):g}" if now == "constant" else ""
@@ -406,14 +443,18 @@ def padding_mode(suspect: Suspect) -> Iterator[Change]:
         for mode in ("constant", "reflect", "replicate", "circular"):
             if mode != now:
                 yield Change(
-                    "padding_mode", i, _with(operation, mode=mode, value=0), here, f"the padding has the mode {mode}"
+                    "padding_mode",
+                    i,
+                    with_attributes(operation, mode=mode, value=0),
+                    here,
+                    f"the padding has the mode {mode}",
                 )
         for value in (0.0, float("-inf"), 1.0, -1.0):
             if now == "constant" and value != operation.attributes.get("value", 0):
                 yield Change(
                     "padding_mode",
                     i,
-                    _with(operation, value=value),
+                    with_attributes(operation, value=value),
                     here,
                     f"the padding has the mode constant with {value:g}",
                 )
@@ -424,15 +465,15 @@ def padding_mode(suspect: Suspect) -> Iterator[Change]:
 )
 def padding_side(suspect: Suspect) -> Iterator[Change]:
     """Move a padding to the other end, or to both."""
-    for i, operation in _of_kind(suspect, "pad"):
+    for i, operation in of_kind(suspect, "pad"):
         now = [list(pair) for pair in operation.attributes["padding"]]
         moved = [[after, before] for before, after in now]
         even = [[(before + after) // 2, (before + after + 1) // 2] for before, after in now]
         for other in (moved, even, [pair[::-1] for pair in even]):
             if other != now:
-                here = f"the padding is {_padding_words([pair for pair in now if any(pair)])}"
-                there = f"the padding is {_padding_words([pair for pair in other if any(pair)])}"
-                yield Change("padding_side", i, _with(operation, padding=other), here, there)
+                here = f"the padding is {padding_words([pair for pair in now if any(pair)])}"
+                there = f"the padding is {padding_words([pair for pair in other if any(pair)])}"
+                yield Change("padding_side", i, with_attributes(operation, padding=other), here, there)
 
 
 @cause(
@@ -442,14 +483,14 @@ def padding_side(suspect: Suspect) -> Iterator[Change]:
 )
 def window_step(suspect: Suspect) -> Iterator[Change]:
     """Take the stride or the dilation of the other side."""
-    for i, operation in _of_kind(suspect, *_CONVOLUTIONS, *_POOLS):
+    for i, operation in of_kind(suspect, *_CONVOLUTIONS, *POOLS):
         for name in ("strides", "dilation"):
             for value in _there(suspect, name, operation.kind):
                 if list(value) != list(operation.attributes[name]):
                     now = operation.attributes[name]
                     noun = "stride" if name == "strides" else name
                     here, there = (f"the {noun} is {' x '.join(map(str, each))}" for each in (now, value))
-                    yield Change("window_step", i, _with(operation, **{name: value}), here, there, 0)
+                    yield Change("window_step", i, with_attributes(operation, **{name: value}), here, there, 0)
 
 
 @cause(
@@ -459,7 +500,7 @@ def window_step(suspect: Suspect) -> Iterator[Change]:
 )
 def kernel_order(suspect: Suspect) -> Iterator[Change]:
     """Flip or transpose the kernel of a convolution, or transpose a square matrix."""
-    for i, operation in _of_kind(suspect, *_CONVOLUTIONS):
+    for i, operation in of_kind(suspect, *_CONVOLUTIONS):
         letters = _letters(operation, suspect.read(operation.inputs[1]).ndim)
         space = [axis for axis, letter in enumerate(letters) if letter == "."]
         yield Change(
@@ -475,11 +516,31 @@ def kernel_order(suspect: Suspect) -> Iterator[Change]:
         others = [axis for axis in range(len(letters)) if axis not in space]
         exchanged = _kernel(operation, lambda w, o=others: np.swapaxes(w, *o))
         yield Change("kernel_order", i, exchanged, _AS_IT_IS, "inputs and outputs of the kernel are exchanged")
-    for i, operation in _of_kind(suspect, "matmul"):
+        for counts in _group_counts(suspect, operation):
+            regrouped = _kernel(operation, lambda w, o=operation, c=counts: _regrouped(w, o.attributes["kernel"], c))
+            yield Change("kernel_order", i, regrouped, _AS_IT_IS, "groups and multiplier are exchanged in the kernel")
+    for i, operation in of_kind(suspect, "matmul"):
         for place in (0, 1):
             if suspect.graph.names.get(operation.inputs[place]):
                 transposed = _kernel(operation, lambda w: np.swapaxes(w, -1, -2), place)
                 yield Change("kernel_order", i, transposed, "the matrix is used as it is", "the matrix is transposed")
+
+
+def _group_counts(suspect: Suspect, operation: Operation) -> list[tuple[int, int]]:
+    """Return how the outputs of a convolution split into groups and the outputs of each, in both orders."""
+    groups = operation.attributes["groups"]
+    channels = -1 if operation.attributes["layout"] == "channels_last" else 1
+    each = suspect.read(operation.outputs[0]).shape[channels] // groups
+    return [(groups, each), (each, groups)] if min(groups, each) > 1 and operation.kind == "conv" else []
+
+
+def _regrouped(w: NDArray, letters: str, counts: tuple[int, int]) -> NDArray:
+    """Exchange groups and the outputs of each group in a kernel."""
+    if letters == "HWIM":
+        return w.reshape(*w.shape[:-2], *counts).swapaxes(-1, -2).reshape(w.shape)
+    axis = letters.replace("HW", "").index("O") if letters.index("O") < letters.index("H") else w.ndim - 1
+    shape = w.shape
+    return w.reshape(*shape[:axis], *counts, *shape[axis + 1 :]).swapaxes(axis, axis + 1).reshape(shape)
 
 
 def _kernel(operation: Operation, change: Any, place: int = 1) -> Any:
