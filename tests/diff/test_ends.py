@@ -111,3 +111,29 @@ def test_an_output_that_is_found_early_behind_another_difference_is_told(side: s
     first, last = compared(*both(model, options["a"], options["b"])).findings
     assert (first.kind, last.status) == ("activation", "verified")
     assert "log softmax" in getattr(last, f"{side}_does")
+
+
+def test_a_side_that_computes_in_less_than_float32_is_told() -> None:
+    def recording(step: float) -> Recording:
+        passes = {}
+        for name, dtype in (("float64", np.float64), ("float32", np.float32)):
+            tape = Tape()
+            y = tape("exp", tape.input(X.astype(dtype)))
+            if name == "float32":
+                tape.values[y] = tape.values[y] * np.float32(1 + step)
+            passes[name] = tape.record(y, name=name)
+        return Recording("net.py:build", "numpy", passes)
+
+    result = compare(recording(0.0), recording(3e-3))
+    assert result.equal and any("B computes parts in less than float32" in note for note in result.notes)
+    assert not compare(recording(3e-3), recording(3e-3)).notes
+
+
+def test_a_parameter_with_other_numbers_is_named() -> None:
+    def model(tape: Tape) -> int:
+        w = np.random.default_rng(1).normal(size=(5, 4))
+        return tape("tanh", tape("matmul", tape.input(X), tape.parameter("w", w + tape.get("more", 0.0))))
+
+    (finding,) = compared(*both(model, {}, {"more": 0.3 * np.eye(5)[:, :4]})).findings
+    assert (finding.kind, finding.status) == ("parameter", "verified")
+    assert "w" in (finding.a.parameter, finding.b.parameter)

@@ -23,6 +23,7 @@ from diffusion_core.parity.diff.explain import Explained, Parting, explain
 from diffusion_core.parity.diff.findings import Comparison, Finding, Row
 from diffusion_core.parity.diff.graph import Graph, relative, to_graph
 from diffusion_core.parity.diff.layouts import find_layout
+from diffusion_core.parity.diff.outputs import notes_of, recorded_outputs
 from diffusion_core.parity.diff.recording import Pass, Recording
 from diffusion_core.parity.diff.rounded import KIND as ROUNDED
 from diffusion_core.parity.diff.rounded import as_a_whole, nearly_agree, rounded_weights, rounding_of_weights
@@ -387,29 +388,6 @@ def drawn_apart(walk: Walk) -> bool:
     )
 
 
-def apart_by_chance(a: Pass, b: Pass) -> bool:
-    """Return whether both passes drew random numbers, and not the same."""
-    sides = [[o.outputs[0] for o in each.operations if o.kind == "random"] for each in (a, b)]
-    if not all(sides):
-        return False
-    drawn = [
-        [np.asarray(each.values[n]) for n in found if n in each.values]
-        for each, found in zip((a, b), sides, strict=True)
-    ]
-    return len(drawn[0]) != len(drawn[1]) or any(
-        x.shape != y.shape or not np.array_equal(x, y) for x, y in zip(*drawn, strict=True)
-    )
-
-
-def notes_of(a: Recording, b: Recording) -> list[str]:
-    """Return the notes of both recordings, each with the side that it is about."""
-    sides = {note: [] for note in (*a.notes, *b.notes)}
-    for label, side in (("A", a), ("B", b)):
-        for note in dict.fromkeys(side.notes):
-            sides[note].append(label)
-    return [f"{' and '.join(labels)}: {note}" for note, labels in sides.items()]
-
-
 def _comparison(
     a: Recording,
     b: Recording,
@@ -418,25 +396,7 @@ def _comparison(
     compared: Mapping[str, str],
 ) -> Comparison:
     """Collect what a report shows."""
-    outputs: dict[str, dict[str, float]] = {}
-    histograms: dict[str, tuple[NDArray, NDArray]] = {}
-    finite: dict[str, None] = {}
-    for name in set(a.passes) & set(b.passes):
-        one, other = a.passes[name], b.passes[name]
-        if apart_by_chance(one, other):
-            continue
-        for there, here in forward.ends.pairs if forward else zip(one.outputs, other.outputs, strict=False):
-            if there not in one.outputs or here not in other.outputs:
-                continue
-            n, m = one.outputs[there], other.outputs[here]
-            x, y = np.asarray(one.values[n]), np.asarray(other.values[m])
-            same = likely_layout(x, y)(x) if x.size == y.size else x
-            outputs.setdefault(there or "output", {})[name] = relative(y, same)
-            missing = [float(np.mean(~np.isfinite(array))) if array.dtype.kind in "fc" else 0.0 for array in (x, y)]
-            if any(missing) and name in ("float64", "float32"):
-                shares = " and ".join(f"{share:.0%} in {side}" for side, share in zip("AB", missing, strict=True))
-                finite.setdefault(f"numbers of the output {there!r} are NaN or infinite: {shares}")
-            histograms.setdefault(there or "output", (x, y))
+    recorded = recorded_outputs(a.passes, b.passes, forward.ends.pairs if forward else None)
     alignment = forward.alignment if forward else None
     return Comparison(
         a.reference,
@@ -444,10 +404,10 @@ def _comparison(
         (a.framework, b.framework),
         tuple(findings),
         forward.rows if forward else (),
-        outputs,
-        histograms,
+        recorded.errors,
+        recorded.histograms,
         tuple((pair.a_name, pair.b_name, pair.relation) for pair in alignment.pairs) if alignment else (),
         (tuple(alignment.unmatched_a), tuple(alignment.unmatched_b)) if alignment else ((), ()),
         compared,
-        tuple(dict.fromkeys((*(words_of(forward) if forward else ()), *finite, *notes_of(a, b)))),
+        tuple(dict.fromkeys((*(words_of(forward) if forward else ()), *recorded.notes, *notes_of(a, b)))),
     )

@@ -375,7 +375,7 @@ def _finding(parting: Parting, mode: str, attempt: _Attempt) -> Finding:
     """Return the finding that a change explains."""
     walk, change = parting.walk, min(attempt.changes, key=lambda change: change.operation)
     title, advice, _ = CAUSES[change.kind]
-    own = (walk.b if attempt.of_b else walk.a).place(change.operation)
+    own = replace((walk.b if attempt.of_b else walk.a).place(change.operation), parameter=change.parameter)
     other = counterpart(parting, change.operation, attempt.of_b)
     places = (other, own) if attempt.of_b else (own, other)
     does = (change.there, change.here) if attempt.of_b else (change.here, change.there)

@@ -38,6 +38,7 @@ class Change:
         there: what makes both sides agree, likewise, as "epsilon is 1e-05".
         cost: changes of a lower cost are tried first: 0 for a number that the other side has, 1 for a number or form
             from the catalogue, 2 for a search.
+        parameter: the name of the parameter that is at fault, if it is one.
     """
 
     kind: str
@@ -46,6 +47,7 @@ class Change:
     here: str
     there: str
     cost: int = 1
+    parameter: str = ""
 
 
 @dataclass(frozen=True)

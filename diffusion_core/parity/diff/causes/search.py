@@ -241,6 +241,7 @@ def parameter(suspect: Suspect) -> Iterator[Change]:
                     i,
                     here.with_input(i, k, lambda x, o=other: o.astype(x.dtype)),
                     f"{here.graph.names[n]} has its own numbers",
-                    f"{here.graph.names[n]} has the numbers of the other side",
+                    f"{here.graph.names[n]} has other numbers",
                     0,
+                    here.graph.names[n],
                 )
