@@ -63,6 +63,17 @@ def depthwise(tape: Tape) -> int:
     return tape("tanh", x)
 
 
+def token(tape: Tape) -> int:
+    x = tape.input(weights("tokens", 2, 5, 6))
+    if tape.get("index") is None:
+        x = tape("mean", x, axes=[1], keepdims=False)
+    else:
+        index = tape.get("index")
+        x = tape("slice", x, start=[0, index, 0], stop=[2, index + 1, 6], step=[1] * 3)
+        x = tape("reshape", x, shape=[2, 6])
+    return tape.linear(x, "head", 4)
+
+
 CASES: list[tuple[Callable[[Tape], int], dict[str, Any], str]] = [
     (crop, {"at": (0, 0)}, "crop_offset"),
     (pool, {"pool": (False, [[0, 1], [0, 1]])}, "pool_padding"),
@@ -70,11 +81,13 @@ CASES: list[tuple[Callable[[Tape], int], dict[str, Any], str]] = [
     (shuffle, {"order": "DCR"}, "depth_to_space_order"),
     (unflatten, {"last": True}, "flatten_order"),
     (depthwise, {"swapped": True}, "kernel_order"),
+    (token, {"index": 0}, "pooling"),
+    (token, {"index": 4}, "pooling"),
 ]
 
 
 @pytest.mark.parametrize("side", ["a", "b"])
-@pytest.mark.parametrize(("model", "options", "kind"), CASES, ids=[kind for *_, kind in CASES])
+@pytest.mark.parametrize(("model", "options", "kind"), CASES, ids=[f"{kind}-{i}" for i, (*_, kind) in enumerate(CASES)])
 def test_the_cause_is_found_and_verified(
     model: Callable[[Tape], int], options: dict[str, Any], kind: str, side: str
 ) -> None:

@@ -145,6 +145,7 @@ def compare_pass(
     ]
     equal = same_weights(alignment, graph_a, names_a, names_b)
     walk = Walk(graph_a, graph_b, equal)
+    walk.shared = {here: there for there, here, _ in pairs if here in equal}
     dropped = Dropped(walk, mode == "training")
     dropped.give()
     ends = find_ends(walk)

@@ -429,10 +429,13 @@ def _readers_there(parting: Parting, index: int, of_b: bool) -> set[int]:
     """Return the operations on the other side that compute with the values that an operation reads."""
     walk = parting.walk
     own, other = (walk.b, walk.a) if of_b else (walk.a, walk.b)
-    back = {meeting.a: number for number, meeting in walk.meetings.items()}
+    back = {there: here for here, there in walk.shared.items()}
+    back |= {meeting.a: number for number, meeting in walk.meetings.items()}
     todo, found = [], set()
     for number in own.operations[index].inputs:
-        if of_b and number in walk.meetings:
+        if of_b and number in walk.shared:
+            todo.append(walk.shared[number])
+        elif of_b and number in walk.meetings:
             todo += [n for n, _ in walk.same_there(number)]
         elif not of_b and number in back:
             todo.append(back[number])

@@ -75,6 +75,7 @@ class Walk:
         values: B's values, run on A's.
         meetings: values of B that are found on A's side.
         given: exits that were put in.
+        shared: parameters of B, and those of A that have the same numbers.
         drawn: draws of random numbers of B that got A's numbers, and those of A.
     """
 
@@ -91,6 +92,7 @@ class Walk:
         self.meetings: dict[int, Meeting] = {}
         self.given: dict[int, Exit] = {}
         self.known: set[int] = set()
+        self.shared: dict[int, int] = {}
         self.drawn: dict[int, int] = {}
         self._layouts: dict[int, Layout] = {}
         self._draws = draws_of(b)

@@ -1,10 +1,12 @@
-"""Causes in which part of an image is kept: crops, what a pool sees at the edges, an upsampling that is cropped."""
+"""Causes in which part of an array is kept: crops, pools at the edges, a cropped upsampling, one entry of an axis."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from diffusion_core.parity.diff import operations as rules
 from diffusion_core.parity.diff.causes.change import Change, Read, Suspect, cause
@@ -112,3 +114,42 @@ def _resized(resize: Operation, size: Sequence[int]) -> Any:
         return rules.evaluate(replace(resize, attributes=attributes), [read(resize.inputs[0])])
 
     return compute
+
+
+@cause(
+    "pooling",
+    "what stands for an axis: its first or last entry, or its mean",
+    "x[:, 0] takes the class token, x[:, -1] the last position, x.mean(1) the mean of all: do the same on both sides",
+)
+def pooling(suspect: Suspect) -> Iterator[Change]:
+    """Take one entry of an axis in place of its mean or maximum, or the other way round."""
+    for i, operation in of_kind(suspect, "mean", "sum", "max", "min"):
+        axes, source = operation.attributes["axes"], operation.inputs[0]
+        if len(axes) == 1:
+            here = f"the {_REDUCED[operation.kind]} of an axis is taken"
+            for index, there in ((0, "its first entry is taken"), (-1, "its last entry is taken")):
+                keep = bool(operation.attributes["keepdims"])
+                yield Change("pooling", i, _entry(source, axes[0], index, keep), here, there, 1)
+    for i, operation in of_kind(suspect, "slice"):
+        whole, kept = (suspect.read(n).shape for n in (operation.inputs[0], operation.outputs[0]))
+        axes = [axis for axis, (n, m) in enumerate(zip(whole, kept, strict=True)) if n != m]
+        if len(axes) == 1 and kept[axes[0]] == 1:
+            start = operation.attributes["start"][axes[0]]
+            here = f"entry {start} of an axis is taken"
+            for index in {0, -1} - {start, start - whole[axes[0]]}:
+                there = f"the {'first' if index == 0 else 'last'} entry is taken"
+                yield Change("pooling", i, _entry(operation.inputs[0], axes[0], index, True), here, there, 1)
+            for kind, function in (("mean", np.mean), ("max", np.max), ("sum", np.sum)):
+                compute = _reduced(operation.inputs[0], axes[0], function)
+                yield Change("pooling", i, compute, here, f"the {_REDUCED[kind]} of the axis is taken", 1)
+
+
+_REDUCED = {"mean": "mean", "sum": "sum", "max": "maximum", "min": "minimum"}
+
+
+def _entry(number: int, axis: int, index: int, keep: bool) -> Any:
+    return lambda read: (np.take(read(number), [index] if keep else index, axis),)
+
+
+def _reduced(number: int, axis: int, function: Any) -> Any:
+    return lambda read: (function(read(number), axis=axis, keepdims=True),)
