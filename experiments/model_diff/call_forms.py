@@ -5,7 +5,6 @@ It runs in the interpreter of the model's author, so that it needs NumPy and the
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from experiments.model_diff.author_code import Refused, signature
 
-__all__ = ["arrays_in", "call_forms", "takes_nothing"]
+__all__ = ["arrays_in", "call_forms", "how_named", "takes_nothing"]
 
 # Arguments of a call that are no inputs of the model.
 _MODES = ("training", "mask")
@@ -28,7 +27,7 @@ def call_forms(model: Any, inputs: Any) -> list[Any]:
         inputs: a tuple of arrays, or a dictionary of them by name.
 
     Raises:
-        Refused: some names are those of arguments, and others are not.
+        Refused: some names are those of arguments, and there is no argument for another.
     """
     named = isinstance(inputs, Mapping)
     if hasattr(model, "_inputs_struct"):  # a functional model of Keras
@@ -43,12 +42,27 @@ def call_forms(model: Any, inputs: Any) -> list[Any]:
     unknown = [name for name in inputs if name not in names]
     if not unknown or any(each.kind is each.VAR_KEYWORD for each in arguments):
         return [inputs]
-    if len(unknown) < len(inputs):
-        near = difflib.get_close_matches(unknown[0], [name for name in names if name not in inputs], n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise Refused(f"the model has no argument {unknown[0]!r}; its arguments are {', '.join(names)}{hint}")
+    if len(unknown) < len(inputs):  # the names of the other side, of which some are the same
+        free = [name for name in names if name not in inputs and name not in _MODES]
+        if len(free) < len(unknown):
+            raise Refused(f"the model has no argument {unknown[-1]!r}; its arguments are {', '.join(names)}")
+        return [rename(inputs, dict(zip(unknown, free, strict=False)))]
     in_order, in_one = tuple(inputs.values()), (dict(inputs),)
     return [in_one, in_order] if single and len(inputs) > 1 else [in_order, in_one]
+
+
+def rename(inputs: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return inputs under other names."""
+    return {names.get(name, name): array for name, array in inputs.items()}
+
+
+def how_named(inputs: Mapping[str, Any], given: Any) -> list[str]:
+    """Say how named inputs were given to a model that does not have all of these names."""
+    if isinstance(given, Mapping):
+        renamed = [f"{one!r} was given as {other!r}" for one, other in zip(inputs, given, strict=True) if one != other]
+        return [f"the model has other arguments: {', '.join(renamed)}"] if renamed else []
+    how = "in one argument" if isinstance(given[0], Mapping) else "in order"
+    return [f"no argument has the names of the inputs {', '.join(inputs)}: they were given {how}"]
 
 
 def takes_nothing(model: Any) -> bool:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from diffusion_core.parity.diff.recording import Pass, Recording, outline, write_pass, write_summary
 from experiments.model_diff import author_code
 from experiments.model_diff.author_code import Refused
-from experiments.model_diff.call_forms import call_forms, takes_nothing
+from experiments.model_diff.call_forms import call_forms, how_named, takes_nothing
 
 __all__ = ["Inputs", "Job", "SideRecorder"]
 
@@ -236,9 +236,8 @@ class SideRecorder:
         say("recording float32")
         used, first = self._first_pass(candidates, "none" if brief else gradients)
         inputs = candidates[used]
-        if isinstance(inputs, Mapping) and not isinstance(given := self.fitted(inputs), Mapping):
-            how = "in order" if len(given) == len(inputs) and not isinstance(given[0], Mapping) else "in one argument"
-            self.notes.append(f"no argument has the names of the inputs {', '.join(inputs)}: they were given {how}")
+        if isinstance(inputs, Mapping):
+            self.notes += how_named(inputs, self.fitted(inputs))
         kept: dict[str, Pass] = {}
 
         def keep(record: Pass) -> None:

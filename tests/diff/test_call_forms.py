@@ -10,7 +10,7 @@ import pytest
 import duet
 from diffusion_core.common.errors import DuetError
 from experiments.model_diff.author_code import Refused, describe_error, is_builder, packages_used, to_inputs
-from experiments.model_diff.call_forms import arrays_in, call_forms, takes_nothing
+from experiments.model_diff.call_forms import arrays_in, call_forms, how_named, takes_nothing
 
 X, T = np.ones((2, 3)), np.ones(2)
 
@@ -47,9 +47,16 @@ def test_several_inputs_of_a_model_with_one_argument_are_given_in_one():
     assert [array.shape for array in arrays_in(({"a": X}, [T], {"b": (X, T)}))] == [(2, 3), (2,), (2, 3), (2,)]
 
 
-def test_a_wrong_name_among_right_ones_is_refused():
-    with pytest.raises(Refused, match="no argument 'tt'; its arguments are x, t; did you mean 't'"):
-        call_forms(TWO, {"x": X, "tt": T})
+def test_a_name_too_many_is_refused():
+    with pytest.raises(Refused, match="no argument 'more'; its arguments are x, t"):
+        call_forms(TWO, {"x": X, "tt": T, "more": T})
+
+
+def test_names_of_the_other_side_go_to_the_arguments_that_are_left():
+    (given,) = call_forms(TWO, {"time": T, "x": X})
+    assert given == {"t": T, "x": X}
+    assert how_named({"time": T, "x": X}, given) == ["the model has other arguments: 'time' was given as 't'"]
+    assert how_named({"x": X}, {"x": X}) == []
 
 
 def test_a_model_of_no_inputs_needs_none():
