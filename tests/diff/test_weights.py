@@ -85,6 +85,16 @@ PARTS = {
 }
 
 
+def test_a_part_is_found_although_some_of_its_numbers_occur_elsewhere_too():
+    three = {f"attention/{n}/kernel": normal(8, 8) for n in "qkv"}
+    three["attention/k/kernel"][2, 3] = three["attention/q/kernel"][5, 1]
+    three["attention/v/kernel"][0, 0] = three["attention/v/kernel"][7, 7]
+    fused = {"attention.qkv.weight": np.concatenate([array.T for array in three.values()])}
+    found = align(side(three), side(fused))
+    assert not found.unmatched_a and not found.unmatched_b
+    assert np.array_equal(found.to_b("attention.qkv.weight", three), fused["attention.qkv.weight"])
+
+
 @pytest.mark.parametrize("fused_side", ["a", "b"])
 @pytest.mark.parametrize("form", PARTS)
 def test_projections_are_found_inside_a_fused_one(form, fused_side):

@@ -192,7 +192,7 @@ def find_layout(a: NDArray, b: NDArray, tolerance: float) -> Layout | None:
     in_order = tuple(range(len(short_a)))
     if short_a != short_b and fits(short_a, in_order):
         return Layout(a.shape, b.shape, short_a, in_order)
-    if max(len(short_a), len(short_b)) < 2:
+    if max(len(short_a), len(short_b)) < 2 or not _same_numbers(flat_a, flat_b, tolerance, size):
         return None
     for factors, axes in _search(flat_a, flat_b, short_a, tolerance, size):
         if fits(factors, axes):
@@ -291,6 +291,17 @@ def _similar(a: NDArray, b: NDArray, tolerance: float, size: float) -> bool:
         if not (abs(float(x) - float(y)) <= 2 * tolerance * max(abs(float(x)), size)) and np.isfinite([x, y]).any():
             return False
     return True
+
+
+def _same_numbers(a: NDArray, b: NDArray, tolerance: float, size: float) -> bool:
+    """Return whether two arrays may hold the same numbers in another order; sorting is quicker than trying orders."""
+    if a.dtype.kind not in "fiu" or b.dtype.kind not in "fiu":
+        return True
+    x, y = (np.sort(array.astype(np.float64, copy=False)) for array in (a, b))
+    with np.errstate(invalid="ignore"):
+        apart = np.nanmax(np.abs(x - y), initial=0.0)
+        most = np.nanmax(np.where(np.isfinite(x), np.abs(x), 0.0), initial=size)
+    return bool(apart <= tolerance * most)
 
 
 def _probe(moved: NDArray, flat: NDArray, tolerance: float, size: float) -> bool:

@@ -231,9 +231,11 @@ class Whole:
         flat = array.reshape(-1).astype(np.float64, copy=False)
         if not self._find(flat[:8], tolerance)[1]:
             return None
-        places, found = self._find(flat, tolerance)
+        places, found, once = self._find(flat, tolerance)
         if not found:
             return None
+        # A number that the whole holds twice says nothing about where the part is; among many float32 numbers some are.
+        places = places[once] if once.any() else places
         index = tuple(np.flatnonzero(np.bincount(i)) for i in np.unravel_index(places, self.array.shape))
         if math.prod(len(i) for i in index) != array.size:
             return None
@@ -241,11 +243,14 @@ class Whole:
         relation = relate(part.take(self.array), array, tolerance) or reorder(part.take(self.array), array, tolerance)
         return None if relation is None else (part, relation)
 
-    def _find(self, values: NDArray, tolerance: float) -> tuple[NDArray, bool]:
-        """Return the places of values, and whether all were found."""
+    def _find(self, values: NDArray, tolerance: float) -> tuple[NDArray, bool, NDArray]:
+        """Return the places of values, whether all were found, and which are the only ones with their number."""
         right = np.clip(np.searchsorted(self._sorted, values), 0, len(self._sorted) - 1)
         left = np.maximum(right - 1, 0)
         nearer = np.abs(self._sorted[left] - values) < np.abs(self._sorted[right] - values)
         at = np.where(nearer, left, right)
-        good = np.abs(self._sorted[at] - values) <= tolerance * np.maximum(np.abs(values), self._size)
-        return self._order[at], bool(good.all())
+        near = tolerance * np.maximum(np.abs(values), self._size)
+        good = np.abs(self._sorted[at] - values) <= near
+        before, after = self._sorted[np.maximum(at - 1, 0)], self._sorted[np.minimum(at + 1, len(self._sorted) - 1)]
+        once = ((at == 0) | (values - before > near)) & ((at == len(self._sorted) - 1) | (after - values > near))
+        return self._order[at], bool(good.all()), once
