@@ -127,6 +127,8 @@ class Walk:
         if value.dtype.kind not in "fc":
             return 0.0
         least = _UNITS * float(np.finfo(value.dtype).eps)
+        if self.a.lifted and self.a.opaque:  # what A recorded in float32 and cannot be run again is in its values
+            least = max(least, _TIMES * float(np.finfo(np.float32).eps))
         if number not in self.shaken:
             return least
         with np.errstate(all="ignore"):
