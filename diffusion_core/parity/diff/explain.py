@@ -27,9 +27,11 @@ __all__ = ["Explained", "Parting", "counterpart", "explain"]
 # What a change that does not fit the shapes at hand raises: it is not the cause, and the next one is tried.
 _DOES_NOT_FIT = (ValueError, IndexError, TypeError, KeyError, ZeroDivisionError, OverflowError, rules.Unsupported)
 _LIKELY = 0.1
-_PRODUCTS = ("conv", "conv_transpose", "matmul", "einsum", "max_pool", "avg_pool", "resize")
+_COSTS = {"matmul": 10.0, "einsum": 10.0} | dict.fromkeys(
+    ("conv", "conv_transpose", "max_pool", "avg_pool", "resize"), 50.0
+)
 # Operations behind the parting in which a cause is sought: where the sides meet again much later, it is not there.
-_NEAR = 48
+_NEAR, _AGAIN = 48, 160
 _BEFORE = 3
 # Numbers to compute for one finding at most, some ten seconds; what the other side has and cheap changes come first.
 # With a cause that is verified for some exits, a better one is sought for a shorter time.
@@ -169,7 +171,8 @@ def _candidates(
     """Return what is tried, the cheapest first, and of which side it is.
 
     Each change is tried by itself; then changes that say the same of several operations are tried together, since one
-    mistake is often made in several places between which the sides do not meet.
+    mistake is often made in several places between which the sides do not meet: blocks, or steps of a recurrence. Of
+    what is sought, only changes at one line of the code are tried together.
     """
     proposed = [(change, of_b) for of_b, suspect in sides for change in _proposed(suspect, kinds)]
     proposed.sort(key=lambda item: (item[0].cost, not item[1]))
@@ -177,10 +180,25 @@ def _candidates(
     for change, of_b in proposed:
         groups.setdefault((of_b, change.kind, change.here, change.there), {}).setdefault(change.operation, change)
     several = [(tuple(group.values()), key[0]) for key, group in groups.items() if len(group) > 1]
+    lines: dict[tuple, dict[int, Change]] = {}
+    graphs = {of_b: suspect.graph for of_b, suspect in sides}
+    for change, of_b in proposed:
+        operation = graphs[of_b].operations[change.operation]
+        if change.cost >= 2 and operation.source:
+            key = (of_b, change.kind, change.here, change.there, line(operation))
+            lines.setdefault(key, {}).setdefault(change.operation, change)
+    repeated = [(tuple(group.values()), key[0]) for key, group in lines.items() if len(group) > 1]
     single = [((change,), of_b) for change, of_b in proposed]
     yield from (item for item in single if item[0][0].cost < 2)
     yield from (item for item in several if item[0][0].cost < 2)
-    yield from (item for item in single if item[0][0].cost >= 2)
+    yield from (item for item in single if item[0][0].cost == 2)
+    yield from (item for item in repeated if item[0][0].cost == 2)
+    yield from (item for item in (*single, *repeated) if item[0][0].cost > 2)
+
+
+def line(operation: Operation) -> tuple[str, str, str]:
+    """Return the line of the code, and what it does there: blocks and steps of a recurrence have the same."""
+    return operation.source, operation.kind, operation.role
 
 
 def _proposed(suspect: Suspect, kinds: Sequence[str]) -> Iterable[Change]:
@@ -196,7 +214,7 @@ def _work(parting: Parting, change: Change, of_b: bool) -> float:
     region = set(parting.region if of_b else parting.other_region)
     indices = (reached(graph, graph.operations[change.operation].outputs) & region) | {change.operation}
     return sum(
-        _RUN + (50.0 if graph.operations[i].kind in _PRODUCTS else 1.0) * np.size(graph.values[number])
+        _RUN + _COSTS.get(graph.operations[i].kind, 1.0) * np.size(graph.values[number])
         for i in indices
         for number in graph.operations[i].outputs
     )
@@ -216,7 +234,11 @@ def _near(parting: Parting, of_b: bool) -> tuple[int, ...]:
         found.update(dict.fromkeys(sorted(needed & region)))
         if len(found) >= _NEAR:
             break
-    return tuple(sorted(list(found or dict.fromkeys(sorted(region)))[:_NEAR]))
+    first = list(found or dict.fromkeys(sorted(region)))[:_NEAR]
+    # The same lines further on: other blocks, and steps of a recurrence.
+    lines = {line(graph.operations[i]) for i in first if graph.operations[i].source}
+    again = [i for i in sorted(region.difference(first)) if line(graph.operations[i]) in lines]
+    return tuple(sorted([*first, *again[:_AGAIN]]))
 
 
 def _parts_before(graph: Graph, indices: Sequence[int]) -> tuple[int, ...]:

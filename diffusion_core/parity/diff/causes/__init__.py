@@ -21,6 +21,7 @@ from diffusion_core.parity.diff.causes import (  # noqa: F401
     recurrent,
     reduction,
     search,
+    wiring,
 )
 from diffusion_core.parity.diff.causes.change import CAUSES, Change, Suspect
 

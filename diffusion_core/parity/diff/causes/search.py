@@ -213,7 +213,7 @@ def turned(suspect: Suspect) -> Iterator[Change]:
                     here.with_input(i, k, lambda x: np.swapaxes(x, -1, -2)),
                     f"{name} is used as it is",
                     f"the last two axes of {name} are exchanged",
-                    2,
+                    3,
                 )
             for axis in range(x.ndim):
                 if x.shape[axis] > 1:
@@ -223,7 +223,7 @@ def turned(suspect: Suspect) -> Iterator[Change]:
                         here.with_input(i, k, lambda x, a=axis: np.flip(x, a)),
                         f"{name} is used as it is",
                         f"axis {axis} of {name} is reversed",
-                        2,
+                        3,
                     )
 
 
