@@ -28,7 +28,7 @@ from diffusion_core.parity.diff.recording import Pass, Recording
 from diffusion_core.parity.diff.rounded import KIND as ROUNDED
 from diffusion_core.parity.diff.rounded import as_a_whole, nearly_agree, rounded_weights, rounding_of_weights
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
-from diffusion_core.parity.diff.walk import Exit, Walk, exits_of, likely_layout, match_by_use, needed_by
+from diffusion_core.parity.diff.walk import Exit, Walk, exits_of, likely_layout, match_by_use, needed_by, reached
 
 __all__ = ["compare"]
 
@@ -151,7 +151,12 @@ def compare_pass(
     ends = find_ends(walk)
     outputs = ends.values(a, b)
     walk.early, walk.returned = dict(ends.early), ({there for there, _ in outputs}, {here for _, here in outputs})
-    partner = match_by_use(graph_a, graph_b, [(there, here) for there, here, _ in pairs], outputs)
+    permuted = {
+        here: [np.shape(graph_b.values[here])[axis] for axis, _ in pair.way.orders] or np.shape(graph_b.values[here])
+        for _, here, pair in pairs
+        if pair.way.permuted
+    }
+    partner = match_by_use(graph_a, graph_b, [(there, here) for there, here, _ in pairs], outputs, permuted)
     other = {here: pair.plain_to_b(graph_a.values[there]) for there, here, pair in pairs if here not in equal}
     other_a = {there: pair.plain_to_a(graph_b.values[here]) for there, here, pair in pairs if here not in equal}
     known_weights = {there for there, here, _ in pairs if here in equal}, set(equal)
@@ -220,7 +225,12 @@ def first_parting(walk: Walk, partner: Mapping[int, tuple[int, tuple[int, int] |
     still = walk.open()
     # What only moves found numbers is no difference by itself, though nothing on the other side has that order.
     moved: set[int] = set()
+    # A lookup by data, such as that of words, does more than that.
+    data = {n for i in reached(walk.b, walk.b.record.inputs) for n in walk.b.operations[i].outputs}
+    data.update(walk.b.record.inputs)
     for operation in walk.b.operations:
+        if operation.kind in ("gather", "take_along") and set(operation.inputs[1:]) & data:
+            continue
         if operation.kind in LAYOUT_KINDS and operation.inputs and not (still - moved) & set(operation.inputs):
             moved.update(operation.outputs)
     starts = [

@@ -146,7 +146,7 @@ def explain(
             some = best is not None and best.verified and not best.at_once
             if changes[0].cost > 0 and work > (_MORE_WORK if some else _MOST_WORK):
                 break
-            if changes[0].cost > 1 and some:
+            if changes[0].cost >= 2 and some:
                 break
             attempt = _try(parting, changes, of_b, there[of_b], max(_CONSTANT, rounding))
             if attempt is None:
@@ -310,6 +310,8 @@ def _try(parting: Parting, changes: Sequence[Change], of_b: bool, there: Lookup,
     ends = {exit_.b if of_b else exit_.a for exit_ in parting.exits}
     direct = reached(graph, [n for n in outputs if n not in ends], until=ends.__contains__) | first
     judged = {n for i in direct for n in graph.operations[i].outputs} & ends
+    if not first <= region:  # what lies between a change before the region and the region is run again, too
+        following |= reached(graph, outputs) & needed_by(graph, ends, lambda number: True)
     compute = {change.operation: change.compute for change in changes}
     try:
         with np.errstate(all="ignore"):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -436,7 +437,13 @@ def of_parameters(graph: Graph, number: int) -> bool:
 Partners = dict[int, tuple[int, tuple[int, int] | None]]
 
 
-def match_by_use(a: Graph, b: Graph, pairs: Iterable[tuple[int, int]], outputs: Iterable[tuple[int, int]]) -> Partners:
+def match_by_use(
+    a: Graph,
+    b: Graph,
+    pairs: Iterable[tuple[int, int]],
+    outputs: Iterable[tuple[int, int]],
+    permuted: Mapping[int, Collection[int]] = MappingProxyType({}),
+) -> Partners:
     """Return which value of A is the same quantity as a value of B, since the same parameter is applied to both.
 
     What an operation makes from the parameter and what it reads besides it are paired where their sizes fit, and the
@@ -446,21 +453,22 @@ def match_by_use(a: Graph, b: Graph, pairs: Iterable[tuple[int, int]], outputs: 
         a, b: the graphs.
         pairs: value numbers of parameters: of A, of B.
         outputs: value numbers of outputs that belong together, likewise.
+        permuted: for parameters of B whose entries stand in another order, the lengths of those axes: values that have
+            such an axis stand in another order too, such as the gates of a recurrent layer.
     """
     partner: Partners = {}
     for there, here in pairs:
         mine, theirs = uses(b, here), uses(a, there)
         if len(mine) != len(theirs):
             continue
+        turned = set(permuted.get(here, ()))
         for (i, value_b), (j, value_a) in zip(mine, theirs, strict=True):
             one, other = b.operations[i], a.operations[j]
+            if len(one.outputs) == len(other.outputs) == 1 and not turned & set(b.values[one.outputs[0]].shape):
+                offer(partner, a, b, other.outputs[0], one.outputs[0], (j, i))
             data_b = [n for n in one.inputs if n != value_b and not of_parameters(b, n)]
             data_a = [n for n in other.inputs if n != value_a and not of_parameters(a, n)]
-            if not alike(a, other, data_a, b, one, data_b):
-                continue
-            if len(one.outputs) == len(other.outputs) == 1:
-                offer(partner, a, b, other.outputs[0], one.outputs[0], (j, i))
-            if len(data_a) == len(data_b) == 1:
+            if len(data_a) == len(data_b) == 1 and not turned & set(b.values[data_b[0]].shape):
                 offer(partner, a, b, data_a[0], data_b[0], (j, i))
     for there, here in outputs:
         offer(partner, a, b, there, here, None)

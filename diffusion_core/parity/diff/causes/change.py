@@ -46,7 +46,7 @@ class Change:
     compute: Callable[[Read], Sequence[NDArray]]
     here: str
     there: str
-    cost: int = 1
+    cost: float = 1
     parameter: str = ""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from diffusion_core.parity.diff.causes.view import ELEMENTWISE, View, view
 from diffusion_core.parity.diff.layouts import natural_orders
 
 _STEPS = 6
+_BEFORE = 3  # operations between a sequence and the region
 _APPLYING = ("matmul", "einsum", "conv", "conv_transpose", "gather", "take_along")
 _MOVES = ("reshape", "transpose", "cast", "identity", "expand")
 
@@ -39,7 +40,12 @@ def activation_branch(suspect: Suspect) -> Iterator[Change]:
                     return (here.rerun(read, {root: read(other)}, last)[0] * read(root),)
 
                 yield Change(
-                    "activation_branch", j, compute, "the activation is on one branch", "it is on the other branch", 1
+                    "activation_branch",
+                    j,
+                    compute,
+                    "the activation is on one branch",
+                    "the activation is on the other branch",
+                    1,
                 )
 
 
@@ -70,30 +76,34 @@ def _roots(here: View, number: int, other: int) -> list[int]:
 def gate_meaning(suspect: Suspect) -> Iterator[Change]:
     """Exchange a gate and one minus the gate where both are used."""
     here = view(suspect)
-    for k, operation in here.operations:
-        attributes = operation.attributes
-        if operation.kind != "subtract" or attributes.get("scalar") != 1 or not attributes.get("reverse"):
+    for j, joining in here.operations:
+        if joining.kind not in ("add", "subtract") or len(joining.inputs) != 2:
             continue
-        gate, rest = operation.inputs[0], operation.outputs[0]
-        for j, joining in here.operations:
-            if joining.kind not in ("add", "subtract") or len(joining.inputs) != 2 or j < k:
-                continue
-            both = [_reads(here, n, {gate, rest}) for n in joining.inputs]
-            if {gate} not in both or {rest} not in both:
-                continue
+        one, other = (_factors(here, n) for n in joining.inputs)
+        for x in one:
+            for y in other:
+                if not (_is_rest(here, x, y) or _is_rest(here, y, x)):
+                    continue
 
-            def compute(read: Read, gate: int = gate, rest: int = rest, j: int = j) -> tuple:
-                return tuple(here.rerun(read, {gate: read(rest), rest: read(gate)}, j))
+                def compute(read: Read, x: int = x, y: int = y, j: int = j) -> tuple:
+                    return tuple(here.rerun(read, {x: read(y), y: read(x)}, j))
 
-            yield Change("gate_meaning", j, compute, "the gate is z", "the gate is 1 - z", 1)
+                yield Change("gate_meaning", j, compute, "the gate is z", "the gate is 1 - z", 0)
 
 
-def _reads(here: View, number: int, which: set[int]) -> set[int]:
-    """Return which of some values a product reads."""
+def _factors(here: View, number: int) -> tuple[int, ...]:
+    """Return what a product is made of."""
     i = here.graph.producer.get(number)
-    if i is None or here.graph.operations[i].kind != "multiply":
-        return set()
-    return which & set(here.graph.operations[i].inputs)
+    return here.graph.operations[i].inputs if i is not None and here.graph.operations[i].kind == "multiply" else ()
+
+
+def _is_rest(here: View, number: int, gate: int) -> bool:
+    """Return whether a value is one minus another."""
+    i = here.graph.producer.get(number)
+    operation = here.graph.operations[i] if i is not None else None
+    if operation is None or operation.kind != "subtract" or operation.inputs != (gate,):
+        return False
+    return operation.attributes.get("scalar") == 1 and bool(operation.attributes.get("reverse"))
 
 
 @cause(
@@ -104,20 +114,29 @@ def _reads(here: View, number: int, which: set[int]) -> set[int]:
 def sequence_order(suspect: Suspect) -> Iterator[Change]:
     """Hand the parts of a sequence out from its end."""
     here = view(suspect)
-    region = set(suspect.region)
-    for k, operation in enumerate(here.graph.operations):
-        if operation.kind not in ("unstack", "split") or len(operation.outputs) < 2:
-            continue
-        sizes = {np.shape(here.value(n)) for n in operation.outputs}
-        readers = {j for n in operation.outputs for j in here.graph.consumers.get(n, ())}
-        if len(sizes) > 1 or not readers & (region | {k}):
+    for k in _behind(here, suspect.region):
+        operation = here.graph.operations[k]
+        shapes = {np.shape(here.value(n)) for n in operation.outputs}
+        if operation.kind not in ("unstack", "split") or len(operation.outputs) < 2 or len(shapes) > 1:
             continue
         outputs = operation.outputs
 
         def compute(read: Read, outputs: tuple[int, ...] = outputs) -> tuple:
             return tuple(read(n) for n in reversed(outputs))
 
-        yield Change("sequence_order", k, compute, "a sequence is read in one order", "it is read from its end", 1)
+        yield Change(
+            "sequence_order", k, compute, "a sequence is read from its start", "a sequence is read from its end", 1
+        )
+
+
+def _behind(here: View, region: Iterable[int]) -> list[int]:
+    """Return the operations of a region and those shortly before it, in order."""
+    found, latest = set(region), set(region)
+    for _ in range(_BEFORE):
+        producers = {here.graph.producer.get(n) for i in latest for n in here.graph.operations[i].inputs}
+        latest = {i for i in producers if i is not None} - found
+        found |= latest
+    return sorted(found)
 
 
 @cause(
@@ -154,7 +173,30 @@ def other_source(suspect: Suspect) -> Iterator[Change]:
                 inputs = here.graph.operations[i].inputs
                 return tuple(here.evaluate(i, [new if n == mine else read(n) for n in inputs]))
 
-            yield Change("other_source", i, compute, f"{words[0]} is read", f"{words[1]} is read", 4)
+            yield Change("other_source", i, compute, f"{words[0]} is read", f"{words[1]} is read", 1.5)
+
+
+@cause("missing_steps", "steps that one side does not take", "take the same steps on both sides")
+def missing_steps(suspect: Suspect) -> Iterator[Change]:
+    """Use an earlier value of the same shape for the result of an operation: the steps between are left out."""
+    here = view(suspect)
+    for i, operation in here.operations:
+        y = here.value(operation.outputs[0])
+        if y is None or len(operation.outputs) != 1:
+            continue
+        found, latest, steps = set(operation.inputs), list(operation.inputs), [operation.kind]
+        for _ in range(_STEPS):
+            makers = [here.graph.operations[here.graph.producer[n]] for n in latest if n in here.graph.producer]
+            steps += [each.kind for each in makers]
+            latest = [n for each in makers for n in each.inputs if n not in found and not here.is_parameter(n)]
+            found.update(latest)
+            for n in latest:
+                x = here.value(n)
+                if x is None or x.shape != y.shape or x.dtype.kind != y.dtype.kind or x.ndim == 0:
+                    continue
+                words = ", ".join(dict.fromkeys(kind.replace("_", " ") for kind in steps if kind != "constant"))
+                there = f"{words} are not done"
+                yield Change("missing_steps", i, lambda read, n=n: (read(n),), f"{words} are done", there, 2)
 
 
 def _same_uses(suspect: Suspect) -> dict[int, int]:
