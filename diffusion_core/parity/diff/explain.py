@@ -31,7 +31,7 @@ _COSTS = {"matmul": 10.0, "einsum": 10.0} | dict.fromkeys(
     ("conv", "conv_transpose", "max_pool", "avg_pool", "resize"), 50.0
 )
 # Operations behind the parting in which a cause is sought: where the sides meet again much later, it is not there.
-_NEAR, _AGAIN = 48, 160
+_NEAR = 48
 _BEFORE = 3
 # Numbers to compute for one finding at most, some ten seconds; what the other side has and cheap changes come first.
 # With a cause that is verified for some exits, a better one is sought for a shorter time.
@@ -234,11 +234,7 @@ def _near(parting: Parting, of_b: bool) -> tuple[int, ...]:
         found.update(dict.fromkeys(sorted(needed & region)))
         if len(found) >= _NEAR:
             break
-    first = list(found or dict.fromkeys(sorted(region)))[:_NEAR]
-    # The same lines further on: other blocks, and steps of a recurrence.
-    lines = {line(graph.operations[i]) for i in first if graph.operations[i].source}
-    again = [i for i in sorted(region.difference(first)) if line(graph.operations[i]) in lines]
-    return tuple(sorted([*first, *again[:_AGAIN]]))
+    return tuple(sorted(list(found or dict.fromkeys(sorted(region)))[:_NEAR]))
 
 
 def _parts_before(graph: Graph, indices: Sequence[int]) -> tuple[int, ...]:
