@@ -12,7 +12,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.parity.diff.findings import Comparison, Finding
 from duet.cli.sides import find_interpreter
 from duet.cli.terminal import Stop
-from experiments.model_diff.accepted import Accepted, read_accepted
+from experiments.model_diff.accepted import read_accepted, to_accepted
 from experiments.model_diff.author_code import Refused, to_inputs
 from experiments.model_diff.compare import MODES, Request, compare_sides
 from experiments.model_diff.inputs import read_file
@@ -157,15 +157,15 @@ def diff(
             inputs = to_inputs(inputs, "inputs")
         except Refused as error:
             raise DuetError(str(error)) from error
-    accepted = (
-        read_accepted(Path(accept)) if isinstance(accept, str | Path) else tuple(Accepted(**each) for each in accept)
-    )
+    accepted = read_accepted(Path(accept)) if isinstance(accept, str | Path) else to_accepted(accept)
     request = Request(*sides, inputs, seed, user_map, direction, mode, steps, precision, accepted)
     return Difference(compare_sides(request))
 
 
 def _side(label: str, given: Any, python: str | None, options: Mapping[str, Any] | None) -> Side:
     """Return a side: a reference with its interpreter, or an object of this process."""
+    if given is None:
+        raise DuetError(f"{label.lower()}: None was given; it must be a model, a function that returns one, or a text")
     if isinstance(given, str | Path):
         try:
             found = find_interpreter(label, str(given), python)

@@ -18,7 +18,7 @@ from typing import Any
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.parity.diff.findings import Comparison, Finding, Place
 
-__all__ = ["Accepted", "entry", "mark", "read_accepted"]
+__all__ = ["Accepted", "entry", "mark", "read_accepted", "to_accepted"]
 
 _KEYS = ("kind", "a", "b", "reason", "mode")
 
@@ -73,13 +73,19 @@ def read_accepted(path: Path) -> tuple[Accepted, ...]:
         raise DuetError(f"--accept: there is no file {path}") from error
     except (OSError, ValueError) as error:
         raise DuetError(f"--accept: {path} was given; it must be a JSON file ({error})") from error
-    if not isinstance(content, list):
-        content = [content]
-    return tuple(_read(item, path, i) for i, item in enumerate(content))
+    return to_accepted(content if isinstance(content, list) else [content], f"--accept: entry {{}} of {path}")
 
 
-def _read(item: Any, path: Path, i: int) -> Accepted:
-    where = f"--accept: entry {i + 1} of {path}"
+def to_accepted(entries: Sequence[Any], where: str = "accept: entry {}") -> tuple[Accepted, ...]:
+    """Return entries that were given as dictionaries.
+
+    Raises:
+        DuetError: one of them is none; the message says which, in the words of `where`.
+    """
+    return tuple(_read(item, where.format(i)) for i, item in enumerate(entries, 1))
+
+
+def _read(item: Any, where: str) -> Accepted:
     if not isinstance(item, dict):
         raise DuetError(f"{where} is {item!r}; it must be an object with kind, a, b and reason")
     for key in item:

@@ -194,6 +194,8 @@ def test_objects_are_compared_in_python():
         ({"a_python": "python3"}, "a_python: A is an object of this process"),
         ({"inputs": "missing.npz"}, "missing.npz"),
         ({"steps": -2}, "steps: -2"),
+        ({"accept": [{"knd": "gelu_form"}]}, "accept: entry 1: 'knd' was given"),
+        ({"accept": [{"kind": "gelu_form"}]}, "accept: entry 1 has no reason"),
     ],
 )
 def test_arguments_in_python_are_checked(changes, said):

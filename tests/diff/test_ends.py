@@ -129,6 +129,16 @@ def test_a_side_that_computes_in_less_than_float32_is_told() -> None:
     assert not compare(recording(3e-3), recording(3e-3)).notes
 
 
+def test_sides_without_a_weight_in_common_are_told_how_to_copy_them() -> None:
+    def model(tape: Tape) -> int:
+        rng = np.random.default_rng(tape.get("seed", 0))
+        h = tape("matmul", tape.input(X), tape.parameter("w", rng.normal(size=(5, 4))))
+        return tape("matmul", tape("tanh", h), tape.parameter("v", rng.normal(size=(4, 3))))
+
+    assert any("--copy-weights" in note for note in compared(*both(model, {}, {"seed": 1})).notes)
+    assert not compared(*both(model, {}, {})).notes
+
+
 def test_a_parameter_with_other_numbers_is_named() -> None:
     def model(tape: Tape) -> int:
         w = np.random.default_rng(1).normal(size=(5, 4))

@@ -23,7 +23,7 @@ from diffusion_core.parity.diff.explain import Explained, Parting, explain
 from diffusion_core.parity.diff.findings import Comparison, Finding, Row
 from diffusion_core.parity.diff.graph import Graph, relative, to_graph
 from diffusion_core.parity.diff.layouts import find_layout
-from diffusion_core.parity.diff.outputs import notes_of, recorded_outputs
+from diffusion_core.parity.diff.outputs import notes_of, recorded_outputs, shared_weights
 from diffusion_core.parity.diff.recording import Pass, Recording
 from diffusion_core.parity.diff.rounded import KIND as ROUNDED
 from diffusion_core.parity.diff.rounded import as_a_whole, nearly_agree, rounded_weights, rounding_of_weights
@@ -409,6 +409,7 @@ def _comparison(
     """Collect what a report shows."""
     recorded = recorded_outputs(a.passes, b.passes, forward.ends.pairs if forward else None)
     alignment = forward.alignment if forward else None
+    unshared = shared_weights(alignment, bool(real(findings))) if alignment else []
     return Comparison(
         a.reference,
         b.reference,
@@ -420,5 +421,5 @@ def _comparison(
         tuple((pair.a_name, pair.b_name, pair.relation) for pair in alignment.pairs) if alignment else (),
         (tuple(alignment.unmatched_a), tuple(alignment.unmatched_b)) if alignment else ((), ()),
         compared,
-        tuple(dict.fromkeys((*(words_of(forward) if forward else ()), *recorded.notes, *notes_of(a, b)))),
+        tuple(dict.fromkeys((*(words_of(forward) if forward else ()), *recorded.notes, *unshared, *notes_of(a, b)))),
     )

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.parity.diff.alignment import Alignment
 from diffusion_core.parity.diff.graph import relative
 from diffusion_core.parity.diff.recording import Pass, Recording
 from diffusion_core.parity.diff.walk import likely_layout
 
-__all__ = ["RecordedOutputs", "apart_by_chance", "notes_of", "recorded_outputs"]
+__all__ = ["RecordedOutputs", "apart_by_chance", "notes_of", "recorded_outputs", "shared_weights"]
 
 _PASSES = ("float64", "float32", "train64", "train32")
 # A float32 pass that is so many times further from its float64 pass than the other side's, and so far at all, has parts
@@ -98,6 +99,20 @@ def apart_by_chance(a: Pass, b: Pass) -> bool:
     return len(drawn[0]) != len(drawn[1]) or any(
         x.shape != y.shape or not np.array_equal(x, y) for x, y in zip(*drawn, strict=True)
     )
+
+
+def shared_weights(alignment: Alignment, many: bool) -> list[str]:
+    """Say that two sides with different outputs have no weights in common.
+
+    Args:
+        alignment: of the parameters.
+        many: whether differences were found.
+    """
+    kernels = [pair for pair in alignment.pairs if pair.b_array.ndim >= 2 and np.ptp(pair.b_array) > 0]
+    shared = [pair for pair in kernels if pair.status != "by place only"]
+    if not many or shared or alignment.derived or not kernels:
+        return []
+    return ["the two sides have no weights in common; --copy-weights a-to-b (copy_weights=) writes A's into B first"]
 
 
 def notes_of(a: Recording, b: Recording) -> list[str]:
