@@ -74,6 +74,14 @@ def token(tape: Tape) -> int:
     return tape.linear(x, "head", 4)
 
 
+def causal(tape: Tape) -> int:
+    d, x = tape.get("dilation", 4), tape.input(weights("sequence", 2, 3, 12))
+    x = tape("pad", x, padding=[[0, 0], [0, 0], [2 * d, 0]], mode="constant", value=0.0)
+    x = tape("conv", x, tape.parameter("w", weights("w", 4, 3, 3)), strides=[1], padding=[[0, 0]], dilation=[d],
+             groups=1, layout="channels_first", kernel="OIHW")  # fmt: skip
+    return tape("tanh", x)
+
+
 CASES: list[tuple[Callable[[Tape], int], dict[str, Any], str]] = [
     (crop, {"at": (0, 0)}, "crop_offset"),
     (pool, {"pool": (False, [[0, 1], [0, 1]])}, "pool_padding"),
@@ -81,6 +89,7 @@ CASES: list[tuple[Callable[[Tape], int], dict[str, Any], str]] = [
     (shuffle, {"order": "DCR"}, "depth_to_space_order"),
     (unflatten, {"last": True}, "flatten_order"),
     (depthwise, {"swapped": True}, "kernel_order"),
+    (causal, {"dilation": 2}, "dilation"),
     (token, {"index": 0}, "pooling"),
     (token, {"index": 4}, "pooling"),
 ]

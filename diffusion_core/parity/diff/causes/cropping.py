@@ -153,3 +153,44 @@ def _entry(number: int, axis: int, index: int, keep: bool) -> Any:
 
 def _reduced(number: int, axis: int, function: Any) -> Any:
     return lambda read: (function(read(number), axis=axis, keepdims=True),)
+
+
+@cause(
+    "dilation",
+    "the dilation of a convolution and the padding for it",
+    "dilation= in torch, dilation_rate= in Keras; a causal padding is dilation * (taps - 1)",
+)
+def dilation(suspect: Suspect) -> Iterator[Change]:
+    """Use another dilation, with the padding that keeps the size: its own, or that of a pad before it."""
+    graph = suspect.graph
+    for i, operation in of_kind(suspect, "conv"):
+        now = list(operation.attributes["dilation"])
+        before = graph.producer.get(operation.inputs[0])
+        pad = None if before is None or graph.operations[before].kind != "pad" else graph.operations[before]
+        if not now or len(set(now)) > 1 or (pad is None and not np.any(operation.attributes["padding"])):
+            continue
+        there = [d for j in suspect.other_region for d in suspect.other.operations[j].attributes.get("dilation", ())]
+        for other in dict.fromkeys([*there, now[0] * 2, now[0] // 2, 1, 2, 4]):
+            if other != now[0] and other > 0:
+                words = (f"the dilation is {d}" for d in (now[0], other))
+                yield Change("dilation", i, _dilated(operation, pad, now[0], other), *words, 0 if other in there else 1)
+
+
+def _dilated(operation: Operation, pad: Operation | None, now: int, other: int) -> Any:
+    """Return a convolution with another dilation whose padding is scaled with it."""
+
+    def scaled(padding: Sequence[Sequence[int]]) -> list[list[int]]:
+        return [[side * other // now for side in pair] for pair in padding]
+
+    attributes = {**operation.attributes, "dilation": [other] * len(operation.attributes["dilation"])}
+    if pad is None:
+        attributes["padding"] = scaled(operation.attributes["padding"])
+
+    def compute(read: Read) -> Any:
+        inputs = [read(n) for n in operation.inputs]
+        if pad is not None:
+            wider = replace(pad, attributes={**pad.attributes, "padding": scaled(pad.attributes["padding"])})
+            inputs[0] = rules.evaluate(wider, [read(pad.inputs[0])])[0]
+        return rules.evaluate(replace(operation, attributes=attributes), inputs)
+
+    return compute
