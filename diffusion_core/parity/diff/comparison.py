@@ -19,11 +19,12 @@ from diffusion_core.parity.diff.causes import gradients, optimiser, training
 from diffusion_core.parity.diff.causes.dropouts import Dropout
 from diffusion_core.parity.diff.dropped import Dropped
 from diffusion_core.parity.diff.ends import Ends, early_ends, find_ends, name_rest
-from diffusion_core.parity.diff.explain import Explained, Parting, explain
+from diffusion_core.parity.diff.explain import Explained, explain
 from diffusion_core.parity.diff.findings import Comparison, Finding, Row
 from diffusion_core.parity.diff.graph import Graph, relative, to_graph
 from diffusion_core.parity.diff.layouts import find_layout
 from diffusion_core.parity.diff.outputs import notes_of, recorded_outputs, shared_weights
+from diffusion_core.parity.diff.partings import Parting
 from diffusion_core.parity.diff.recording import Pass, Recording
 from diffusion_core.parity.diff.rounded import KIND as ROUNDED
 from diffusion_core.parity.diff.rounded import as_a_whole, nearly_agree, rounded_weights, rounding_of_weights

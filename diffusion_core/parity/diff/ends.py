@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from diffusion_core.parity.diff.explain import Parting
 from diffusion_core.parity.diff.findings import Finding
 from diffusion_core.parity.diff.graph import Graph
 from diffusion_core.parity.diff.layouts import find_layout
+from diffusion_core.parity.diff.partings import Parting
 from diffusion_core.parity.diff.recording import Pass
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
 from diffusion_core.parity.diff.walk import Walk

@@ -485,12 +485,47 @@ def window_step(suspect: Suspect) -> Iterator[Change]:
     """Take the stride or the dilation of the other side."""
     for i, operation in of_kind(suspect, *_CONVOLUTIONS, *POOLS):
         for name in ("strides", "dilation"):
-            for value in _there(suspect, name, operation.kind):
-                if list(value) != list(operation.attributes[name]):
-                    now = operation.attributes[name]
+            now = operation.attributes[name]
+            for value in (_as_many(each, len(now)) for each in _there(suspect, name, operation.kind)):
+                if value is not None and list(value) != list(now):
                     noun = "stride" if name == "strides" else name
                     here, there = (f"the {noun} is {' x '.join(map(str, each))}" for each in (now, value))
                     yield Change("window_step", i, with_attributes(operation, **{name: value}), here, there, 0)
+                    if name == "dilation" and operation.kind in _CONVOLUTIONS:
+                        yield from _dilated(suspect, i, value, here, there)
+
+
+def _as_many(value: Sequence[int], count: int) -> Sequence[int] | None:
+    """Return numbers per axis for so many axes; one-dimensional windows are often written as two-dimensional ones."""
+    if len(value) <= count:
+        return [1] * (count - len(value)) + list(value)
+    return list(value[-count:]) if all(n == 1 for n in value[:-count]) else None
+
+
+def _dilated(suspect: Suspect, i: int, dilation: Sequence[int], here: str, there: str) -> Iterator[Change]:
+    """Yield another dilation with the padding that keeps the length: code often pads by dilation * (k - 1) before."""
+    operation = suspect.graph.operations[i]
+    letters = _letters(operation, suspect.read(operation.inputs[1]).ndim)
+    sizes = [suspect.read(operation.inputs[1]).shape[axis] for axis, letter in enumerate(letters) if letter == "."]
+    more = [(d - old) * (k - 1) for d, old, k in zip(dilation, operation.attributes["dilation"], sizes, strict=True)]
+    for before in (more, [n // 2 for n in more], [0] * len(more)):
+
+        def compute(read: Read, before: Sequence[int] = before) -> Sequence[NDArray]:
+            inputs = [read(number) for number in operation.inputs]
+            first = 2 if operation.attributes["layout"] == "channels_first" else 1
+            for axis, (total, lead) in enumerate(zip(more, before, strict=True), first):
+                inputs[0] = _longer(inputs[0], axis, lead, total - lead)
+            return rules.evaluate(replace(operation, attributes={**operation.attributes, "dilation": dilation}), inputs)
+
+        yield Change("window_step", i, compute, here, there, 0)
+
+
+def _longer(x: NDArray, axis: int, before: int, after: int) -> NDArray:
+    """Return an array with zeros added at both ends of an axis, or with its ends cut off where a number is negative."""
+    wide = [(0, 0)] * x.ndim
+    wide[axis] = (max(before, 0), max(after, 0))
+    end = x.shape[axis] + sum(wide[axis]) - max(-after, 0)
+    return np.take(np.pad(x, wide), range(max(-before, 0), end), axis)
 
 
 @cause(
