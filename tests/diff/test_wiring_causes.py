@@ -50,7 +50,26 @@ def recurrent(tape: Tape) -> int:
     return tape.linear(tape("add", state, first), "end", 3)
 
 
+def rotary(tape: Tape) -> int:
+    """Halves of the features, turned by angles that the code makes itself or has as a table."""
+    h = tape.linear(tape.input(weights("sequence", 2, 5, 8)), "query", 8, bias=False)
+    base = tape.get("base", 1e4)
+    if tape.get("table"):
+        angles = np.arange(5)[:, None] * base ** (-np.arange(4) / 4)
+        cos, sin = tape.constant(np.cos(angles)), tape.constant(np.sin(angles))
+    else:
+        powers = tape("power", tape.constant(np.arange(4) / 4), scalar=base, reverse=True)
+        places = tape("reshape", tape.constant(np.arange(5.0)), shape=[5, 1])
+        angles = tape("divide", places, powers)
+        cos, sin = tape("cos", angles), tape("sin", angles)
+    one, other = tape("split", h, axis=2, sizes=[4, 4])
+    first = tape("subtract", tape("multiply", one, cos), tape("multiply", other, sin))
+    second = tape("add", tape("multiply", other, cos), tape("multiply", tape("negative", tape("negative", one)), sin))
+    return tape.linear(tape("concat", first, second, axis=2), "out", 3)
+
+
 PLANTED = [
+    (rotary, {"table": True}, {"base": 5e5}, "time_embedding_frequency"),
     (gated, {}, {"branch": "up"}, "activation_branch"),
     (gated, {"fused": True}, {"branch": "up"}, "activation_branch"),
     (recurrent, {}, {"meaning": "new"}, "gate_meaning"),
@@ -70,6 +89,6 @@ def test_a_planted_fault_is_the_only_finding(
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("model", [gated, recurrent])
+@pytest.mark.parametrize("model", [gated, recurrent, rotary])
 def test_equal_models_have_no_cause(model: Callable[[Tape], Any]) -> None:
     assert compare_pass(*both(model, {}, {"fused": True}), None, "forward").findings == ()

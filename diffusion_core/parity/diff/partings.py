@@ -102,9 +102,10 @@ class Side:
     def open_values(self) -> Lookup:
         """The values of these operations, none of which is found on the other side."""
         lookup = Lookup()
+        found = self.parting.walk.found if self.of_b else self.parting.walk.found_there
         for i in self.near:
             for number in self.graph.operations[i].outputs:
-                array = self.values.get(number)
+                array = None if found(number) else self.values.get(number)
                 if array is not None and array.size >= ENOUGH and array.dtype.kind == "f":
                     lookup.add(number, array)
         return lookup

@@ -113,6 +113,10 @@ def variants(number: float) -> list[float]:
     return [x for x in dict.fromkeys(usual) if x != number and math.isfinite(x)]
 
 
+# Bases of the frequencies of sinusoidal and rotary positions.
+_BASES = (1e2, 1e3, 1e4, 1e5, 5e5, 1e6, 5e6)
+
+
 @cause("constant", "a number in the code", "write the same number on both sides")
 @cause(
     "time_embedding_frequency",
@@ -131,6 +135,9 @@ def constant(suspect: Suspect) -> Iterator[Change]:
         kind = "time_embedding_frequency" if is_frequency(here, i) else "constant"
         known = numbers_for(here, operation.kind)
         usual = [*variants(mine), *(frequencies(here, i) if kind != "constant" else [])]
+        if operation.kind == "power" and operation.attributes.get("reverse"):
+            usual = [*_BASES, *usual]
+            kind = "time_embedding_frequency" if mine >= _BASES[0] else kind
         for number in dict.fromkeys([*known, *usual]):
             if number == mine or (number == 0 and operation.kind in ("divide", "modulo", "floor_divide")):
                 continue

@@ -88,20 +88,39 @@ def widened(here: View, read: Read, last: int, numbers: list[float]) -> NDArray:
     """Run what a float32 value is made of again in float64; numbers rounded to float32 are the other side's."""
     arrays: dict[int, NDArray] = {}
     result = read(here.graph.operations[last].outputs[0])
+    given = {*here.graph.record.inputs, *here.graph.names}
+    free = {n for i in narrow_part(here, last) for n in here.graph.operations[i].inputs} - given
+    free = {n for n in free if n not in here.graph.producer}
     for i in narrow_part(here, last):
         operation = here.graph.operations[i]
         inputs = [arrays[n] if n in arrays else read(n) for n in operation.inputs]
-        wide = [x.astype(np.float64) if x.dtype == np.float32 else x for x in inputs]
+        wide = [_unrounded(here, x) if n in free else x for n, x in zip(operation.inputs, inputs, strict=True)]
+        wide = [x.astype(np.float64) if x.dtype == np.float32 else x for x in wide]
         if operation.kind == "cast" and str(operation.attributes["dtype"]) in (*_NARROW, "float64"):
             outputs: tuple = (wide[0].astype(np.float64),)
         elif operation.inputs:
             outputs = tuple(rules.evaluate(replace(operation, attributes=_exact(operation, numbers)), wide))
             outputs = tuple(y.astype(np.float64) if y.dtype == np.float32 else y for y in outputs)
         else:
-            outputs = tuple(read(n) for n in operation.outputs)
+            outputs = tuple(_unrounded(here, read(n)) for n in operation.outputs)
         arrays.update(zip(operation.outputs, outputs, strict=False))
         result = outputs[0]
     return result
+
+
+def _unrounded(here: View, array: NDArray) -> NDArray:
+    """Return the other side's array of float64 that a constant array of float32 is rounded from; else the array."""
+    if array.dtype != np.float32 or array.size < 2:
+        return array
+    for operation in here.suspect.other.operations:
+        for number in operation.outputs:
+            other = np.asarray(here.suspect.read_other(number))
+            if other.dtype != np.float64 or other.size != array.size:
+                continue
+            other = other.reshape(array.shape)
+            if np.allclose(array, other, rtol=1e-5, atol=0) and not np.array_equal(array, other):
+                return other
+    return array
 
 
 def narrow_part(here: View, last: int) -> list[int]:
