@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from written import Tape, both, weights
 
-from diffusion_core.parity.diff.comparison import compare_pass
+from diffusion_core.parity.diff.comparison import compare_pass, with_moves
+from diffusion_core.parity.diff.graph import adapted_shape, to_graph
 
 IMAGE = weights("image", 2, 3, 10, 12)
 WINDOW = {"window": [3, 3], "strides": [2, 2], "dilation": [1, 1], "layout": "channels_first"}
@@ -82,6 +83,18 @@ def causal(tape: Tape) -> int:
     return tape("tanh", x)
 
 
+def rounded_up(tape: Tape) -> int:
+    """A pool, a norm over groups of channels, and an upsampling that hides the size."""
+    x = tape.input(weights("odd", 2, 4, 5, 7))
+    options = {**WINDOW, "window": [2, 2], "padding": [[0, 0], [0, 0]], "ceil_mode": tape.get("up", True)}
+    x = tape("max_pool", x, **options)
+    shape = list(tape.values[x].shape)
+    y = tape("reshape", x, shape=[2, 2, 2, *shape[2:]])
+    y = tape("subtract", y, tape("mean", y, axes=[2, 3, 4], keepdims=True))
+    x = tape("tanh", tape("reshape", y, shape=shape))
+    return tape("sigmoid", tape("resize", x, size=[5, 7], layout="channels_first", **RESIZE))
+
+
 CASES: list[tuple[Callable[[Tape], int], dict[str, Any], str]] = [
     (crop, {"at": (0, 0)}, "crop_offset"),
     (pool, {"pool": (False, [[0, 1], [0, 1]])}, "pool_padding"),
@@ -90,6 +103,7 @@ CASES: list[tuple[Callable[[Tape], int], dict[str, Any], str]] = [
     (unflatten, {"last": True}, "flatten_order"),
     (depthwise, {"swapped": True}, "kernel_order"),
     (causal, {"dilation": 2}, "dilation"),
+    (rounded_up, {"up": False}, "ceil_mode"),
     (token, {"index": 0}, "pooling"),
     (token, {"index": 4}, "pooling"),
 ]
@@ -115,3 +129,31 @@ def test_the_middle_of_an_image_is_told_from_its_beginning() -> None:
     (finding,) = compare_pass(*both(crop, {}, {"at": (0, 0)}), None, "forward").findings
     assert "middle" in finding.a_does and "beginning" in finding.b_does
     assert np.isfinite(finding.error)
+
+
+def test_what_moves_a_parameter_belongs_to_no_region() -> None:
+    tape = Tape()
+    x = tape("reshape", tape.input(weights("x", 2, 6)), shape=[2, 2, 3])
+    bias = tape("reshape", tape("reshape", tape.parameter("b", weights("b", 3)), shape=[1, 3]), shape=[1, 1, 3])
+    graph = to_graph(tape.record(tape("add", x, bias)))
+    (add,) = (i for i, operation in enumerate(graph.operations) if operation.kind == "add")
+    region = with_moves(graph, [add])
+    assert [graph.operations[i].inputs for i in region] == [tuple(graph.record.inputs), graph.operations[add].inputs]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "now", "shape"),
+    [
+        ((2, 24, 4, 5), (2, 4, 6, 20), (2, 24, 5, 6), [2, 4, 6, 30]),
+        ((2, 4, 6, 4, 5), (2, 24, 4, 5), (2, 4, 6, 5, 6), [2, 24, 5, 6]),
+        ((2, 3), (2, 3, 1, 1), (2, 5), [2, 5, 1, 1]),
+        ((2, 3, 1, 1), (2, 3), (4, 3, 1, 1), [4, 3]),
+    ],
+)
+def test_a_reshape_of_an_array_of_another_size_splits_and_merges_the_same_axes(before, after, now, shape) -> None:
+    assert adapted_shape(before, after, now) == shape
+
+
+def test_a_split_axis_of_another_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="was split"):
+        adapted_shape((2, 24), (2, 4, 6), (2, 30))

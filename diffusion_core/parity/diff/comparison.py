@@ -29,7 +29,16 @@ from diffusion_core.parity.diff.recording import Pass, Recording
 from diffusion_core.parity.diff.rounded import KIND as ROUNDED
 from diffusion_core.parity.diff.rounded import as_a_whole, nearly_agree, rounded_weights, rounding_of_weights
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
-from diffusion_core.parity.diff.walk import Exit, Walk, exits_of, likely_layout, match_by_use, needed_by, reached
+from diffusion_core.parity.diff.walk import (
+    Exit,
+    Walk,
+    exits_of,
+    likely_layout,
+    match_by_use,
+    needed_by,
+    of_parameters,
+    reached,
+)
 
 __all__ = ["compare"]
 
@@ -268,11 +277,8 @@ def with_moves(graph: Graph, region: Collection[int]) -> tuple[int, ...]:
             if i is None or i in result or i in graph.opaque or graph.operations[i].kind not in LAYOUT_KINDS:
                 continue
             readers = {j for n in graph.operations[i].outputs for j in graph.consumers.get(n, ())}
-            if (
-                graph.operations[i].inputs
-                and readers <= result
-                and not set(graph.operations[i].inputs) <= set(graph.names)
-            ):
+            inputs = graph.operations[i].inputs
+            if inputs and readers <= result and not all(of_parameters(graph, n) for n in inputs):
                 result.add(i)
                 todo.append(i)
     return tuple(sorted(result))

@@ -10,6 +10,7 @@ of one element that depend on nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -80,6 +81,15 @@ class Graph:
         made = self.run(sorted({*following, *changes}), self.values.__getitem__, changes)
         return replace(self, values={**self.values, **made}, changes={**self.changes, **changes})
 
+    def _evaluate_other(self, index: int, inputs: Sequence[NDArray]) -> tuple[NDArray, ...]:
+        """Evaluate an operation on arrays that may have other sizes than the recorded ones."""
+        operation = self.operations[index]
+        before = np.shape(self.values[operation.inputs[0]]) if operation.inputs else ()
+        if operation.kind != "reshape" or inputs[0].size == math.prod(before):
+            return self.evaluate(index, inputs)
+        shape = adapted_shape(before, np.shape(self.values[operation.outputs[0]]), inputs[0].shape)
+        return (inputs[0].reshape(shape),)
+
     def run(
         self,
         indices: Iterable[int],
@@ -104,11 +114,43 @@ class Graph:
             if i in changed:
                 outputs = changed[i](value)
             elif any(number in made for number in operation.inputs):
-                outputs = self.evaluate(i, [value(number) for number in operation.inputs])
+                outputs = self._evaluate_other(i, [value(number) for number in operation.inputs])
             else:
                 continue
             made.update(zip(operation.outputs, outputs, strict=False))
         return made
+
+
+def adapted_shape(before: Sequence[int], after: Sequence[int], now: Sequence[int]) -> list[int]:
+    """Return the shape that a reshape from `before` to `after` gives to an array of the shape `now`.
+
+    Axes are split and merged as before: (2, 24, 4, 5) to (2, 4, 6, 20) makes (2, 4, 6, 30) of (2, 24, 5, 6).
+
+    Raises:
+        ValueError: an axis that is split has another size.
+    """
+    if len(before) != len(now):
+        raise ValueError(f"{len(now)} axes where there were {len(before)}")
+    shape: list[int] = []
+    i = j = 0
+    while i < len(before) and j < len(after):
+        start, first, size, target = i, j, before[i], after[j]
+        i, j = i + 1, j + 1
+        while size != target:
+            if size < target:
+                size, i = size * before[i], i + 1
+            else:
+                target, j = target * after[j], j + 1
+        old, new, made = list(before[start:i]), list(now[start:i]), list(after[first:j])
+        if old == new or made == old:
+            shape += made if old == new else new
+        elif len(made) == 1:
+            shape.append(math.prod(new))
+        else:
+            raise ValueError(f"an axis that was split into {made} has another size")
+    if any(n != 1 for n in now[i:]):
+        raise ValueError("an axis of one element has another size")
+    return [*shape, *after[j:]]
 
 
 def evaluate(operation: Operation, inputs: Sequence[NDArray], lifted: bool) -> tuple[NDArray, ...]:
