@@ -205,6 +205,8 @@ def timestep(tape: Tape) -> int:
     number = -np.log(10000) / divisor
     number = float(np.float32(number)) if dtype == "float32" else number
     frequency = tape("exp", tape("multiply", steps, scalar=number))
+    if tape.get("table"):
+        frequency = tape.constant(np.exp(np.arange(8) * -np.log(10000) / divisor).astype(dtype))
     angle = tape("multiply", tape("reshape", tape("cast", t, dtype=dtype), shape=(4, 1)), frequency)
     if tape.get("unit"):
         angle = tape("multiply", angle, scalar=tape.get("unit"))
@@ -325,6 +327,7 @@ FAULTS: list[tuple[Callable[[Tape], Any], dict[str, Any], dict[str, Any], str, s
     (timestep, {}, {"divisor": 8}, "time_embedding_frequency", "", ""),
     (timestep, {}, {"cosine first": True}, "time_embedding_order", "sines", "cosines"),
     (timestep, {}, {"dtype": "float32"}, "time_embedding_precision", "float64", "float32"),
+    (timestep, {}, {"dtype": "float32", "table": True}, "time_embedding_precision", "float64", "float32"),
     (timestep, {}, {"unit": 1000.0}, "time_scale|factor|time_embedding_frequency", "", "1000"),
     (timestep, {}, {"label": 1}, "label_offset|offset|constant", "", ""),
     (timestep, {}, {"position": 2}, "position_offset", "at 0", "at 2"),

@@ -90,7 +90,8 @@ def widened(here: View, read: Read, last: int, numbers: list[float]) -> NDArray:
     result = read(here.graph.operations[last].outputs[0])
     given = {*here.graph.record.inputs, *here.graph.names}
     free = {n for i in narrow_part(here, last) for n in here.graph.operations[i].inputs} - given
-    free = {n for n in free if n not in here.graph.producer}
+    makers = {n: here.graph.operations[here.graph.producer[n]] for n in free if n in here.graph.producer}
+    free = {n for n in free if n not in makers or not makers[n].inputs}  # made by the code
     for i in narrow_part(here, last):
         operation = here.graph.operations[i]
         inputs = [arrays[n] if n in arrays else read(n) for n in operation.inputs]
