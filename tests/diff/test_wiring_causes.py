@@ -68,7 +68,25 @@ def rotary(tape: Tape) -> int:
     return tape.linear(tape("concat", first, second, axis=2), "out", 3)
 
 
+def patches(tape: Tape) -> int:
+    """Patches of an image, projected by a matrix or by a convolution of the same numbers."""
+    kernel = weights("kernel", 7, 3, 2, 2)
+    if tape.get("conv"):
+        x = tape.input(weights("image", 2, 3, 4, 6))
+        options = {"strides": [2, 2], "padding": [(0, 0), (0, 0)], "dilation": [1, 1], "groups": 1}
+        y = tape("conv", x, tape.parameter("kernel", kernel), **options, layout="channels_first", kernel="OIHW")
+        y = tape("transpose", tape("reshape", y, shape=[2, 7, 6]), axes=[0, 2, 1])
+    else:
+        x = tape.input(weights("image", 2, 3, 4, 6).transpose(0, 2, 3, 1))
+        x = tape("reshape", x, shape=[2, 2, 2, 3, 2, 3])
+        order = [0, 1, 3, 5, 2, 4] if tape.get("order") else [0, 1, 3, 2, 4, 5]
+        x = tape("reshape", tape("transpose", x, axes=order), shape=[2, 6, 12])
+        y = tape("matmul", x, tape.parameter("kernel", kernel.transpose(2, 3, 1, 0).reshape(12, 7)))
+    return tape.linear(tape("tanh", y), "out", 3)
+
+
 PLANTED = [
+    (patches, {"conv": True}, {"order": True}, "patch_order"),
     (rotary, {"table": True}, {"base": 5e5}, "time_embedding_frequency"),
     (gated, {}, {"branch": "up"}, "activation_branch"),
     (gated, {"fused": True}, {"branch": "up"}, "activation_branch"),
@@ -89,6 +107,6 @@ def test_a_planted_fault_is_the_only_finding(
     assert len(found) == 1
 
 
-@pytest.mark.parametrize("model", [gated, recurrent, rotary])
+@pytest.mark.parametrize("model", [gated, recurrent, rotary, patches])
 def test_equal_models_have_no_cause(model: Callable[[Tape], Any]) -> None:
     assert compare_pass(*both(model, {}, {"fused": True}), None, "forward").findings == ()

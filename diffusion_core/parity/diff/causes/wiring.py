@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from diffusion_core.parity.diff.causes.view import ELEMENTWISE, View, view
 from diffusion_core.parity.diff.layouts import natural_orders
 
 _STEPS = 6
+_MOST_AXES = 7
 _BEFORE = 3  # operations between a sequence and the region
 _APPLYING = ("matmul", "einsum", "conv", "conv_transpose", "gather", "take_along")
 _MOVES = ("reshape", "transpose", "cast", "identity", "expand")
@@ -174,6 +176,52 @@ def other_source(suspect: Suspect) -> Iterator[Change]:
                 return tuple(here.evaluate(i, [new if n == mine else read(n) for n in inputs]))
 
             yield Change("other_source", i, compute, f"{words[0]} is read", f"{words[1]} is read", 1.5)
+
+
+@cause(
+    "patch_order",
+    "the order of the numbers within a patch",
+    "flatten rows, columns and channels of a patch in one order: a convolution has channels, rows, columns",
+)
+def patch_order(suspect: Suspect) -> Iterator[Change]:
+    """Merge the axes of each group that a reshape merges in another order, where the result is read."""
+    here = view(suspect)
+    for i, operation in here.operations:
+        for k, number in enumerate(operation.inputs[:2]):
+            made = here.graph.producer.get(number)
+            if made is None or here.graph.operations[made].kind != "reshape":
+                continue
+            x, y = here.value(here.graph.operations[made].inputs[0]), here.value(number)
+            if x is None or y is None or not 1 < y.ndim < x.ndim <= _MOST_AXES:
+                continue
+            groups = _merged(x.shape, y.shape)
+            for axis, group in enumerate(groups or ()):
+                for order in permutations(group) if 2 <= len(group) <= 4 else ():
+                    if order == tuple(group):
+                        continue
+                    full = [a for g in groups for a in (order if g is group else g)]
+
+                    def moved(array: NDArray, full: list[int] = full, shape: tuple = x.shape) -> NDArray:
+                        return array.reshape(shape).transpose(full).reshape(array.shape)
+
+                    words = [" ".join(map(str, each)) for each in (group, order)]
+                    texts = (f"axis {axis} is made of the axes {each}" for each in words)
+                    yield Change("patch_order", i, here.with_input(i, k, moved), *texts, 1)
+
+
+def _merged(before: tuple[int, ...], after: tuple[int, ...]) -> list[list[int]] | None:
+    """Return which axes a reshape merges into each axis, or None if it does more than that."""
+    groups, axis = [], 0
+    for size in after:
+        group, product = [], 1
+        while axis < len(before) and (product < size or not group):
+            group.append(axis)
+            product *= before[axis]
+            axis += 1
+        if product != size:
+            return None
+        groups.append(group)
+    return groups if axis == len(before) else None
 
 
 @cause("missing_steps", "steps that one side does not take", "take the same steps on both sides")
