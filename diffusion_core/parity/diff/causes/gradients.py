@@ -25,8 +25,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.parity.diff import operations as rules
 from diffusion_core.parity.diff.alignment import Alignment, Pair
+from diffusion_core.parity.diff.cotangents import backward, flowing, is_recorded, recorded_gradient, terms
 from diffusion_core.parity.diff.findings import Finding, Place
 from diffusion_core.parity.diff.graph import Graph, relative
 from diffusion_core.parity.diff.layouts import find_layout
@@ -42,8 +42,6 @@ _OWN, _LARGEST = {np.float64: 1e-8, np.float32: 1e-3}, {np.float64: 1e-12, np.fl
 _CONSTANT, _TIMES = 2.0**-24, 16.0
 # A cut explains a difference between such gradients if at most this fraction is left.
 _LEFT = 1e-2
-# So many values are looked through for the beginning of a function with its own gradient.
-_INSIDE = 24
 # Parameters with other numbers.
 _OTHER = ("differs", "by place only")
 _CUT = (
@@ -150,7 +148,7 @@ def _untied(walk: Walk, alignment: Alignment) -> list[Finding]:
         for pair in whole:
             copies.setdefault(pair[1 - side], []).append(pair[side])
         for one, several in copies.items():
-            if len(several) < 2 or not all(np.any(_gradient(graph, names[name])) for name in several):
+            if len(several) < 2 or not all(np.any(recorded_gradient(graph, names[name])) for name in several):
                 continue
             places = [
                 _parameter_place(graph, several[-1]),
@@ -181,9 +179,9 @@ def _differing_parameters(walk: Walk, alignment: Alignment, limit: float) -> lis
     """Return the parameters of B whose gradients differ although their numbers do not."""
     a, b = walk.a.record, walk.b.record
     numbers = {**b.parameters}
-    gradients_b = {name: _gradient(walk.b, number) for name, number in numbers.items()}
+    gradients_b = {name: recorded_gradient(walk.b, number) for name, number in numbers.items()}
     # Names of one variable have one gradient.
-    gradients_a = {name: _gradient(walk.a, number) for name, number in _once(a.parameters).items()}
+    gradients_a = {name: recorded_gradient(walk.a, number) for name, number in _once(a.parameters).items()}
     largest = max((float(np.max(np.abs(g))) for g in gradients_b.values() if g.size), default=0.0)
     differing = []
     for pair in alignment.pairs:
@@ -195,12 +193,6 @@ def _differing_parameters(walk: Walk, alignment: Alignment, limit: float) -> lis
         if theirs is not None and not _same(np.asarray(theirs).reshape(mine.shape), mine, largest, limit, b.precision):
             differing.append(pair.b_name)
     return list(dict.fromkeys(differing))
-
-
-def _gradient(graph: Graph, number: int) -> NDArray:
-    """Return a gradient; a missing one is zero."""
-    found = graph.record.gradients.get(number)
-    return np.zeros(np.shape(graph.values[number])) if found is None else np.asarray(found, np.float64)
 
 
 def _same(a: NDArray, b: NDArray, largest: float, limit: float, precision: type) -> bool:
@@ -237,8 +229,8 @@ def _partings(walk: Walk, alignment: Alignment, parameters: list[str], limit: fl
         return said or verified[:1] or found[:1]
     pair = next(pair for pair in alignment.pairs if pair.b_name == parameters[0])
     places = (_parameter_place(walk.a, pair.a_name), _parameter_place(walk.b, pair.b_name))
-    mine = _gradient(walk.b, walk.b.record.parameters[pair.b_name])
-    numbers = {name: _gradient(walk.a, number) for name, number in walk.a.record.parameters.items()}
+    mine = recorded_gradient(walk.b, walk.b.record.parameters[pair.b_name])
+    numbers = {name: recorded_gradient(walk.a, number) for name, number in walk.a.record.parameters.items()}
     theirs = np.asarray(alignment.to_b(pair.b_name, numbers, gradients=True)).reshape(mine.shape)
     return [_rows_left_out(pair, places, mine, theirs) or _unknown(places, relative(mine, theirs))]
 
@@ -277,48 +269,21 @@ def _met_cotangents(walk: Walk) -> dict[int, tuple[NDArray, list[NDArray]]]:
     for number, meeting in walk.meetings.items():
         producer = walk.b.producer.get(number)
         is_moved = producer is not None and walk.b.operations[producer].kind in (*LAYOUT_KINDS, "identity", "cast")
-        if walk.b.values[number].dtype.kind != "f" or not _is_recorded(walk.b, number):
+        if walk.b.values[number].dtype.kind != "f" or not is_recorded(walk.b, number):
             continue
         is_copy = meeting.a in first and producer is not None and first[meeting.a] < producer
         if number not in walk.b.record.gradients and (is_moved or is_copy):
             continue  # a framework has no gradient of a view, and a copy inside of a function has only a part
-        mine = _flowing(walk.b, number)
+        mine = flowing(walk.b, number)
         # What a cut passes on has the same numbers, but its cotangent is not that of what was cut.
-        candidates = [(n, layout) for n, layout in walk.same_there(number) if _is_recorded(walk.a, n)]
+        candidates = [(n, layout) for n, layout in walk.same_there(number) if is_recorded(walk.a, n)]
         if not _is_cut(walk.b, number):
             candidates = [(n, layout) for n, layout in candidates if not _is_cut(walk.a, n)] or candidates
-        sent = [(_flowing(walk.a, n), layout) for n, layout in candidates]
+        sent = [(flowing(walk.a, n), layout) for n, layout in candidates]
         others = [layout.to_b(gradient) for gradient, layout in sent if gradient is not None]
         if others and mine is not None:
             result[number] = (mine.reshape(others[0].shape), others)
     return result
-
-
-def _flowing(graph: Graph, number: int) -> NDArray | None:
-    """Return the cotangent of a value, zero if there is none.
-
-    Inside of a function with its own gradient (torch.autograd.Function, tf.custom_gradient: TensorFlow's SiLU is one) a
-    framework has no cotangents, although the gradient flows on; there it follows from the readers, or is unknown.
-    """
-    if number in graph.record.gradients:
-        return _gradient(graph, number)
-    todo, seen = [number], {number}
-    while todo:
-        producer = graph.producer.get(todo.pop())
-        if producer is None or graph.operations[producer].kind == "stop_gradient":
-            continue
-        for n in graph.operations[producer].inputs:
-            if n in graph.record.gradients and n not in graph.names:
-                return _backward(graph, number, {})
-            if n not in seen and len(seen) < _INSIDE:
-                seen.add(n)
-                todo.append(n)
-    return _gradient(graph, number)
-
-
-def _is_recorded(graph: Graph, number: int) -> bool:
-    """Return whether a framework made a value, so that it could have a gradient; others come from lowering."""
-    return number in graph.record.values
 
 
 def _is_cut(graph: Graph, number: int) -> bool:
@@ -351,10 +316,10 @@ def _explained(walk: Walk, number: int, mine: NDArray, others: list[NDArray], li
         (walk.a, meeting.a, meeting.layout.to_a(theirs), meeting.layout.to_a(mine), False),
     )
     for graph, value, own, other, of_b in sides:
-        terms = _terms(graph, value)
-        for count in range(1, len(terms) + 1):
-            for chosen in itertools.combinations(terms, count):
-                without = own - sum(terms[i] for i in chosen)
+        sent = terms(graph, value)
+        for count in range(1, len(sent) + 1):
+            for chosen in itertools.combinations(sent, count):
+                without = own - sum(sent[i] for i in chosen)
                 if _explains(own, other, without, limit):
                     kind, title, advice = _CUT
                     place = graph.place(chosen[0])
@@ -394,7 +359,7 @@ def _explained(walk: Walk, number: int, mine: NDArray, others: list[NDArray], li
 
 def _custom(graph: Graph, number: int, own: NDArray, other: NDArray, limit: float) -> tuple[Place, float] | None:
     """Return where the cotangent of a value is not what its readers' definitions send back, but the other side's is."""
-    sent = _backward(graph, number, {})
+    sent = backward(graph, number, {})
     if sent is None or sent.shape != own.shape:
         return None
     size, apart = float(np.max(np.abs(other))), float(np.max(np.abs(own - other)))
@@ -402,30 +367,6 @@ def _custom(graph: Graph, number: int, own: NDArray, other: NDArray, limit: floa
     if left > max(limit * size, 1e-10 * size) or left > _LEFT * apart:
         return None
     return graph.place(graph.consumers[number][0]), left
-
-
-def _backward(graph: Graph, number: int, known: dict[int, NDArray | None]) -> NDArray | None:
-    """Return the cotangent of a value by what reads it, from recorded ones; None if it is unknown."""
-    total = np.zeros(np.shape(graph.values[number]))
-    for i in graph.consumers.get(number, ()):
-        operation = graph.operations[i]
-        if operation.kind == "stop_gradient":
-            continue
-        cotangents = []
-        for n in operation.outputs:
-            if n not in known:
-                known[n] = None
-                recorded = graph.record.gradients.get(n)
-                known[n] = _backward(graph, n, known) if recorded is None else np.asarray(recorded, np.float64)
-            cotangents.append(known[n])
-        if i in graph.opaque or any(g is None for g in cotangents):
-            return None
-        values = [graph.values[n] for n in operation.inputs], [graph.values[n] for n in operation.outputs]
-        sent = rules.vjp(operation, *values, [g for g in cotangents if g is not None])
-        if sent is None:
-            return None
-        total = total + sum(g for n, g in zip(operation.inputs, sent, strict=True) if n == number and g is not None)
-    return total
 
 
 def _same_layer(graph: Graph, place: Place, number: int) -> Place | None:
@@ -440,35 +381,6 @@ def _explains(own: NDArray, other: NDArray, without: NDArray, limit: float) -> b
         return True
     left, size = float(np.max(np.abs(other - without))), float(np.max(np.abs(own)))
     return left <= 1e-10 * size or (left <= limit * size and left <= _LEFT * float(np.max(np.abs(own - other))))
-
-
-def _terms(graph: Graph, number: int) -> dict[int, NDArray]:
-    """Return what each reader of a value sends back to it, by the reader's index."""
-    terms: dict[int, NDArray] = {}
-    for i in graph.consumers.get(number, ()):
-        operation = graph.operations[i]
-        cotangents = [_cotangent(graph, n) for n in operation.outputs]
-        if operation.kind == "stop_gradient" or any(g is None for g in cotangents):
-            continue
-        inputs = [graph.values[n] for n in operation.inputs]
-        outputs = [graph.values[n] for n in operation.outputs]
-        sent = rules.vjp(operation, inputs, outputs, [g for g in cotangents if g is not None])
-        if sent is None:
-            continue
-        total = [g for n, g in zip(operation.inputs, sent, strict=True) if n == number and g is not None]
-        if total:
-            terms[i] = np.asarray(sum(total))
-    return terms
-
-
-def _cotangent(graph: Graph, number: int) -> NDArray | None:
-    """Return the cotangent of a value: as recorded, or from its only reader, if that only moves numbers."""
-    if number in graph.record.gradients:
-        return np.asarray(graph.record.gradients[number], np.float64)
-    readers = graph.consumers.get(number, ())
-    if len(readers) == 1 and graph.operations[readers[0]].kind in LAYOUT_KINDS:
-        return _terms(graph, number).get(readers[0])
-    return None
 
 
 def _cut_place(graph: Graph, number: int) -> Place | None:
