@@ -102,7 +102,7 @@ CASES: list[tuple[Callable[[Tape], int], dict[str, Any], str]] = [
     (shuffle, {"order": "DCR"}, "depth_to_space_order"),
     (unflatten, {"last": True}, "flatten_order"),
     (depthwise, {"swapped": True}, "kernel_order"),
-    (causal, {"dilation": 2}, "dilation"),
+    (causal, {"dilation": 2}, "window_step"),
     (rounded_up, {"up": False}, "ceil_mode"),
     (token, {"index": 0}, "pooling"),
     (token, {"index": 4}, "pooling"),

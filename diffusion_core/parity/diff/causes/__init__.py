@@ -16,6 +16,7 @@ from diffusion_core.parity.diff.causes import (  # noqa: F401
     dropout,
     embedding,
     layout,
+    layout_order,
     normalisation,
     precision,
     recurrent,

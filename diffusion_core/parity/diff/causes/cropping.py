@@ -161,7 +161,10 @@ def _reduced(number: int, axis: int, function: Any) -> Any:
     "dilation= in torch, dilation_rate= in Keras; a causal padding is dilation * (taps - 1)",
 )
 def dilation(suspect: Suspect) -> Iterator[Change]:
-    """Use another dilation, with the padding that keeps the size: its own, or that of a pad before it."""
+    """Use a usual dilation, with the padding that keeps the size: its own, or that of a pad before it.
+
+    `window_step` tries those of the other side, but TensorFlow writes a dilated convolution in other operations.
+    """
     graph = suspect.graph
     for i, operation in of_kind(suspect, "conv"):
         now = list(operation.attributes["dilation"])
@@ -169,11 +172,10 @@ def dilation(suspect: Suspect) -> Iterator[Change]:
         pad = None if before is None or graph.operations[before].kind != "pad" else graph.operations[before]
         if not now or len(set(now)) > 1 or (pad is None and not np.any(operation.attributes["padding"])):
             continue
-        there = [d for j in suspect.other_region for d in suspect.other.operations[j].attributes.get("dilation", ())]
-        for other in dict.fromkeys([*there, now[0] * 2, now[0] // 2, 1, 2, 4]):
+        for other in dict.fromkeys([now[0] * 2, now[0] // 2, 1, 2, 4]):
             if other != now[0] and other > 0:
                 words = (f"the dilation is {d}" for d in (now[0], other))
-                yield Change("dilation", i, _dilated(operation, pad, now[0], other), *words, 0 if other in there else 1)
+                yield Change("dilation", i, _dilated(operation, pad, now[0], other), *words, 1)
 
 
 def _dilated(operation: Operation, pad: Operation | None, now: int, other: int) -> Any:

@@ -1,4 +1,4 @@
-"""Causes of order and place: padding, windows, resizing, flattening, concatenation.
+"""Causes of place: padding, windows, resizing, concatenation (`layout_order` has those of the order of numbers).
 
 Frameworks mean different things by one word. "SAME" padding of a stride of 2 pads (0, 1) on an even size in TensorFlow,
 where `padding=1` pads (1, 1) in PyTorch; a flattened image has its channels first in one and last in the other; a
@@ -20,7 +20,7 @@ from diffusion_core.parity.diff.causes.change import Change, Read, Suspect, caus
 from diffusion_core.parity.diff.recording import Operation
 
 POOLS = ("max_pool", "avg_pool")
-_CONVOLUTIONS = ("conv", "conv_transpose")
+CONVOLUTIONS = ("conv", "conv_transpose")
 
 
 def of_kind(suspect: Suspect, *kinds: str) -> Iterator[tuple[int, Operation]]:
@@ -78,10 +78,10 @@ def _paddings(suspect: Suspect, operation: Operation) -> Iterator[tuple[list[lis
 
 def _kernel_space(suspect: Suspect, operation: Operation) -> list[int]:
     shape = suspect.read(operation.inputs[1]).shape
-    return [n for n, letter in zip(shape, _letters(operation, len(shape)), strict=True) if letter == "."]
+    return [n for n, letter in zip(shape, kernel_letters(operation, len(shape)), strict=True) if letter == "."]
 
 
-def _letters(operation: Operation, axes: int) -> str:
+def kernel_letters(operation: Operation, axes: int) -> str:
     """Return the axes of a kernel with a dot for each axis of the space."""
     text = operation.attributes["kernel"].replace("HW", ".")
     return text.replace(".", "." * (axes - 2))
@@ -157,7 +157,6 @@ cause(
     )
 )
 
-_AS_IT_IS = "the kernel is used as it is"
 _RESIZED = {"mode", "align_corners", "half_pixel", "antialias", "scale"}
 
 
@@ -278,156 +277,6 @@ def _shifted(chain: Sequence[Operation], shift: int) -> Any:
     return compute
 
 
-def _unflattened(suspect: Suspect, number: int) -> NDArray | None:
-    """Return what a flattened value was before, or None."""
-    graph = suspect.graph
-    while number in graph.producer:
-        operation = graph.operations[graph.producer[number]]
-        if operation.kind not in ("reshape", "identity", "cast"):
-            return None
-        number = operation.inputs[0]
-        before = suspect.read(number)
-        if operation.kind == "reshape" and before.ndim >= 3:
-            return before
-    return None
-
-
-@cause(
-    "flatten_order",
-    "the order in which an image is flattened, or made of a vector",
-    "permute to channels first before Flatten in Keras, or to channels last before flatten in torch",
-)
-def flatten_order(suspect: Suspect) -> Iterator[Change]:
-    """Flatten the axes behind the batch in another order, or make an image of a vector in another order."""
-    yield from _unflatten_order(suspect)
-    for i in suspect.region:
-        operation = suspect.graph.operations[i]
-        if operation.kind in ("reshape", "transpose") or i in suspect.graph.opaque:
-            continue
-        for place, number in enumerate(operation.inputs):
-            before = _unflattened(suspect, number)
-            if before is None or before.ndim > 5:
-                continue
-            axes = list(range(1, before.ndim))
-            for order in itertools.permutations(axes):
-                if list(order) != axes:
-                    yield Change(
-                        "flatten_order",
-                        i,
-                        _reordered(operation, place, before.shape, (0, *order)),
-                        f"axes are flattened in {_order_words(axes, axes)}",
-                        f"axes are flattened in {_order_words(list(order), axes)}",
-                        0 if list(order) in ([*axes[1:], axes[0]], [axes[-1], *axes[:-1]]) else 1,
-                    )
-
-
-def _unflatten_order(suspect: Suspect) -> Iterator[Change]:
-    """Make an image of a vector with its axes in another order."""
-    for i, operation in of_kind(suspect, "reshape"):
-        before, shape = suspect.read(operation.inputs[0]).shape, suspect.read(operation.outputs[0]).shape
-        axes = list(range(1, len(shape)))
-        if len(before) >= len(shape) or not 3 <= len(shape) <= 5 or before[:1] != shape[:1]:
-            continue
-        for order in itertools.permutations(axes):
-            if list(order) != axes:
-                moved = (0, *order)
-                yield Change(
-                    "flatten_order",
-                    i,
-                    lambda read, n=operation.inputs[0], shape=shape, moved=moved: (
-                        read(n).reshape([shape[k] for k in moved]).transpose(np.argsort(moved)),
-                    ),
-                    f"the vector has {_order_words(axes, axes)}",
-                    f"the vector has {_order_words(list(order), axes)}",
-                    0 if list(order) in ([*axes[1:], axes[0]], [axes[-1], *axes[:-1]]) else 1,
-                )
-
-
-def _order_words(order: Sequence[int], axes: Sequence[int]) -> str:
-    text = " ".join(map(str, order))
-    if list(order) == list(axes):
-        return f"the order {text}"
-    if list(order) == [*axes[1:], axes[0]]:
-        return f"the order {text} (channels last)"
-    if list(order) == [axes[-1], *axes[:-1]]:
-        return f"the order {text} (channels first)"
-    return f"the order {text}"
-
-
-def _reordered(operation: Operation, place: int, shape: Sequence[int], order: Sequence[int]) -> Any:
-    def compute(read: Read) -> Sequence[NDArray]:
-        inputs = [read(number) for number in operation.inputs]
-        flat = inputs[place]
-        inputs[place] = flat.reshape(shape).transpose(order).reshape(flat.shape)
-        return rules.evaluate(operation, inputs)
-
-    return compute
-
-
-@cause(
-    "reshape_order",
-    "the order of the axes in a reshape",
-    "split heads or groups in the same order: (heads, width) is not (width, heads)",
-)
-def reshape_order(suspect: Suspect) -> Iterator[Change]:
-    """Reshape with two neighbouring axes of the result, or of the input, in the other order."""
-    for i, operation in of_kind(suspect, "reshape"):
-        shape = list(operation.attributes["shape"])
-        before = suspect.read(operation.inputs[0]).shape
-        for axis in range(len(shape) - 1):
-            if shape[axis] > 1 and shape[axis + 1] > 1 and len(shape) > len(before):
-                other = [*shape[:axis], shape[axis + 1], shape[axis], *shape[axis + 2 :]]
-                yield Change(
-                    "reshape_order",
-                    i,
-                    lambda read, n=operation.inputs[0], other=other, axis=axis: (
-                        np.swapaxes(read(n).reshape(other), axis, axis + 1),
-                    ),
-                    f"an axis is split into {shape[axis]} x {shape[axis + 1]}",
-                    f"an axis is split into {shape[axis + 1]} x {shape[axis]}, which are exchanged",
-                )
-        for axis in range(len(before) - 1):
-            if before[axis] > 1 and before[axis + 1] > 1 and len(shape) < len(before):
-                yield Change(
-                    "reshape_order",
-                    i,
-                    lambda read, n=operation.inputs[0], shape=shape, axis=axis: (
-                        np.swapaxes(read(n), axis, axis + 1).reshape(shape),
-                    ),
-                    f"axes of {before[axis]} and {before[axis + 1]} are merged",
-                    f"axes of {before[axis]} and {before[axis + 1]} are exchanged and merged",
-                )
-
-
-@cause("axis_order", "the order of axes after a transposition", "permute in torch and tf.transpose take the same order")
-def axis_order(suspect: Suspect) -> Iterator[Change]:
-    """Transpose in another order that has the same shape."""
-    for i, operation in of_kind(suspect, "transpose"):
-        shape = suspect.read(operation.inputs[0]).shape
-        now = list(operation.attributes["axes"])
-        for order in itertools.permutations(range(len(shape))) if len(shape) <= 5 else ():
-            if list(order) != now and [shape[k] for k in order] == [shape[k] for k in now]:
-                here, there = (f"axes come in the order {' '.join(map(str, each))}" for each in (now, order))
-                yield Change("axis_order", i, with_attributes(operation, axes=list(order)), here, there, 1)
-
-
-@cause(
-    "depth_to_space_order",
-    "the order of channels in a pixel shuffle",
-    "nn.PixelShuffle counts channels first, tf.nn.depth_to_space blocks first: permute the channels before it",
-)
-def shuffle_order(suspect: Suspect) -> Iterator[Change]:
-    """Count the channels of a pixel shuffle in the other order."""
-    words = {
-        "CRD": "channels are counted before the block (PixelShuffle)",
-        "DCR": "the block is counted before channels (depth_to_space)",
-    }
-    for i, operation in of_kind(suspect, "depth_to_space", "space_to_depth"):
-        now = operation.attributes["order"]
-        other = "DCR" if now == "CRD" else "CRD"
-        yield Change("depth_to_space_order", i, with_attributes(operation, order=other), words[now], words[other], 0)
-
-
 @cause(
     "padding_mode",
     "the mode or the value of a padding",
@@ -483,7 +332,7 @@ def padding_side(suspect: Suspect) -> Iterator[Change]:
 )
 def window_step(suspect: Suspect) -> Iterator[Change]:
     """Take the stride or the dilation of the other side."""
-    for i, operation in of_kind(suspect, *_CONVOLUTIONS, *POOLS):
+    for i, operation in of_kind(suspect, *CONVOLUTIONS, *POOLS):
         for name in ("strides", "dilation"):
             now = operation.attributes[name]
             for value in (_as_many(each, len(now)) for each in _there(suspect, name, operation.kind)):
@@ -491,7 +340,7 @@ def window_step(suspect: Suspect) -> Iterator[Change]:
                     noun = "stride" if name == "strides" else name
                     here, there = (f"the {noun} is {' x '.join(map(str, each))}" for each in (now, value))
                     yield Change("window_step", i, with_attributes(operation, **{name: value}), here, there, 0)
-                    if name == "dilation" and operation.kind in _CONVOLUTIONS:
+                    if name == "dilation" and operation.kind in CONVOLUTIONS:
                         yield from _dilated(suspect, i, value, here, there)
 
 
@@ -505,7 +354,7 @@ def _as_many(value: Sequence[int], count: int) -> Sequence[int] | None:
 def _dilated(suspect: Suspect, i: int, dilation: Sequence[int], here: str, there: str) -> Iterator[Change]:
     """Yield another dilation with the padding that keeps the length: code often pads by dilation * (k - 1) before."""
     operation = suspect.graph.operations[i]
-    letters = _letters(operation, suspect.read(operation.inputs[1]).ndim)
+    letters = kernel_letters(operation, suspect.read(operation.inputs[1]).ndim)
     sizes = [suspect.read(operation.inputs[1]).shape[axis] for axis, letter in enumerate(letters) if letter == "."]
     more = [(d - old) * (k - 1) for d, old, k in zip(dilation, operation.attributes["dilation"], sizes, strict=True)]
     for before in (more, [n // 2 for n in more], [0] * len(more)):
@@ -526,62 +375,3 @@ def _longer(x: NDArray, axis: int, before: int, after: int) -> NDArray:
     wide[axis] = (max(before, 0), max(after, 0))
     end = x.shape[axis] + sum(wide[axis]) - max(-after, 0)
     return np.take(np.pad(x, wide), range(max(-before, 0), end), axis)
-
-
-@cause(
-    "kernel_order",
-    "the order of the numbers in a kernel",
-    "a kernel OIHW of torch becomes HWIO by transpose(2, 3, 1, 0), without a flip; a matrix of nn.Linear is transposed",
-)
-def kernel_order(suspect: Suspect) -> Iterator[Change]:
-    """Flip or transpose the kernel of a convolution, or transpose a square matrix."""
-    for i, operation in of_kind(suspect, *_CONVOLUTIONS):
-        letters = _letters(operation, suspect.read(operation.inputs[1]).ndim)
-        space = [axis for axis, letter in enumerate(letters) if letter == "."]
-        yield Change(
-            "kernel_order",
-            i,
-            _kernel(operation, lambda w, s=space: np.flip(w, s)),
-            _AS_IT_IS,
-            "the kernel is flipped",
-        )
-        if len(space) == 2:
-            swapped = _kernel(operation, lambda w, s=space: np.swapaxes(w, *s))
-            yield Change("kernel_order", i, swapped, _AS_IT_IS, "height and width of the kernel are exchanged")
-        others = [axis for axis in range(len(letters)) if axis not in space]
-        exchanged = _kernel(operation, lambda w, o=others: np.swapaxes(w, *o))
-        yield Change("kernel_order", i, exchanged, _AS_IT_IS, "inputs and outputs of the kernel are exchanged")
-        for counts in _group_counts(suspect, operation):
-            regrouped = _kernel(operation, lambda w, o=operation, c=counts: _regrouped(w, o.attributes["kernel"], c))
-            yield Change("kernel_order", i, regrouped, _AS_IT_IS, "groups and multiplier are exchanged in the kernel")
-    for i, operation in of_kind(suspect, "matmul"):
-        for place in (0, 1):
-            if suspect.graph.names.get(operation.inputs[place]):
-                transposed = _kernel(operation, lambda w: np.swapaxes(w, -1, -2), place)
-                yield Change("kernel_order", i, transposed, "the matrix is used as it is", "the matrix is transposed")
-
-
-def _group_counts(suspect: Suspect, operation: Operation) -> list[tuple[int, int]]:
-    """Return how the outputs of a convolution split into groups and the outputs of each, in both orders."""
-    groups = operation.attributes["groups"]
-    channels = -1 if operation.attributes["layout"] == "channels_last" else 1
-    each = suspect.read(operation.outputs[0]).shape[channels] // groups
-    return [(groups, each), (each, groups)] if min(groups, each) > 1 and operation.kind == "conv" else []
-
-
-def _regrouped(w: NDArray, letters: str, counts: tuple[int, int]) -> NDArray:
-    """Exchange groups and the outputs of each group in a kernel."""
-    if letters == "HWIM":
-        return w.reshape(*w.shape[:-2], *counts).swapaxes(-1, -2).reshape(w.shape)
-    axis = letters.replace("HW", "").index("O") if letters.index("O") < letters.index("H") else w.ndim - 1
-    shape = w.shape
-    return w.reshape(*shape[:axis], *counts, *shape[axis + 1 :]).swapaxes(axis, axis + 1).reshape(shape)
-
-
-def _kernel(operation: Operation, change: Any, place: int = 1) -> Any:
-    def compute(read: Read) -> Sequence[NDArray]:
-        inputs = [read(number) for number in operation.inputs]
-        inputs[place] = change(inputs[place])
-        return rules.evaluate(operation, inputs)
-
-    return compute
