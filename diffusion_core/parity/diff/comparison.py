@@ -23,6 +23,7 @@ from diffusion_core.parity.diff.explain import Explained, explain
 from diffusion_core.parity.diff.findings import Comparison, Finding, Row
 from diffusion_core.parity.diff.graph import Graph, relative, to_graph
 from diffusion_core.parity.diff.layouts import find_layout
+from diffusion_core.parity.diff.output_order import order_findings
 from diffusion_core.parity.diff.outputs import notes_of, recorded_outputs, shared_weights
 from diffusion_core.parity.diff.partings import Parting
 from diffusion_core.parity.diff.recording import Pass, Recording
@@ -201,6 +202,7 @@ def compare_pass(
         whole = as_a_whole(Walk(graph_a, graph_b, equal), outputs)
         finding = rounded_weights(whole, mode, rounding_of_weights(whole, *known_weights))
         findings = findings if finding is None else [finding]
+    findings += order_findings(walk, outputs, mode)
     grouped = together(findings)
     rows = rows_of(walk, exits, grouped)
     return PassComparison(graph_a, graph_b, walk, alignment, ends, dropped.pairs, grouped, rows)

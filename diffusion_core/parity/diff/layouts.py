@@ -79,7 +79,7 @@ class Layout:
     @property
     def identity(self) -> bool:
         """Whether both arrays have the same shape and the same order."""
-        return self.a_shape == self.b_shape and self._in_order and self.a_repeated == self.b_repeated
+        return self.a_shape == self.b_shape and self.in_order and self.a_repeated == self.b_repeated
 
     @property
     def reverse(self) -> Layout:
@@ -103,7 +103,8 @@ class Layout:
         return None
 
     @property
-    def _in_order(self) -> bool:
+    def in_order(self) -> bool:
+        """Whether the numbers stand in the same order, whatever the shapes."""
         return [i for i in self.axes if self.factors[i] != 1] == [i for i, n in enumerate(self.factors) if n != 1]
 
     def describe(self) -> str:
@@ -114,9 +115,9 @@ class Layout:
         order = self.permutation
         if order is not None:
             parts.append(f"axes in the order {' '.join(map(str, order))}")
-        elif self._in_order and not (self.a_repeated or self.b_repeated):
+        elif self.in_order and not (self.a_repeated or self.b_repeated):
             parts.append(f"reshaped from {self.a_shape} to {self.b_shape}")
-        elif not self._in_order:
+        elif not self.in_order:
             split = " x ".join(map(str, self.factors))
             parts.append(f"{split} in the order {' '.join(map(str, self.axes))}")
         if self.a_repeated:
