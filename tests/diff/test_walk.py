@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from written import Tape, both
 
+from diffusion_core.parity.diff.comparison import compare
 from diffusion_core.parity.diff.graph import Graph, deviation_of, relative, to_graph
-from diffusion_core.parity.diff.recording import Operation
+from diffusion_core.parity.diff.recording import Operation, Recording
 from diffusion_core.parity.diff.walk import Exit, Walk
 
 
@@ -75,3 +76,19 @@ def test_the_largest_difference_counts_relative_to_the_largest_number():
     assert relative(np.array([np.inf]), np.array([-np.inf])) == np.inf
     operation = Operation("split", (1,), (2, 3))
     assert deviation_of(operation, (np.ones(1), np.ones(1)), {3: np.full(1, 2.0)}) == 0.5
+
+
+def test_a_constant_set_to_the_other_sides_is_no_cause_by_itself():
+    def embed(tape: Tape) -> int:
+        t = tape.input(np.array([[3.0], [700.0]]))
+        if tape.get("table"):
+            frequency = tape.constant(np.exp(-np.arange(16) * np.log(1e4) / 16))
+        else:
+            frequency = tape("exp", tape("multiply", tape.constant(np.arange(16.0)), scalar=-np.log(1e4) / 16))
+        angle = tape("multiply", t, frequency)
+        parts = [tape("sin", angle), tape("cos", angle)]
+        return tape.linear(tape("concat", *(parts[::-1] if tape.get("table") else parts), axis=-1), "dense", 8)
+
+    a, b = both(embed, {}, {"table": True})
+    (finding,) = compare(*(Recording(name, name, {"float64": each}) for name, each in (("a", a), ("b", b)))).findings
+    assert (finding.kind, finding.status) == ("time_embedding_order", "verified")

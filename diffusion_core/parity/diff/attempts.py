@@ -162,7 +162,8 @@ def _near_by(side: Side, index: int, made: Mapping[int, NDArray]) -> tuple[float
     """Return how far a value right behind a change was from the other side's, and is; None if it is not found there."""
     seen = 0
     for i in sorted(i for i in {side.graph.producer[number] for number in made} if i >= index):
-        if side.graph.operations[i].kind in LAYOUT_KINDS:
+        # A constant that was set to the other side's is found there, whatever becomes of it.
+        if side.graph.operations[i].kind in LAYOUT_KINDS or not side.graph.operations[i].inputs:
             continue
         for number in side.graph.operations[i].outputs:
             value = np.asarray(made.get(number))
