@@ -121,7 +121,11 @@ def work(side: Side, change: Change) -> float:
 
 def _following(side: Side, first: Collection[int]) -> set[int]:
     """Return the operations of the region that follow from some."""
-    return reached(side.graph, [n for i in first for n in side.graph.operations[i].outputs]) & side.region
+    key = ("following", frozenset(first))
+    if key not in side.reach:
+        outputs = [n for i in first for n in side.graph.operations[i].outputs]
+        side.reach[key] = reached(side.graph, outputs) & side.region
+    return side.reach[key]
 
 
 def _before_region(side: Side, first: Collection[int]) -> frozenset[int]:
@@ -132,6 +136,13 @@ def _before_region(side: Side, first: Collection[int]) -> frozenset[int]:
 
 def _ends_reached(side: Side, first: Collection[int]) -> list[int]:
     """Return the exits that some operations reach, not by way of other exits, in order."""
+    key = ("ends", frozenset(first))
+    if key not in side.reach:
+        side.reach[key] = _find_ends(side, first)
+    return side.reach[key]
+
+
+def _find_ends(side: Side, first: Collection[int]) -> list[int]:
     outputs = [n for i in first for n in side.graph.operations[i].outputs]
     direct = reached(side.graph, [n for n in outputs if n not in side.ends], until=side.ends.__contains__)
     made = {n for i in {*direct, *first} for n in side.graph.operations[i].outputs}

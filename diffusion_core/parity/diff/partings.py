@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from numpy.typing import NDArray
 
@@ -65,6 +66,11 @@ class Side:
     def other(self) -> Side:
         """The other side."""
         return self.parting.sides[not self.of_b]
+
+    @cached_property
+    def reach(self) -> dict[tuple[str, frozenset[int]], Any]:
+        """What follows from some operations, kept by `attempts`: many changes are of the same few."""
+        return {}
 
     @cached_property
     def region(self) -> frozenset[int]:
