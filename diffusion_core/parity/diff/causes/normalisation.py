@@ -444,7 +444,7 @@ def statistics(suspect: Suspect) -> Iterator[Change]:
         n for n in here.entries if (a := here.number(n)) is not None and a.ndim >= 2 and not here.is_parameter(n)
     ][:3]:
         array = here.number(x)
-        if array is None:
+        if array is None or np.ptp(array) == 0:  # of zeros, any statistics give the shift
             continue
         after = [i for i in here.after([x]) if (y := here.output(i)) is not None and y.shape == array.shape]
         for channel, e in itertools.product(dict.fromkeys((array.ndim - 1, 1)), epsilons):
