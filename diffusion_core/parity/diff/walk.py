@@ -464,10 +464,12 @@ def match_by_use(
         turned = set(permuted.get(here, ()))
         for (i, value_b), (j, value_a) in zip(mine, theirs, strict=True):
             one, other = b.operations[i], a.operations[j]
-            if len(one.outputs) == len(other.outputs) == 1 and not turned & set(b.values[one.outputs[0]].shape):
-                offer(partner, a, b, other.outputs[0], one.outputs[0], (j, i))
             data_b = [n for n in one.inputs if n != value_b and not of_parameters(b, n)]
             data_a = [n for n in other.inputs if n != value_a and not of_parameters(a, n)]
+            if not alike(a, other, data_a, b, one, data_b):
+                continue
+            if len(one.outputs) == len(other.outputs) == 1 and not turned & set(b.values[one.outputs[0]].shape):
+                offer(partner, a, b, other.outputs[0], one.outputs[0], (j, i))
             if len(data_a) == len(data_b) == 1 and not turned & set(b.values[data_b[0]].shape):
                 offer(partner, a, b, data_a[0], data_b[0], (j, i))
     for there, here in outputs:
