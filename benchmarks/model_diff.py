@@ -22,7 +22,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -91,24 +91,29 @@ def only(recording: Recording, precision: str) -> Recording:
     return replace(recording, passes=passes, steps=recording.steps if precision == "float64" else ())
 
 
-def run_trial(trial: Trial, recordings: dict[str, Recording]) -> dict[str, Any]:
+def run_trial(trial: Trial, folder: Path) -> dict[str, Any]:
     """Compare two recordings and score the result; an error of the comparison is a result, too."""
-    start = time.perf_counter()
-    a, b = (only(recordings[case.key], trial.precision) for case in (trial.torch, trial.keras))
+    start = time.process_time()
     try:
-        row = score(
-            trial,
-            importlib.import_module("diffusion_core.parity.diff.comparison").compare(a, b, None, trial.pair.modes),
-        )
+        a, b = (only(read_recording(folder / case.key), trial.precision) for case in (trial.torch, trial.keras))
+        compare = importlib.import_module("diffusion_core.parity.diff.comparison").compare
+        row = score(trial, compare(a, b, None, trial.pair.modes))
     except Exception:
-        row = {"pair": trial.pair.name, "fault": trial.fault.get("id"), "error": traceback.format_exc()}
-        row |= {"torch": dict(trial.torch.options), "keras": dict(trial.keras.options), "precision": trial.precision}
-        row |= {"planted": trial.fault.get("kind"), "shows_in": trial.fault.get("shows_in"), "seed": trial.torch.seed}
-    return row | {"seconds": round(time.perf_counter() - start, 3)}
+        row = broken(trial, traceback.format_exc())
+    return row | {"seconds": round(time.process_time() - start, 3)}
 
 
-def run_pair(pair: Pair, recorders: dict[str, Recorder], todo: Sequence[Trial]) -> list[dict[str, Any]]:
-    """Record what the trials of a pair need, both frameworks at a time, and compare."""
+def broken(trial: Trial, error: str) -> dict[str, Any]:
+    """Return the row of a trial that could not be recorded or compared."""
+    row = {"pair": trial.pair.name, "fault": trial.fault.get("id"), "error": error, "precision": trial.precision}
+    row |= {"torch": dict(trial.torch.options), "keras": dict(trial.keras.options), "seed": trial.torch.seed}
+    return row | {"planted": trial.fault.get("kind"), "shows_in": trial.fault.get("shows_in")}
+
+
+def run_pair(
+    pair: Pair, recorders: dict[str, Recorder], todo: Sequence[Trial], comparing: ProcessPoolExecutor
+) -> list[dict[str, Any]]:
+    """Record what the trials of a pair need, both frameworks at a time, and compare, one process per core."""
     cases = {case.key: case for trial in todo for case in (trial.torch, trial.keras)}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -123,17 +128,11 @@ def run_pair(pair: Pair, recorders: dict[str, Recorder], todo: Sequence[Trial]) 
 
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(record, SIDES))
-        recordings = {key: read_recording(Path(folder) / key) for key in cases if key not in failed}
         rows = []
         for trial in todo:
-            broken = [failed[case.key] for case in (trial.torch, trial.keras) if case.key in failed]
-            if broken:
-                row = {"pair": pair.name, "fault": trial.fault.get("id"), "planted": trial.fault.get("kind")}
-                row |= {"torch": dict(trial.torch.options), "keras": dict(trial.keras.options), "error": broken[0]}
-                rows.append(row | {"shows_in": trial.fault.get("shows_in"), "precision": trial.precision})
-            else:
-                rows.append(run_trial(trial, recordings))
-        return rows
+            errors = [failed[case.key] for case in (trial.torch, trial.keras) if case.key in failed]
+            rows.append(broken(trial, errors[0]) if errors else comparing.submit(run_trial, trial, Path(folder)))
+        return [row if isinstance(row, dict) else row.result() for row in rows]
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
@@ -177,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = {name.split("/")[0] for name in given.only}
     start, rows = time.perf_counter(), []
     recorders = {side: Recorder(side) for side in SIDES}
+    comparing = ProcessPoolExecutor(os.cpu_count())
     try:
         for pair in pairs:
             if names and pair.name not in names:
@@ -184,13 +184,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             todo = list(trials(pair, 0 if given.faults_only else given.seeds))
             if any("/" in name for name in given.only):
                 todo = [trial for trial in todo if f"{pair.name}/{trial.fault.get('id')}" in given.only]
-            found = run_pair(pair, recorders, todo)
+            found = run_pair(pair, recorders, todo, comparing)
             rows += found
             for row in found:
                 if not (row.get("silent") or (row.get("place") and row.get("verified") and row.get("counterpart"))):
                     print(problem(row), flush=True)
             print(f"{pair.name}: {len(found)} comparisons, {time.perf_counter() - start:.0f} s", flush=True)
     finally:
+        comparing.shutdown()
         for recorder in recorders.values():
             recorder.close()
     print(table(rows))

@@ -248,7 +248,10 @@ def _maker_there(parting: Parting, index: int, of_b: bool) -> int | None:
     for number in own.operations[index].inputs:
         there = walk.meetings[number].a if of_b and number in walk.meetings else back.get(number) if not of_b else None
         maker = own.producer.get(number)
-        if there in other.producer and maker is not None and own.operations[maker].layer == layer:
+        if there not in other.producer or maker is None or own.operations[maker].layer != layer:
+            continue
+        made = other.operations[other.producer[there]].layer
+        if all(other.operations[i].layer != made for i in _readers_there(parting, index, of_b)):
             return other.producer[there]
     return None
 
