@@ -167,7 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 0 if it reaches what is promised."""
     parser = argparse.ArgumentParser(prog="python3 -m benchmarks.model_diff", description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=Path, nargs="+", action="extend", default=[], help="further folders of pairs")
-    parser.add_argument("--only", nargs="+", default=[], help="names of pairs, or NAME/FAULT")
+    parser.add_argument("--only", nargs="+", default=[], help="names of pairs, NAME/FAULT or NAME/clean")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of the clean comparisons (default 2)")
     parser.add_argument("--faults-only", action="store_true", help="leave the clean comparisons out")
     parser.add_argument("--out", type=Path, help="folder for model_diff.json and model_diff.md")
@@ -183,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             todo = list(trials(pair, 0 if given.faults_only else given.seeds))
             if any("/" in name for name in given.only):
-                todo = [trial for trial in todo if f"{pair.name}/{trial.fault.get('id')}" in given.only]
+                todo = [t for t in todo if {pair.name, f"{pair.name}/{t.fault.get('id', 'clean')}"} & set(given.only)]
             found = run_pair(pair, recorders, todo, comparing)
             rows += found
             for row in found:
