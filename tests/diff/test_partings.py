@@ -96,6 +96,33 @@ def test_one_mistake_in_every_step_is_one_finding(options: dict, kinds: set[str]
     assert first.kind in kinds and first.status == "verified" and not others
 
 
+def rotary(tape: Tape) -> int:
+    """Scores of queries and keys whose features are turned in pairs by an angle that grows with the position."""
+    x, rates = tape.input(STEPS), np.array([1.0, 0.3, 0.1])
+    angles = np.arange(3.0)[:, None] * rates
+    cos, sin = tape.constant(np.cos(angles)), tape.constant(np.sin(angles))
+    turned = []
+    for name in ("q", "k"):
+        y = tape.linear(x, name, 6, bias=False)
+        if tape.get("neighbours"):
+            p, q = (tape("slice", y, start=[0, 0, i], stop=[4, 3, 6], step=[1, 1, 2]) for i in (0, 1))
+        else:
+            p, q = tape("split", y, axis=2, sizes=[3, 3])
+        real = tape("subtract", tape("multiply", p, cos), tape("multiply", q, sin))
+        imaginary = tape("add", tape("multiply", q, cos), tape("multiply", p, sin))
+        if tape.get("neighbours"):
+            turned.append(tape("reshape", tape("stack", real, imaginary, axis=3), shape=[4, 3, 6]))
+        else:
+            turned.append(tape("concat", real, imaginary, axis=2))
+    return tape.linear(tape("softmax", tape("einsum", *turned, equation="bqd,bkd->bqk"), axis=2), "out", 2)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_pairs_of_a_rotary_position_are_found_in_queries_and_keys(order: int) -> None:
+    (finding,) = compare_pass(*both(rotary, *({}, {"neighbours": True})[::order]), None, "forward").findings
+    assert (finding.kind, finding.status) == ("rotary_order", "verified")
+
+
 def heads(tape: Tape) -> tuple[int, int]:
     """Two branches of one value, with a mask that may be left out in both."""
     x = tape.input(X)

@@ -193,7 +193,9 @@ def compare_pass(
             if not found.exits and not found.changes:
                 break
             exits.update({exit_.b: findings[-1] for exit_ in found.exits})
-            if found.changes:
+            if set(found.changes) <= set((walk.b if found.of_b else walk.a).changes):
+                found = replace(found, exits=parting.exits)  # it has been changed before, and that was not enough
+            else:
                 walk.change(found.changes, found.of_b)
             walk.give([exit_ for exit_ in found.exits if not walk.found(exit_.b)])
             dropped.give()

@@ -137,16 +137,20 @@ class Walk:
         moved = moved[np.isfinite(moved)]
         return max(least, _TIMES * float(moved.max())) if moved.size else least
 
-    def advance(self, indices: Iterable[int]) -> None:
+    def advance(self, indices: Iterable[int], again: Collection[int] = ()) -> None:
         """Run operations of B, in order, and look for their results on A's side.
 
         An operation that ran before is run again only if something that it reads has changed since.
+
+        Args:
+            indices: of the operations.
+            again: those of them that are run again in any case.
         """
         changed: set[int] = set()
         for i in indices:
             operation = self.b.operations[i]
             new = [n for n in operation.outputs if n not in self.values or n in self.given]
-            if not new and not changed.intersection(operation.inputs):
+            if not new and i not in again and not changed.intersection(operation.inputs):
                 continue
             outputs = self._outputs(i)
             for position, number in enumerate(operation.outputs):
@@ -332,11 +336,14 @@ class Walk:
         self._ours = None
         if of_b:
             self.b = replace(self.b, changes={**self.b.changes, **changes})
-            self.advance(sorted(following | set(changes)))
+            self.advance(sorted(following | set(changes)), set(changes))
         else:
             self.a = self.a.changed(changes, following)
             self._theirs = _lookup(self.a)
-            self.advance(range(len(self.b.operations)))
+            other = {n for i in following | set(changes) for n in self.a.operations[i].outputs}
+            kept = {n for n, meeting in self.meetings.items() if meeting.a not in other}
+            again = [i for i, operation in enumerate(self.b.operations) if not kept.issuperset(operation.outputs)]
+            self.advance(range(len(self.b.operations)), set(again))
 
 
 def _lookup(graph: Graph) -> Lookup:

@@ -21,6 +21,7 @@ from diffusion_core.parity.diff.causes import (  # noqa: F401
     precision,
     recurrent,
     reduction,
+    rotary,
     search,
     wiring,
 )
