@@ -40,10 +40,7 @@ def netG(p, z, train=False, fault=None, variant=None):
 
 def netD(p, x, train=False, fault=None, variant=None):
     h = F.conv2d(x, p["d.c1.w"], p["d.c1.b"], stride=2, padding=1)
-    if variant == "lrelu_max":
-        h = torch.maximum(h, lrelu * h)
-    else:
-        h = F.leaky_relu(h, lrelu)
+    h = torch.maximum(h, lrelu * h) if variant == "lrelu_max" else F.leaky_relu(h, lrelu)
     h = F.dropout(h, 0.3, train)
     h = F.conv2d(h, p["d.c2.w"], stride=2, padding=1)
     h = F.leaky_relu(bnorm(h, p, "d.bn2", train, fault, variant), lrelu)

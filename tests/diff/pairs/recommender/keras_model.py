@@ -60,15 +60,9 @@ class Recommender(tf.Module):
         u, e = self.lookup(self.users, row), self.lookup(self.items, ids)
         linear = tf.reduce_sum(tf.gather(self.wide, ids), axis=1)
 
-        if self.variant == "einsum":
-            gram = tf.einsum("bfd,bgd->bfg", e, e)
-        else:
-            gram = tf.matmul(e, e, transpose_b=True)
+        gram = tf.einsum("bfd,bgd->bfg", e, e) if self.variant == "einsum" else tf.matmul(e, e, transpose_b=True)
         total = tf.reduce_sum(gram, axis=[1, 2])
-        if self.fault == "squares_left_in":
-            cross = total / 2.0
-        else:
-            cross = (total - tf.linalg.trace(gram)) / 2.0
+        cross = total / 2.0 if self.fault == "squares_left_in" else (total - tf.linalg.trace(gram)) / 2.0
 
         f = len(hp.FIELDS)
         upper = [gram[:, i, i + 1 :] for i in range(f - 1)]
