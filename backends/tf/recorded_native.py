@@ -7,8 +7,19 @@ from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework import op_def_registry
 
 __all__ = ["TRANSLATIONS", "Native", "Value", "translates"]
+
+
+def default(operation: str, attribute: str) -> Any:
+    """Return what TensorFlow takes for an attribute that a caller left out, as ``tf.one_hot`` does with its axis."""
+    for each in getattr(op_def_registry.get(operation), "attr", ()):
+        if each.name == attribute and (kind := each.default_value.WhichOneof("value")) in ("i", "f", "b", "s"):
+            value = getattr(each.default_value, kind)
+            return value.decode() if isinstance(value, bytes) else value
+    return None
+
 
 Value = Any
 """A tensor, or the number of a value that has no tensor."""
@@ -37,10 +48,11 @@ class Native:
         self, sink: Sink, name: str, inputs: Sequence[tf.Tensor], attributes: dict, outputs: Sequence[tf.Tensor]
     ) -> None:
         self.sink, self.name, self.inputs, self.outputs = sink, name, list(inputs), list(outputs)
-        self.attributes = {key: v.decode() if isinstance(v, bytes) else v for key, v in attributes.items()}
+        given = {key: default(name, key) if v is None else v for key, v in attributes.items()}
+        self.attributes = {key: v.decode() if isinstance(v, bytes) else v for key, v in given.items()}
 
     def __getitem__(self, name: str) -> Any:
-        return self.attributes[name]
+        return self.attributes[name] if name in self.attributes else default(self.name, name)
 
     def numbers(self, index: int) -> list[int]:
         """Return an input of integers as a list."""

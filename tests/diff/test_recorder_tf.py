@@ -142,6 +142,19 @@ def test_each_operation_evaluated_in_numpy_gives_what_was_recorded(make: Callabl
             np.testing.assert_allclose(found, values[number], rtol=0, atol=tolerance * scale, err_msg=str(operation))
 
 
+def test_an_attribute_that_the_caller_left_out_is_the_default_of_tensorflow() -> None:
+    """``tf.one_hot`` without an axis gives none, and neither do the raw operations."""
+
+    def call(x: Any) -> Any:
+        kinds = tf.one_hot(tf.argmax(x, -1), 4, dtype=x.dtype)
+        sums = tf.raw_ops.Cumsum(x=x, axis=0)
+        return kinds + sums + tf.raw_ops.LeakyRelu(features=x) + tf.raw_ops.MatMul(a=x, b=tf.transpose(x) @ x)
+
+    record = recorded(lambda_(call), (X[0, 0],))
+    assert {"one_hot", "cumsum", "leaky_relu", "matmul"} <= {each.kind for each in record.operations}
+    assert next(each for each in record.operations if each.kind == "one_hot").attributes["axis"] == 1
+
+
 def test_gradients_are_those_of_the_fixed_loss() -> None:
     record = recorded(stacked(lambda: layers.Dense(3)), (X[0, 0],))
     (y,) = (record.values[number] for number in record.outputs.values())
