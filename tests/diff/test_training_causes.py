@@ -121,6 +121,34 @@ def test_momentum_is_found_where_the_batch_is_drawn_anew():
     assert compare(a, norm(last=True, noise=0.7)) == []
 
 
+def function(**options):
+    """Return a norm that is a function of tensors: it reads no buffer, no layer owns them, and their names are flat."""
+    recording = norm(known=False, **options)
+    record = recording.passes["train64"]
+    (operation,) = record.operations
+    order = np.array([3, 0, 4, 1, 2])
+    values = {n: v[..., order] if v.ndim == 1 else v[:, order] for n, v in record.values.items()}
+    flat = {name: name.replace(".", "_") for name in (*record.parameters, *record.buffers)}
+    new = replace(
+        record,
+        operations=(replace(operation, inputs=(0, 1, 2), layer=""),),
+        values=values,
+        parameters={flat[name]: n for name, n in record.parameters.items()},
+        buffers={flat[name]: n for name, n in record.buffers.items()},
+        buffers_after=tuple({flat[name]: v[order] for name, v in each.items()} for each in record.buffers_after),
+    )
+    return replace(recording, passes={"train64": new})
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "by hand"])
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_a_norm_of_tensors_with_permuted_channels_is_judged_by_the_input_that_explains_it(fused, noise):
+    assert compare(function(noise=noise, fused=fused), norm(last=True, noise=noise / 2)) == []
+    (found,) = compare(function(noise=noise, fused=fused), norm(last=True, noise=noise, momentum=0.3))
+    assert (found.kind, found.status) == ("bn_momentum", "verified")
+    assert (found.a.layer, found.a.source, found.b.layer) == ("", "m.py:3", "bn")
+
+
 def test_statistics_of_other_values_pair_up_by_their_layer():
     a, b = norm(), norm(last=True, momentum=0.3)
     record = b.passes["train64"]

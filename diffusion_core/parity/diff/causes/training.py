@@ -164,6 +164,8 @@ def buffer_rule(record: Pass, name: str) -> BufferRule:
     size = float(np.max(np.abs(before), initial=0.0))
     layer = layer_of(record, name)
     x, axis = layer_input(record, layer, name)
+    if x is None and (number := explaining_input(record, name)) is not None:
+        x, axis = np.asarray(record.values[number[0]], np.float64), number[1]
     normalises = _normalises(record, layer, name, x, axis)
     if not after or np.max(np.abs(after[0] - before), initial=0.0) <= unit * size:
         return BufferRule(False, normalises=normalises)
@@ -273,6 +275,29 @@ def layer_input(record: Pass, layer: Layer | None, name: str) -> tuple[NDArray |
             if x.shape[place] == size:
                 return np.asarray(x, np.float64), place
     return None, 0
+
+
+def explaining_input(record: Pass, name: str) -> tuple[int, int] | None:
+    """Return the number of the value whose statistics explain the move of a buffer, and its axis of channels.
+
+    A norm that is a function of tensors, or written out by hand, does not say which buffer it belongs to.
+    """
+    before = _value(record, name).astype(np.float64)
+    after = next((np.asarray(each[name], np.float64) for each in record.buffers_after if name in each), before)
+    if not np.any(after != before):
+        return None
+    first = [o.inputs[0] for o in record.operations if o.kind == "batch_norm"]
+    others = [number for o in record.operations for number in o.inputs]
+    for number in dict.fromkeys([*first, *others]):
+        value = record.values.get(number)
+        if value is None or value.ndim < 2 or value.dtype.kind != "f" or value.size == before.size:
+            continue
+        for axis in (1, value.ndim - 1):
+            if value.shape[axis] == before.size:
+                x = np.asarray(value, np.float64)
+                if _by_batch(after - before, before, x, axis, statistic_name(name)) is not None:
+                    return number, axis
+    return None
 
 
 def _normalises(record: Pass, layer: Layer | None, name: str, x: NDArray | None, axis: int) -> str:
@@ -409,7 +434,14 @@ def _place(record: Pass, name: str) -> Place:
     """Return where the layer that owns a buffer is."""
     layer = layer_of(record, name)
     path = layer.path if layer is not None else prefix(name)
-    made = next((o for o in record.operations if o.layer == path and (o.source or o.native)), None)
+    sourced = [o for o in record.operations if o.source or o.native]
+    made = next((o for o in sourced if o.layer == path), None)
+    if layer is None and name in record.buffers:  # functions of tensors: the line that reads the buffer or its batch
+        readers = [o for o in sourced if record.buffers[name] in o.inputs]
+        if not readers and (number := explaining_input(record, name)) is not None:
+            readers = sorted((o for o in sourced if number[0] in o.inputs), key=lambda o: o.kind != "batch_norm")
+        if readers:
+            made, path = readers[0], readers[0].layer
     kind = "batch_norm" if statistic_name(name) else ""
     if made is None:
         return Place(path, kind=kind, parameter=name)
