@@ -216,3 +216,19 @@ def test_a_planted_dropout_is_found(plant, form):
 @pytest.mark.parametrize("form", ["where", "mask", "uniform"])
 def test_dropouts_that_differ_by_chance_are_equal(form):
     assert compare(dropout(), dropout(seed=1, form=form)) == []
+
+
+def test_a_missing_dropout_is_behind_what_makes_the_numbers_that_the_other_side_drops():
+    a, b = dropout(), dropout(absent=True)
+    record = b.passes["train64"]
+    made = np.moveaxis(record.values[0], 1, -1)  # the same numbers with channels last
+    operations = (
+        Operation("relu", (0,), (1,), {}, layer="act", source="m.py:4"),
+        Operation("multiply", (1,), (2,), {"scalar": 2.0}, layer="twice", source="m.py:5"),
+    )
+    record = replace(record, operations=operations, values={**record.values, 1: made, 2: 2 * made}, outputs={"": 2})
+    b = replace(b, passes={"train64": record})
+    for one, other in ((a, b), (b, a)):
+        (found,) = compare(one, other)
+        places = (found.a, found.b) if one is a else (found.b, found.a)
+        assert [place.layer for place in places] == ["drop", "act"]

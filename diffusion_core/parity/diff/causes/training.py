@@ -101,7 +101,7 @@ def training_findings(
     one, other = a.passes[name], b.passes[name]
     return [
         *_buffers(one, other, parameters),
-        *_dropouts(same_dropouts(dropouts(one), dropouts(other)) if pairs is None else pairs),
+        *_dropouts(one, other, same_dropouts(dropouts(one), dropouts(other)) if pairs is None else pairs),
     ]
 
 
@@ -448,16 +448,36 @@ def _place(record: Pass, name: str) -> Place:
     return Place(path, made.source, made.code, made.native, kind, name)
 
 
-def _dropouts(pairs: Sequence[tuple[Dropout | None, Dropout | None]]) -> list[Finding]:
+def _dropouts(one: Pass, other: Pass, pairs: Sequence[tuple[Dropout | None, Dropout | None]]) -> list[Finding]:
     """Compare the dropouts of two passes in training mode."""
     found: dict[tuple, Finding] = {}
     for a, b in _moved(pairs):
         for kind, a_does, b_does in _differences(a, b):
-            places = [d.place if d is not None else None for d in (a, b)]
+            places = [
+                a.place if a is not None else _made_there(one, other, b),
+                b.place if b is not None else _made_there(other, one, a),
+            ]
             error = abs(a.rate - b.rate) if kind == "dropout_rate" and a and b else 1.0
             new = Finding("training", kind, "verified", TITLES[kind], *places, a_does, b_does, error, 0.0, ADVICE[kind])
             found.setdefault((kind, a_does, b_does), new)
     return list(found.values())
+
+
+def _made_there(record: Pass, other: Pass, dropout: Dropout) -> Place | None:
+    """Return where a pass makes what a dropout of the other pass reads: the dropout is missing behind it."""
+    x = other.values.get(dropout.read)
+    if x is None or x.size == 0:
+        return None
+    x = np.sort(x, axis=None).astype(np.float64)
+    close = (1e-6 if record.precision is np.float64 and other.precision is np.float64 else 1e-4) * np.max(np.abs(x))
+    for operation in reversed(record.operations):
+        for number in operation.outputs:
+            y = record.values.get(number)
+            if y is None or y.dtype.kind != "f" or y.size != x.size or not (operation.source or operation.native):
+                continue
+            if np.max(np.abs(np.sort(y, axis=None) - x)) <= close:
+                return Place(operation.layer, operation.source, operation.code, operation.native, operation.kind)
+    return None
 
 
 def _moved(pairs: Sequence[tuple[Dropout | None, Dropout | None]]) -> list[tuple[Dropout | None, Dropout | None]]:
