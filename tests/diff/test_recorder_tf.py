@@ -74,6 +74,7 @@ IMAGES: dict[str, Callable[[], Any]] = {
         lambda: layers.Softmax(axis=1),
     ),
     "functions": stacked(
+        lambda_(lambda x: x + tf.one_hot(tf.argmax(x, -1), x.shape[-1], dtype=x.dtype)),
         lambda_(lambda x: tf.math.l2_normalize(x, -1) + tf.math.reduce_std(x, 1, keepdims=True)),
         lambda_(lambda x: tf.einsum("bhwc,bxwc->bhxw", x, x[:, ::-2])),
         lambda_(lambda x: tf.where(x > 0, x, 0.1) + tf.roll(tf.reverse(x, [1]), 1, 2)),
