@@ -366,3 +366,29 @@ def test_biases_of_fresh_heads_are_copied_with_their_kernels():
     states = [{name: p.values[number] for name, number in p.parameters.items()} for p in (a, b)]
     copied = copy(align(a, b), *states)
     assert not copied.missing and np.array_equal(copied.state["query/bias"].ravel(), states[0]["q.bias"])
+
+
+def test_a_symmetric_matrix_is_turned_as_both_sides_use_it() -> None:
+    m = normal(4, 4)
+    a, b = {"fc.weight": m + m.T}, {"dense/kernel": m + m.T}
+    matmul = lambda name, **more: {name: ("matmul", more)}  # noqa: E731
+    (pair,) = align(
+        side(a, operations=matmul("fc.weight", transpose_b=True)), side(b, operations=matmul("dense/kernel"))
+    ).pairs
+    assert np.array_equal(pair.to_b(m), m.T)
+
+
+def test_a_kernel_of_zeros_is_not_taken_for_one_with_a_norm_folded_in() -> None:
+    norm = {"weight": np.ones(4), "bias": np.zeros(4)}, {"running_mean": np.zeros(4), "running_var": np.ones(4)}
+    zeros = np.zeros((4, 4, 1, 1))
+    a = side(
+        {"z.weight": zeros, **{f"n.{k}": v for k, v in norm[0].items()}}, {f"n.{k}": v for k, v in norm[1].items()}
+    )
+    words = ("gamma", "beta", "moving_mean", "moving_variance")
+    arrays = dict(zip(words, (*norm[0].values(), *norm[1].values()), strict=True))
+    b = side(
+        {"z/kernel": zeros.transpose(2, 3, 1, 0), **{f"n/{k}": arrays[k] for k in words[:2]}},
+        {f"n/{k}": arrays[k] for k in words[2:]},
+    )
+    found = align(a, b)
+    assert names(found)["z.weight"] == "z/kernel" and not found.derived

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.parity.diff.alignment import Alignment, Derived, Pair, State, copy
-from diffusion_core.parity.diff.layouts import Layout, Lookup, typical_size
+from diffusion_core.parity.diff.layouts import Layout, Lookup, close, typical_size
 from diffusion_core.parity.diff.places import layout_by_place, match_by_place
 from diffusion_core.parity.diff.recording import Pass
 from diffusion_core.parity.diff.relations import Part, Relation, Whole, relate, reorder
-from diffusion_core.parity.diff.uses import Entry, entries, prefix
+from diffusion_core.parity.diff.uses import Entry, entries, layout_by_roles, prefix
 
 __all__ = ["Alignment", "Derived", "Pair", "align", "copy"]
 
@@ -109,6 +109,7 @@ class _Aligner:
             if relation is None and x.array.size == y.array.size and not x.constant:
                 relation = reorder(x.array, y.array, _EXACT)
             if relation is not None:
+                relation = _as_used(x, y, relation, _EXACT)
                 self.pair(x, y, relation, "permuted" if relation.permuted else "equal")
             elif not self.place(x, y):
                 raise DuetError(
@@ -130,7 +131,7 @@ class _Aligner:
             for y in [] if x.constant else lookup.find(x.array, tolerance):
                 relation = find(x.array, y.array, tolerance) if x.array.size == y.array.size else None
                 if relation is not None:
-                    fits[x.name, y.name] = (x, y, relation)
+                    fits[x.name, y.name] = (x, y, _as_used(x, y, relation, tolerance))
         of_a, of_b = Counter(name for name, _ in fits), Counter(name for _, name in fits)
         for (first, second), (x, y, relation) in fits.items():
             if of_a[first] == 1 and of_b[second] == 1:
@@ -160,12 +161,14 @@ class _Aligner:
             for y in [] if x.constant else [y for _, y in known if y.array.size == x.array.size]:
                 relation = relate(x.array, y.array, _EXACT)
                 if relation is not None:
+                    relation = _as_used(x, y, relation, _EXACT)
                     self.pair(x, y, relation, "equal", f"{relation.describe()}, tied in B")
                     break
         for y in left_b:
             for x in [] if y.constant else [x for x, _ in known if x.array.size == y.array.size]:
                 relation = relate(x.array, y.array, _EXACT)
                 if relation is not None:
+                    relation = _as_used(x, y, relation, _EXACT)
                     self.pair(x, y, relation, "equal", f"{relation.describe()}, tied in A")
                     break
 
@@ -271,7 +274,8 @@ class _Aligner:
             source, target = (left_a, left_b) if side == "b" else (left_b, left_a)
             record = self.passes[0 if side == "b" else 1]
             norms = _norms(self.a if side == "b" else self.b, record)
-            kernels = [x for x in source if x.array.ndim >= 2]
+            # Zeros and ones have no norm in them that could be seen.
+            kernels = [x for x in source if x.array.ndim >= 2 and not x.constant]
             for kernel in kernels:
                 for norm in norms:
                     self._fold(side, kernel, norm, source, target)
@@ -355,6 +359,14 @@ class _Aligner:
 
 def _after(relation: Relation, compute: Callable[[State], NDArray]) -> Callable[[State], NDArray]:
     return lambda state: relation.to_b(compute(state))
+
+
+def _as_used(x: Entry, y: Entry, relation: Relation, tolerance: float) -> Relation:
+    """Return the layout in which both sides use the axes, if it fits too: of a symmetric matrix several layouts do."""
+    layout = None if relation.permuted else layout_by_roles(x, y)
+    if layout is None or not close(layout.to_b(x.array), y.array, tolerance):
+        return relation
+    return Relation(layout)
 
 
 def _counts(entry: Entry) -> bool:
