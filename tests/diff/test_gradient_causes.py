@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from diffusion_core.parity.diff import operations as rules
+from diffusion_core.parity.diff.causes.gradients import _turned
 from diffusion_core.parity.diff.comparison import compare
 from diffusion_core.parity.diff.recording import Operation, Pass, Recording
 
@@ -173,3 +174,11 @@ def test_a_buffer_in_place_of_a_parameter_is_named_unless_the_other_side_freezes
             "v",
             "it is a buffer, not a parameter",
         )
+
+
+def test_cotangents_of_zeros_and_of_symmetric_arrays_may_be_turned() -> None:
+    mine = RANDOM.normal(size=(3, 3))
+    for value in (np.zeros((3, 3)), np.eye(3)):
+        assert any(np.array_equal(each, mine) for each in _turned(value, mine, [mine.T]))
+    assert not any(np.allclose(each, mine) for each in _turned(np.zeros((3, 3)), mine, [2 * mine]))
+    assert not list(_turned(RANDOM.normal(size=(3, 3)), mine, [mine.T]))

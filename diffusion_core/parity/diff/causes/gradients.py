@@ -19,7 +19,7 @@ other numbers on the two sides, such as a scale folded into a matrix, have other
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -42,6 +42,8 @@ _OWN, _LARGEST = {np.float64: 1e-8, np.float32: 1e-3}, {np.float64: 1e-12, np.fl
 _CONSTANT, _TIMES = 2.0**-24, 16.0
 # A cut explains a difference between such gradients if at most this fraction is left.
 _LEFT = 1e-2
+# Arrays of more axes are not looked at for symmetries.
+_TURNED = 5
 # Parameters with other numbers.
 _OTHER = ("differs", "by place only")
 _CUT = (
@@ -215,7 +217,10 @@ def _partings(walk: Walk, alignment: Alignment, parameters: list[str], limit: fl
     cotangents = {number: found for number, found in _met_cotangents(walk).items() if number in wanted}
     largest = max((float(np.max(np.abs(mine))) for mine, _ in cotangents.values() if mine.size), default=0.0)
     agree = {
-        number: any(_same(other, mine, largest, limit, walk.b.record.precision) for other in others)
+        number: any(
+            _same(other, mine, largest, limit, walk.b.record.precision)
+            for other in itertools.chain(others, _turned(walk.b.values[number], mine, others))
+        )
         for number, (mine, others) in cotangents.items()
     }
     found = [
@@ -284,6 +289,28 @@ def _met_cotangents(walk: Walk) -> dict[int, tuple[NDArray, list[NDArray]]]:
         if others and mine is not None:
             result[number] = (mine.reshape(others[0].shape), others)
     return result
+
+
+def _turned(value: NDArray, mine: NDArray, others: list[NDArray]) -> Iterator[NDArray]:
+    """Yield cotangents of A in other orders of the axes that leave the value as it is.
+
+    The numbers of zeros, or of a symmetric array, do not say which axis of A is which of B; of equal numbers they say
+    nothing about the order, and cotangents of the same numbers agree.
+    """
+    if value.size and np.all(value == value.reshape(-1)[0]):
+        places = np.argsort(mine, axis=None, kind="stable")
+        for other in others:
+            turned = np.empty(mine.size, other.dtype)
+            turned[places] = np.sort(other, axis=None)
+            yield turned.reshape(mine.shape)
+        return
+    shape = mine.shape
+    if value.shape != shape or len(shape) > _TURNED or len({n for n in shape if n > 1}) == len(shape):
+        return
+    for axes in itertools.permutations(range(len(shape))):
+        is_other = list(axes) != sorted(axes) and tuple(shape[i] for i in axes) == shape
+        if is_other and np.array_equal(value.transpose(axes), value):
+            yield from (other.transpose(axes) for other in others)
 
 
 def _is_cut(graph: Graph, number: int) -> bool:
