@@ -15,12 +15,40 @@ from typing import Any
 
 from diffusion_core.parity.diff.findings import Comparison, Place
 
-__all__ = ["SIDES", "Case", "Pair", "Trial", "is_right_kind", "is_right_place", "read_pairs", "score", "trials"]
+__all__ = [
+    "SIDES",
+    "Case",
+    "Pair",
+    "Trial",
+    "family",
+    "is_right_kind",
+    "is_right_place",
+    "read_pairs",
+    "score",
+    "trials",
+]
 
 SIDES = ("torch", "keras")
 
 # Kinds that name the same cause, where one catalogue is finer than the other.
 SAME_KINDS: tuple[frozenset[str], ...] = ()
+
+
+# Families of faults in the table, by parts of their kinds; the first that fits counts.
+FAMILIES = {
+    "norms": ("norm", "group_", "variance_bias"),
+    "activations": ("activation", "gelu", "exp"),
+    "recurrent layers": ("gate", "reset_after", "recurrent", "initial_state", "start_token", "implicit_mask"),
+    "attention, masks, positions, time": (
+        *("attention", "mask", "softmax", "qkv", "head", "rotary", "position", "time_embedding"),
+    ),
+    "windows, padding, resizing": (
+        *("padding", "ceil_mode", "count_include_pad", "crop", "dilation", "kernel", "interpolation", "half_pixel"),
+        *("align_corners", "stride", "weight_order"),
+    ),
+    "order of numbers and of inputs": ("order", "flip", "shift", "reshape", "transpose"),
+}
+MODES = {"gradient": "gradients", "training": "training mode", "optimiser": "optimisers, schedules, averages"}
 
 
 @dataclass(frozen=True)
@@ -107,6 +135,20 @@ def trials(pair: Pair, seeds: int) -> Iterator[Trial]:
         for cases in changed:
             for precision in ("float64", "float32"):
                 yield Trial(pair, cases["torch"], cases["keras"], precision)
+
+
+def family(kind: str, shows_in: str) -> str:
+    """Return the family of a fault, by which the table is written.
+
+    >>> family("gelu_form", "forward"), family("gelu_form", "gradient")
+    ('activations', 'gradients')
+    """
+    if shows_in in MODES:
+        return MODES[shows_in]
+    return next(
+        (name for name, parts in FAMILIES.items() if any(part in kind for part in parts)),
+        "steps that are missing, added or changed",
+    )
 
 
 def is_right_place(place: Place | None, wheres: Sequence[str], operation: str = "") -> bool:

@@ -6,7 +6,7 @@ r"""Measure `duet diff` on pairs of models with planted faults.
 
 Each side is recorded in the environment of its framework, by one long-lived process per framework. Every fault is
 compared once with the clean other side; everything clean for several seeds, variants and both precisions. Prints a
-table by kind of fault and writes model_diff.json with every comparison and model_diff.md with the table.
+table by family of faults and writes model_diff.json with every comparison and model_diff.md with the table.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.diff_cases import SIDES, Case, Pair, Trial, read_pairs, score, trials
+from benchmarks.diff_cases import FAMILIES, MODES, SIDES, Case, Pair, Trial, family, read_pairs, score, trials
 from diffusion_core.parity.diff.recording import Recording, read_recording
 from duet.cli.backends import ROOT, backends
 
@@ -136,23 +135,22 @@ def run_pair(
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """Return the Markdown table by kind of fault, with totals, and a line on what is clean."""
+    """Return the Markdown table by family of faults, with totals, and a line on what is clean."""
     rows = list(rows)
-    kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        if row.get("fault"):
-            kinds[f"{row['shows_in']}: {row['planted']}"].append(row)
-    order = {"forward": 0, "gradient": 1, "training": 2, "optimiser": 3}
-    columns = ("place", "counterpart", "verified", "kind")
-    head = "| fault | planted | first operation | also on the other side | cause verified | by its own name |"
-    lines = [head, "| --- " + "| ---: " * 5 + "|"]
+    faults = [row for row in rows if row.get("fault")]
+    families: dict[str, list[dict[str, Any]]] = {name: [] for name in FAMILIES}
+    for row in faults:
+        families.setdefault(family(row["planted"], row["shows_in"]), []).append(row)
+    for name in MODES.values():
+        families[name] = families.pop(name, [])  # after those of the forward pass
+    columns = ("place", "counterpart", "verified")
+    head = "| faults | planted | right operation | right one on the other side | cause verified |"
+    lines = [head, "| --- " + "| ---: " * 4 + "|"]
 
     def line(name: str, some: list[dict[str, Any]]) -> str:
         return f"| {name} | {len(some)} | " + " | ".join(str(sum(bool(r.get(c)) for r in some)) for c in columns) + " |"
 
-    for name in sorted(kinds, key=lambda kind: (order[kind.split(":")[0]], kind)):
-        lines.append(line(name.replace("_", " "), kinds[name]))
-    faults = [row for some in kinds.values() for row in some]
+    lines += [line(name, some) for name, some in families.items() if some]
     lines.append(line("**all**", faults))
     if faults:
         percent = (f"{100 * sum(bool(row.get(c)) for row in faults) / len(faults):.0f} %" for c in columns)

@@ -24,6 +24,7 @@ from diffusion_core.parity.diff.walk import Exit
 __all__ = ["Explained", "counterpart", "explain"]
 
 _LIKELY = 0.1
+_MOVES = (*LAYOUT_KINDS, "cast", "identity")
 # Numbers to compute for one finding at most, some ten seconds; what the other side has and cheap changes come first.
 # With a cause that is verified for some exits, a better one is sought for a shorter time.
 _MOST_WORK, _MORE_WORK = 1e9, 2e8
@@ -199,14 +200,15 @@ def counterpart(parting: Parting, index: int | None, of_b: bool) -> Place | None
     """Return the place on the other side that does what an operation does.
 
     It is the operation of the other region with the same part in the same fused operation, else one that reads the same
-    value, else one of the same kind, else the first one that computes; if the region is empty, the operation that shows
-    the exit.
+    value, else one of the same kind, else one that reads a value from which the operation follows, else the first one
+    that computes; if the region is empty, the operation that shows the exit.
     """
     walk = parting.walk
     own, other = (walk.b, walk.a) if of_b else (walk.a, walk.b)
     region = parting.other_region if of_b else parting.region
     operation = Operation("", (), ()) if index is None else own.operations[index]
     readers = set() if index is None else _readers_there(parting, index, of_b)
+    further = set() if index is None or readers else _readers_before(parting, index, of_b)
     same: Sequence[Callable[[int], bool]] = (
         lambda i: operation.role != "" and other.operations[i].role == operation.role,
         lambda i: i in readers and other.operations[i].kind == operation.kind,
@@ -215,7 +217,10 @@ def counterpart(parting: Parting, index: int | None, of_b: bool) -> Place | None
     later: Sequence[Callable[[int], bool]] = (
         lambda i: i in readers,
         lambda i: other.operations[i].kind == operation.kind,
-        lambda i: other.operations[i].inputs != () and other.operations[i].kind not in ("reshape", "transpose", "cast"),
+        lambda i: i in further,
+        lambda i: (
+            other.operations[i].inputs != () and other.operations[i].kind not in (*LAYOUT_KINDS, "cast", "identity")
+        ),
         lambda i: True,
     )
     chosen = next((i for fits in same for i in region if fits(i)), None)
@@ -256,6 +261,19 @@ def _maker_there(parting: Parting, index: int, of_b: bool) -> int | None:
     return None
 
 
+def _readers_before(parting: Parting, index: int, of_b: bool) -> set[int]:
+    """Return the operations on the other side that compute with the nearest values from which an operation follows."""
+    own = parting.walk.b if of_b else parting.walk.a
+    level, seen = {index}, {index}
+    while level:
+        level = {own.producer[n] for i in level for n in own.operations[i].inputs if n in own.producer} - seen
+        seen |= level
+        found = {reader for i in level for reader in _readers_there(parting, i, of_b)}
+        if found:
+            return found
+    return set()
+
+
 def _readers_there(parting: Parting, index: int, of_b: bool) -> set[int]:
     """Return the operations on the other side that compute with the values that an operation reads."""
     walk = parting.walk
@@ -272,7 +290,7 @@ def _readers_there(parting: Parting, index: int, of_b: bool) -> set[int]:
             todo.append(back[number])
     while todo:
         for i in other.consumers.get(todo.pop(), ()):
-            if other.operations[i].kind in (*LAYOUT_KINDS, "cast", "identity"):
+            if other.operations[i].kind in _MOVES:
                 todo.extend(other.operations[i].outputs)
             else:
                 found.add(i)

@@ -81,7 +81,7 @@ class Graph:
         made = self.run(sorted({*following, *changes}), self.values.__getitem__, changes)
         return replace(self, values={**self.values, **made}, changes={**self.changes, **changes})
 
-    def _evaluate_other(self, index: int, inputs: Sequence[NDArray]) -> tuple[NDArray, ...]:
+    def evaluate_other(self, index: int, inputs: Sequence[NDArray]) -> tuple[NDArray, ...]:
         """Evaluate an operation on arrays that may have other sizes than the recorded ones."""
         operation = self.operations[index]
         before = np.shape(self.values[operation.inputs[0]]) if operation.inputs else ()
@@ -114,7 +114,7 @@ class Graph:
             if i in changed:
                 outputs = changed[i](value)
             elif any(number in made for number in operation.inputs):
-                outputs = self._evaluate_other(i, [value(number) for number in operation.inputs])
+                outputs = self.evaluate_other(i, [value(number) for number in operation.inputs])
             else:
                 continue
             made.update(zip(operation.outputs, outputs, strict=False))

@@ -217,10 +217,14 @@ class Walk:
                 unit = 2.0**-23 if self.b.lifted else self._unit
                 return outputs, [rules.perturbed(array, 16 * unit, self._random) for array in outputs]
             return None
-        outputs = self.b.evaluate(i, inputs)
-        moved = outputs
-        if any(n in self.shaken for n in operation.inputs):
-            moved = self.b.evaluate(i, [self.shaken.get(n, self.values[n]) for n in operation.inputs])
+        try:
+            outputs = moved = self.b.evaluate_other(i, inputs)
+            if any(n in self.shaken for n in operation.inputs):
+                moved = self.b.evaluate_other(i, [self.shaken.get(n, self.values[n]) for n in operation.inputs])
+        except (ValueError, IndexError, TypeError):
+            if self.b.changes:
+                return None  # a change of another shape, which does not fit here
+            raise
         if operation.kind in LAYOUT_KINDS:
             return outputs, moved
         # Numbers in the code of a float32 model are rounded by one framework and not by the other.
