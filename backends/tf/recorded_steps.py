@@ -120,7 +120,8 @@ class _Watch:
     """What the optimiser and the gradient tape do during a step."""
 
     def __init__(self) -> None:
-        self.optimizer: Any = None
+        self.optimizer: Any = None  # the first that was used
+        self.others: list[Any] = []
         self.gradients: dict[int, Any] = {}
         self.learning_rate: Any = None
         self.applied = False
@@ -157,11 +158,15 @@ class _Watch:
         def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> Any:
             grads = list(grads)
             variables = list(trainable_variables or optimizer._trainable_variables)
-            self.optimizer, self.applied = optimizer, True
-            self.gradients = {
-                id(getattr(each, "_value", each)): value for each, value in zip(variables, grads, strict=True)
-            }
-            self.learning_rate = tf.identity(optimizer.learning_rate)
+            if self.optimizer is None:
+                self.optimizer = optimizer
+            elif all(optimizer is not each for each in (self.optimizer, *self.others)):
+                self.others.append(optimizer)
+            if not self.applied:  # what the tape gave is replaced, what another optimiser received in this step is not
+                self.gradients, self.applied = {}, True
+                self.learning_rate = tf.identity(optimizer.learning_rate)
+            for each, value in zip(variables, grads, strict=True):
+                self.gradients[id(getattr(each, "_value", each))] = value
             return applied(optimizer, grads, trainable_variables)
 
         if owner:
@@ -174,12 +179,18 @@ class _Watch:
                 owner.apply = applied
 
     def state(self, names: Mapping[int, str]) -> dict[str, NDArray]:
-        """Return the optimiser's variables, those of a parameter as "NAME/slot"."""
+        """Return the optimisers' variables, those of a parameter as "NAME/slot"."""
         if self.optimizer is None:
             return {}
-        trained = list(self.optimizer._trainable_variables)
+        found: dict[str, NDArray] = {}
+        for each in (*self.others, self.optimizer):  # the first wins where a name, such as "iteration", is of all
+            found |= self._state_of(each, names)
+        return found
+
+    def _state_of(self, optimizer: Any, names: Mapping[int, str]) -> dict[str, NDArray]:
+        trained = list(optimizer._trainable_variables)
         owned: dict[int, str] = {}
-        for slots in vars(self.optimizer).values():
+        for slots in vars(optimizer).values():
             # Moments are lists with one variable per parameter, each named PARAMETER_SLOT.
             if not isinstance(slots, (list, tuple)) or len(slots) != len(trained) or slots is trained:
                 continue
@@ -187,7 +198,7 @@ class _Watch:
                 prefix = re.sub("[/:]", "_", getattr(parameter, "path", parameter.name)) + "_"
                 if slot is not parameter and getattr(slot, "name", "").startswith(prefix):
                     owned[id(slot)] = f"{_name(parameter, names)}/{slot.name.removeprefix(prefix)}"
-        return {owned.get(id(each), each.path.split("/")[-1]): to_array(each) for each in self.optimizer.variables}
+        return {owned.get(id(each), each.path.split("/")[-1]): to_array(each) for each in optimizer.variables}
 
     def averages(self, names: Mapping[int, str]) -> dict[str, NDArray]:
         """Return the moving averages that the optimiser keeps, if it does."""
@@ -204,7 +215,10 @@ class _Watch:
             config = self.optimizer.get_config()
         except NotImplementedError:  # a schedule of the author's that cannot be written down
             config = {name: value for name, value in vars(self.optimizer).items() if not name.startswith("_")}
-        return {"class": type(self.optimizer).__name__, **_plain_config(config)}
+        found = {"class": type(self.optimizer).__name__, **_plain_config(config)}
+        if self.others:
+            found["others"] = [type(each).__name__ for each in self.others]
+        return found
 
 
 def _name(parameter: Any, names: Mapping[int, str]) -> str:

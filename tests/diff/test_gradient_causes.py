@@ -54,6 +54,13 @@ def test_equal_models_have_equal_gradients() -> None:
     assert result.equal and result.compared["gradient"] == "equal to rounding"
 
 
+def test_a_parameter_that_both_sides_freeze_needs_no_gradient() -> None:
+    """TensorFlow has a gradient of what it watches, PyTorch none of what requires none."""
+    frozen = record(frozen=True)
+    one = replace(record().passes["float64"], frozen=frozenset(["v"]))
+    assert compare(frozen, replace(frozen, passes={"float64": one})).equal
+
+
 @pytest.mark.parametrize("side", ["a", "b"])
 def test_a_cut_gradient_is_found_where_it_is_cut(side: str) -> None:
     sides = {"a": record(), "b": record(), side: record(cut=True)}

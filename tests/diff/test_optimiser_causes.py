@@ -446,3 +446,34 @@ def test_an_update_without_a_known_rule_is_said():
     )
     found = compare(side(steps, {}), side(odd, {}, turned=True))
     assert [f for f in found if f.kind == "optimiser_unknown" and f.status == "unknown"]
+
+
+def test_updates_that_agree_are_equal_whatever_the_optimiser_receives() -> None:
+    """A decay that one side adds to the gradient itself; a penalty that changes the loss too is a difference."""
+    plain, decaying = Rule("sgd"), Rule("sgd", decay=0.1, decay_at="gradient")
+    inside = train(decaying, FLAT)
+    by_hand = tuple(
+        replace(s, gradients={n: g + 0.1 * before[n] for n, g in s.gradients.items()})
+        for s, before in zip(inside, [start(), *(s.parameters for s in inside)], strict=False)
+    )
+    a = side(inside, {"class": "SGD", "lr": 0.01, "weight_decay": 0.1})
+    assert not compare(a, side(by_hand, {"class": "SGD", "learning_rate": 0.01}, "tf 2", True))
+    other = side(train(plain, FLAT, penalty=0.1), {"class": "SGD", "learning_rate": 0.01}, "tf 2", True)
+    assert compare(side(train(plain, FLAT), {"class": "SGD", "lr": 0.01}), other)
+
+
+def test_variables_with_optimisers_of_different_rules_may_agree() -> None:
+    """No single rule explains such updates; where they agree, that is no difference."""
+    first, second = train(Rule("sgd"), FLAT), train(Rule("adam"), FLAT)
+    names = sorted(start())
+    both = tuple(
+        replace(
+            x,
+            gradients={n: (x if n == names[0] else y).gradients[n] for n in names},
+            parameters={n: (x if n == names[0] else y).parameters[n] for n in names},
+        )
+        for x, y in zip(first, second, strict=True)
+    )
+    a = side(both, {"class": "SGD", "lr": 0.01, "others": ["Adam"]})
+    b = side(both, {"class": "SGD", "learning_rate": 0.01, "others": ["Adam"]}, "tf 2", True)
+    assert not [f for f in compare(a, b) if not f.benign]

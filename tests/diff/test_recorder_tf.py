@@ -309,6 +309,31 @@ def test_steps_of_a_module_name_moments_and_averages_by_parameter() -> None:
     assert (optimiser["clipnorm"], optimiser["learning_rate"]["decay_steps"]) == (1.0, 10)
 
 
+def test_two_optimisers_in_one_step_are_both_seen() -> None:
+    with recorder.building("float64", 0):
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="one"), layers.Dense(2, name="two")])
+
+    def training(model: Any) -> Any:
+        parts = [
+            (keras.optimizers.SGD(0.1), model.layers[0].trainable_variables),
+            (keras.optimizers.Adam(0.2), model.layers[1].trainable_variables),
+        ]
+
+        def step(x: Any) -> Any:
+            with tf.GradientTape() as tape:
+                value = tf.reduce_sum(model(x) ** 2)
+            for (optimizer, some), found in zip(parts, tape.gradient(value, [v for _, v in parts]), strict=True):
+                optimizer.apply(found, some)
+            return value
+
+        return step
+
+    (only,), optimiser = recorder.record_steps(model, [(X[0, 0],)], training, None, None)
+    assert sorted(only.gradients) == sorted(recorder.read_state(model))
+    assert (only.learning_rate, optimiser["class"], optimiser["others"]) == (0.1, "SGD", ["Adam"])
+    assert any(name.endswith("/velocity") for name in only.state)
+
+
 def test_what_float64_cannot_do_is_said_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"^float64 is not possible: .*Mul") as caught:
         recorded(lambda: lambda x: x * tf.constant([0.5] * 4, tf.float32), (X,))

@@ -190,6 +190,8 @@ def _differing_parameters(walk: Walk, alignment: Alignment, limit: float) -> lis
         known = pair.a_name in gradients_a and pair.b_name in gradients_b
         if not known or pair.status in _OTHER:
             continue  # of a weight that is kept in another scale, the gradient has another scale too
+        if pair.a_name in a.frozen or pair.b_name in b.frozen:
+            continue  # nobody asks for it, so one framework has none and the other may have one
         mine = gradients_b[pair.b_name]
         theirs = alignment.to_b(pair.b_name, gradients_a, gradients=True)
         if theirs is not None and not _same(np.asarray(theirs).reshape(mine.shape), mine, largest, limit, b.precision):

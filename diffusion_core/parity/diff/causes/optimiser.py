@@ -38,6 +38,9 @@ __all__ = ["step_findings"]
 
 Arrays = Mapping[str, NDArray]
 
+# What is told although the parameters agree: the rate that an author reports, and what is not trained.
+SEEN_ANYWAY = ("learning_rate", "learning_rate_schedule", "learning_rate_off_by_one", "frozen_parameter")
+
 
 def step_findings(a: Recording, b: Recording, parameters: Alignment) -> list[Finding]:
     """Return where the training steps of two recordings differ, and why; the first finding is the first cause.
@@ -64,8 +67,36 @@ def step_findings(a: Recording, b: Recording, parameters: Alignment) -> list[Fin
         findings += unexplained(one, other, rule_a, rule_b)
     elif not findings:
         findings += moves(one, other, parameters)
+    if any(f.kind not in SEEN_ANYWAY and not f.benign for f in findings) and same_course(one, other, parameters):
+        findings = [f for f in findings if f.kind in SEEN_ANYWAY or f.benign]
     findings += average_findings(a, b, one.start, other.start, parameters.to_b)
     return findings
+
+
+def same_course(one: History, other: History, parameters: Alignment) -> bool:
+    """Return whether losses and parameters agree to rounding at every step.
+
+    Then the sides make the same updates, whatever an optimiser receives: one may add its weight decay to the gradient
+    itself, and several optimisers may follow several rules.
+    """
+    if min(one.size, other.size) < 8 or len(one.after) != len(other.after):
+        return False
+    x, y = (np.array(side.losses, np.float64) for side in (one, other))
+    if x.shape != y.shape or not np.all(np.abs(x - y) <= EXACT[8] * np.maximum(np.abs(x), np.abs(y))):
+        return False
+    for k, after in enumerate(other.after):
+        for name, start in other.start.items():
+            mine = after[name] - other.before(k)[name]
+            there, theirs = (parameters.to_b(name, arrays) for arrays in (one.before(k), one.after[k]))
+            if there is None or theirs is None or np.shape(theirs) != mine.shape:
+                if np.any(mine):
+                    return False
+                continue
+            noise = 8 * np.finfo(mine.dtype).eps * float(np.max(np.abs(start), initial=0))
+            away = float(np.max(np.abs(mine - (theirs - there)), initial=0))
+            if not away <= noise + EXACT[8] * float(np.max(np.abs(mine), initial=0)):
+                return False
+    return True
 
 
 def _random(side: Recording) -> bool:
