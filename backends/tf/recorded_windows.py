@@ -198,3 +198,14 @@ def _resize(native: Native) -> None:
         scale=None,
         layout="channels_last",
     )
+
+
+@translates("ResizeArea")
+def _resize_by_area(native: Native) -> None:
+    (x, _), (result,) = native.inputs, native.outputs
+    size, before = list(result.shape)[1:3], list(x.shape)[1:3]
+    # Means of whole pixels; TensorFlow also weights parts of pixels, which no mean of whole ones is.
+    if native["align_corners"] or any(n % m for n, m in zip(before, size, strict=True)):
+        return native.opaque()
+    corners = {"align_corners": False, "half_pixel": False, "antialias": False}
+    native.emit("resize", [x], [result], size=size, mode="area", scale=None, layout="channels_last", **corners)

@@ -58,6 +58,7 @@ IMAGES: dict[str, Callable[[], Any]] = {
     "shapes": stacked(
         lambda: layers.UpSampling2D(2, interpolation="bilinear"),
         lambda: layers.UpSampling2D(2),
+        lambda_(lambda x: tf.cast(tf.image.resize(x, (x.shape[1] // 2, x.shape[2]), method="area"), x.dtype)),
         lambda: layers.Permute((3, 1, 2)),
         lambda: layers.Reshape((4, -1)),
         lambda: layers.Flatten(),
