@@ -189,3 +189,37 @@ def test_cotangents_of_zeros_and_of_symmetric_arrays_may_be_turned() -> None:
         assert any(np.array_equal(each, mine) for each in _turned(value, mine, [mine.T]))
     assert not any(np.allclose(each, mine) for each in _turned(np.zeros((3, 3)), mine, [2 * mine]))
     assert not list(_turned(RANDOM.normal(size=(3, 3)), mine, [mine.T]))
+
+
+def embedded(change: str = "") -> Recording:
+    """Record ``tanh(table[ids] w)``; the gradient of rows may be divided by how often they are read, or left out."""
+    random = np.random.default_rng(4)
+    ids, table, w = np.array([3, 0, 3, 5, 3, 0]), random.normal(size=(7, 4)), random.normal(size=(4, 3))
+    operations = (
+        Operation("gather", (1, 0), (3,), {"axis": 0}, layer="embed"),
+        Operation("matmul", (3, 2), (4,), layer="head"),
+        Operation("tanh", (4,), (5,), layer="head"),
+    )
+    x = table[ids]
+    values = {0: ids, 1: table, 2: w, 3: x, 4: x @ w, 5: np.tanh(x @ w)}
+    y = values[5]
+    last = (y + np.cos(2 * y) / 2) / y.size
+    inner = last * (1 - y**2)
+    rows = np.zeros_like(table)
+    np.add.at(rows, ids, inner @ w.T)
+    if change == "frequency":
+        rows /= np.maximum(np.bincount(ids, minlength=7), 1)[:, None]
+    elif change == "padding":
+        rows[0] = 0
+    gradients = {5: last, 4: inner, 3: inner @ w.T, 2: x.T @ inner, 1: rows}
+    one = Pass("float64", operations, values, (0,), {"0": 5}, {"table": 1, "w": 2}, gradients=gradients)
+    return Recording("model.py:build", "numpy", {"float64": one})
+
+
+@pytest.mark.parametrize(("change", "kind"), [("frequency", "gradient_scale"), ("padding", "padding_gradient")])
+@pytest.mark.parametrize("side", ["a", "b"])
+def test_rows_whose_gradient_is_changed_are_found_at_the_table(change: str, kind: str, side: str) -> None:
+    sides = {"a": embedded(), "b": embedded(), side: embedded(change)}
+    (finding,) = compare(sides["a"], sides["b"]).findings
+    assert (finding.kind, finding.status, finding.a.layer) == (kind, "verified", "embed")
+    assert ("divided" if change == "frequency" else "no gradient") in getattr(finding, f"{side}_does")

@@ -64,6 +64,11 @@ _ROWS = (
     "rows of a parameter that are not trained",
     "padding_idx= of torch's nn.Embedding keeps a row out of the gradient; Keras has no such option",
 )
+_FREQUENCY = (
+    "gradient_scale",
+    "gradients of rows that are divided by how often they are read",
+    "scale_grad_by_freq= of torch's nn.Embedding; Keras has no such option",
+)
 _CUSTOM = (
     "custom_gradient",
     "a gradient that is not that of the forward pass",
@@ -239,7 +244,8 @@ def _partings(walk: Walk, alignment: Alignment, parameters: list[str], limit: fl
     mine = recorded_gradient(walk.b, walk.b.record.parameters[pair.b_name])
     numbers = {name: recorded_gradient(walk.a, number) for name, number in walk.a.record.parameters.items()}
     theirs = np.asarray(alignment.to_b(pair.b_name, numbers, gradients=True)).reshape(mine.shape)
-    return [_rows_left_out(pair, places, mine, theirs) or _unknown(places, relative(mine, theirs))]
+    known = _rows_left_out(pair, places, mine, theirs) or _rows_by_frequency(walk, pair, places, mine, theirs)
+    return [known or _unknown(places, relative(mine, theirs))]
 
 
 def _unknown(places: tuple[Place, Place], error: float) -> Finding:
@@ -263,6 +269,30 @@ def _rows_left_out(pair: Pair, places: tuple[Place, Place], mine: NDArray, their
                 for name, first in zip(names, (True, False), strict=True)
             ]
             return Finding("gradient", kind, "verified", title, *places, *does, relative(mine, theirs), 0.0, advice)
+    return None
+
+
+def _rows_by_frequency(
+    walk: Walk, pair: Pair, places: tuple[Place, Place], mine: NDArray, theirs: NDArray
+) -> Finding | None:
+    """Say that one side divides the gradient of each row by the number of times that it is read."""
+    number = walk.b.record.parameters[pair.b_name]
+    lookups = [walk.b.operations[i] for i in walk.b.consumers.get(number, ()) if walk.b.operations[i].kind == "gather"]
+    if mine.ndim != 2 or len(lookups) != 1 or lookups[0].attributes.get("axis") != 0:
+        return None
+    rows = np.asarray(walk.b.values[lookups[0].inputs[1]]).astype(np.int64).reshape(-1) % len(mine)
+    often = np.maximum(np.bincount(rows, minlength=len(mine)), 1)[:, None]
+    size = max(float(np.max(np.abs(mine))), float(np.max(np.abs(theirs))))
+    words = (
+        "the gradient of a row is divided by how often it is read",
+        "the gradient of a row is a sum over its reads",
+    )
+    for divided, whole, does in ((theirs, mine, words), (mine, theirs, words[::-1])):
+        left = float(np.max(np.abs(divided * often - whole))) / size
+        if left <= 1e-6:
+            kind, title, advice = _FREQUENCY
+            error = relative(mine, theirs)
+            return Finding("gradient", kind, "verified", title, *places, *does, error, left, advice)
     return None
 
 
