@@ -9,9 +9,10 @@ import pytest
 from written import Tape, both
 
 from diffusion_core.parity.diff.comparison import compare
+from diffusion_core.parity.diff.exits import Exit
 from diffusion_core.parity.diff.graph import Graph, deviation_of, relative, to_graph
 from diffusion_core.parity.diff.recording import Operation, Recording
-from diffusion_core.parity.diff.walk import Exit, Walk
+from diffusion_core.parity.diff.walk import Walk
 
 
 def model(tape: Tape) -> int:

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from diffusion_core.parity.diff import operations as rules
 from diffusion_core.parity.diff.causes.change import Change
+from diffusion_core.parity.diff.exits import Exit
 from diffusion_core.parity.diff.graph import relative
 from diffusion_core.parity.diff.layouts import find_layout
 from diffusion_core.parity.diff.partings import ENOUGH, Side
+from diffusion_core.parity.diff.reach import needed_by, reached
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
-from diffusion_core.parity.diff.walk import Exit, Walk, needed_by, reached
+from diffusion_core.parity.diff.walk import Walk
 
 __all__ = ["CONSTANT", "Attempt", "attempt", "error_at", "work"]
 

@@ -19,6 +19,7 @@ from diffusion_core.parity.diff.causes import gradients, optimiser, training
 from diffusion_core.parity.diff.causes.dropouts import Dropout
 from diffusion_core.parity.diff.dropped import Dropped
 from diffusion_core.parity.diff.ends import Ends, early_ends, find_ends, name_rest
+from diffusion_core.parity.diff.exits import Exit, exits_of, likely_layout, match_by_use
 from diffusion_core.parity.diff.explain import Explained, explain
 from diffusion_core.parity.diff.findings import Comparison, Finding, Row
 from diffusion_core.parity.diff.graph import Graph, relative, to_graph
@@ -26,20 +27,12 @@ from diffusion_core.parity.diff.layouts import find_layout
 from diffusion_core.parity.diff.output_order import order_findings
 from diffusion_core.parity.diff.outputs import notes_of, recorded_outputs, shared_weights
 from diffusion_core.parity.diff.partings import Parting
+from diffusion_core.parity.diff.reach import needed_by, of_parameters, reached
 from diffusion_core.parity.diff.recording import Pass, Recording
 from diffusion_core.parity.diff.rounded import KIND as ROUNDED
 from diffusion_core.parity.diff.rounded import as_a_whole, nearly_agree, rounded_weights, rounding_of_weights
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
-from diffusion_core.parity.diff.walk import (
-    Exit,
-    Walk,
-    exits_of,
-    likely_layout,
-    match_by_use,
-    needed_by,
-    of_parameters,
-    reached,
-)
+from diffusion_core.parity.diff.walk import Walk
 
 __all__ = ["compare"]
 
@@ -262,7 +255,7 @@ def first_parting(walk: Walk, partner: Mapping[int, tuple[int, tuple[int, int] |
     start = (reading or starts)[0]
     if set(walk.b.operations[start].outputs) & set(walk.early):
         return first_end(walk)
-    exits = exits_of(walk, partner, start, still)
+    exits = exits_of(walk.a, walk.b, walk.values, partner, start, still)
     last = [exit_.b for exit_ in exits] or [n for n in walk.b.record.outputs.values() if n in still]
     region = needed_by(walk.b, last, lambda n: n in still) | {start}
     there = walk.open_there()

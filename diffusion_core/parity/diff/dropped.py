@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from diffusion_core.parity.diff.causes.dropouts import Dropout, dropouts, same_dropouts
-from diffusion_core.parity.diff.walk import Exit, Walk
+from diffusion_core.parity.diff.exits import Exit
+from diffusion_core.parity.diff.walk import Walk
 
 __all__ = ["Dropped"]
 

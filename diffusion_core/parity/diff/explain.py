@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from diffusion_core.parity.diff.attempts import CONSTANT, Attempt, attempt, error_at, work
 from diffusion_core.parity.diff.causes.change import CAUSES, Change, Suspect
+from diffusion_core.parity.diff.exits import Exit
 from diffusion_core.parity.diff.findings import Finding, Place
 from diffusion_core.parity.diff.graph import Compute
 from diffusion_core.parity.diff.partings import Parting, Side
 from diffusion_core.parity.diff.recording import Operation
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
-from diffusion_core.parity.diff.walk import Exit
 
 __all__ = ["Explained", "counterpart", "explain"]
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.parity.diff.alignment import Alignment
+from diffusion_core.parity.diff.exits import likely_layout
 from diffusion_core.parity.diff.graph import relative
 from diffusion_core.parity.diff.recording import Pass, Recording
-from diffusion_core.parity.diff.walk import likely_layout
 
 __all__ = ["RecordedOutputs", "apart_by_chance", "notes_of", "recorded_outputs", "shared_weights"]
 

@@ -9,9 +9,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from diffusion_core.parity.diff.exits import Exit
 from diffusion_core.parity.diff.graph import Graph
 from diffusion_core.parity.diff.layouts import Lookup
-from diffusion_core.parity.diff.walk import Exit, Walk, needed_by
+from diffusion_core.parity.diff.reach import needed_by
+from diffusion_core.parity.diff.walk import Walk
 
 __all__ = ["ENOUGH", "Parting", "Side"]
 

@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.parity.diff import operations as rules
+from diffusion_core.parity.diff.exits import Exit, likely_layout
 from diffusion_core.parity.diff.explain import counterpart
 from diffusion_core.parity.diff.findings import Finding
 from diffusion_core.parity.diff.graph import Graph, relative
 from diffusion_core.parity.diff.partings import Parting
-from diffusion_core.parity.diff.walk import Exit, Walk, likely_layout
+from diffusion_core.parity.diff.walk import Walk
 
 __all__ = ["KIND", "as_a_whole", "nearly_agree", "rounded_weights", "rounding_of_weights"]
 

@@ -16,22 +16,21 @@ of one unit in the last place. Their difference is what rounding can do here; ag
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.parity.diff import operations as rules
 from diffusion_core.parity.diff.draws import choose_draw, draws_of, layout_of_draw
+from diffusion_core.parity.diff.exits import Exit
 from diffusion_core.parity.diff.graph import Compute, Graph, relative
 from diffusion_core.parity.diff.layouts import Layout, Lookup, find_layout, typical_size
-from diffusion_core.parity.diff.recording import Operation
+from diffusion_core.parity.diff.reach import open_values, reached
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
 
-__all__ = ["Exit", "Meeting", "Walk", "exits_of", "likely_layout", "match_by_use", "needed_by", "reached"]
+__all__ = ["Meeting", "Walk"]
 
 # Agreement: so many units in the last place of float64 relative to the largest number, and so many times what the
 # random errors did. The first covers sums of thousands of terms in another order.
@@ -40,7 +39,6 @@ _NEAR = 1e-11
 # Weights were stored in float32. One that is computed from several of the other side (a folded norm, a sum of biases)
 # is known to half a unit of that only. So are constants of a float32 model.
 _STORED = 2.0**-24
-_MEMORY = ("transpose", "reshape", "cast", "identity", "expand", "stop_gradient", "split", "slice", "unstack", "flip")
 
 
 @dataclass(frozen=True)
@@ -50,22 +48,6 @@ class Meeting:
     a: int
     layout: Layout
     own: float = 0.0
-
-
-@dataclass(frozen=True)
-class Exit:
-    """A value of B and one of A that are the same quantity although their numbers differ.
-
-    Attributes:
-        a, b: the values.
-        to_b: how to write A's value in B's layout.
-        at: the operations of A and B that show it, since they apply the same parameter; None for outputs.
-    """
-
-    a: int
-    b: int
-    to_b: Callable[[NDArray], NDArray]
-    at: tuple[int, int] | None = None
 
 
 class Walk:
@@ -371,210 +353,3 @@ def _unchanged(before: tuple, now: tuple) -> bool:
 def lift_as(array: NDArray, like: NDArray) -> NDArray:
     """Return an array in the shape and type of another, for a comparison."""
     return np.asarray(array).astype(like.dtype, copy=False).reshape(like.shape)
-
-
-def open_values(graph: Graph, found: Callable[[int], bool], outputs: Collection[int]) -> set[int]:
-    """Return the values that are not found, with a way to an output on which nothing is found."""
-    still: set[int] = set()
-    for i in reversed(range(len(graph.operations))):
-        for number in graph.operations[i].outputs:
-            follows = any(n in still for j in graph.consumers.get(number, ()) for n in graph.operations[j].outputs)
-            if (number in outputs or follows) and not found(number):
-                still.add(number)
-    return still
-
-
-def reached(graph: Graph, numbers: Iterable[int], until: Callable[[int], bool] = lambda number: False) -> set[int]:
-    """Return the operations that follow from some values, not going on from values for which `until` holds."""
-    todo, operations = list(numbers), set()
-    while todo:
-        for i in graph.consumers.get(todo.pop(), ()):
-            if i not in operations:
-                operations.add(i)
-                todo.extend(n for n in graph.operations[i].outputs if not until(n))
-    return operations
-
-
-def needed_by(graph: Graph, numbers: Iterable[int], wanted: Callable[[int], bool]) -> set[int]:
-    """Return the operations that some values come from, as far as their results are wanted."""
-    todo, operations = [n for n in numbers if n in graph.producer], set()
-    while todo:
-        i = graph.producer[todo.pop()]
-        if i not in operations:
-            operations.add(i)
-            todo.extend(n for n in graph.operations[i].inputs if n in graph.producer and wanted(n))
-    return operations
-
-
-def uses(graph: Graph, number: int) -> list[tuple[int, int]]:
-    """Return (operation, value that it reads) for each operation that computes with a parameter, in order.
-
-    Operations that only move numbers or convert them, as the transposition of a matrix, are looked through.
-    """
-    found, todo, seen = [], [number], set()
-    while todo:
-        current = todo.pop()
-        for i in graph.consumers.get(current, ()):
-            operation = graph.operations[i]
-            if operation.kind in _MEMORY and all(is_memory(graph, n, number) for n in operation.inputs):
-                new = [n for n in operation.outputs if n not in seen]
-                seen.update(new)
-                todo.extend(new)
-            else:
-                found.append((i, current))
-    return sorted(found)
-
-
-def is_memory(graph: Graph, value: int, parameter: int) -> bool:
-    """Return whether a value is a parameter in another layout."""
-    while value in graph.producer and value != parameter:
-        operation = graph.operations[graph.producer[value]]
-        if operation.kind not in _MEMORY or not operation.inputs:
-            return False
-        value = operation.inputs[0]
-    return value == parameter
-
-
-def of_parameters(graph: Graph, number: int) -> bool:
-    """Return whether a value is a parameter or buffer, in whatever layout."""
-    while number in graph.producer:
-        operation = graph.operations[graph.producer[number]]
-        if operation.kind not in _MEMORY or not operation.inputs:
-            return False
-        number = operation.inputs[0]
-    return number in graph.names
-
-
-Partners = dict[int, tuple[int, tuple[int, int] | None]]
-
-
-def match_by_use(
-    a: Graph,
-    b: Graph,
-    pairs: Iterable[tuple[int, int]],
-    outputs: Iterable[tuple[int, int]],
-    permuted: Mapping[int, Collection[int]] = MappingProxyType({}),
-) -> Partners:
-    """Return which value of A is the same quantity as a value of B, since the same parameter is applied to both.
-
-    What an operation makes from the parameter and what it reads besides it are paired where their sizes fit, and the
-    outputs of the models. With each pair come the two operations.
-
-    Args:
-        a, b: the graphs.
-        pairs: value numbers of parameters: of A, of B.
-        outputs: value numbers of outputs that belong together, likewise.
-        permuted: for parameters of B whose entries stand in another order, the lengths of those axes: values that have
-            such an axis stand in another order too, such as the gates of a recurrent layer.
-    """
-    partner: Partners = {}
-    for there, here in pairs:
-        mine, theirs = uses(b, here), uses(a, there)
-        if len(mine) != len(theirs):
-            continue
-        turned = set(permuted.get(here, ()))
-        for (i, value_b), (j, value_a) in zip(mine, theirs, strict=True):
-            one, other = b.operations[i], a.operations[j]
-            data_b = [n for n in one.inputs if n != value_b and not of_parameters(b, n)]
-            data_a = [n for n in other.inputs if n != value_a and not of_parameters(a, n)]
-            if not alike(a, other, data_a, b, one, data_b):
-                continue
-            if len(one.outputs) == len(other.outputs) == 1 and not turned & set(b.values[one.outputs[0]].shape):
-                offer(partner, a, b, other.outputs[0], one.outputs[0], (j, i))
-            if len(data_a) == len(data_b) == 1 and not turned & set(b.values[data_b[0]].shape):
-                offer(partner, a, b, data_a[0], data_b[0], (j, i))
-    for there, here in outputs:
-        offer(partner, a, b, there, here, None)
-    return partner
-
-
-_USES = {"bias_add": "add", **dict.fromkeys(("conv", "conv_transpose", "einsum", "gather", "embedding"), "matmul")}
-
-
-def alike(a: Graph, there: Operation, data_a: Sequence[int], b: Graph, here: Operation, data_b: Sequence[int]) -> bool:
-    """Return whether two operations apply a parameter to the same quantity, as far as their form tells.
-
-    A layer norm may be written as ``gamma * (x - mean) / std`` or as ``x * (gamma / std) + ...``: there gamma is
-    multiplied with something else.
-    """
-    if _USES.get(there.kind, there.kind) != _USES.get(here.kind, here.kind):
-        return False
-    if there.kind != here.kind and _USES.get(there.kind) == "matmul":
-        return True
-    return sorted(np.size(a.values[n]) for n in data_a) == sorted(np.size(b.values[n]) for n in data_b)
-
-
-def offer(partner: Partners, a: Graph, b: Graph, there: int, here: int, at: tuple[int, int] | None) -> None:
-    """Pair two values that have the same number of elements, of which B's is made by an operation."""
-    if here in b.producer and np.size(a.values[there]) == np.size(b.values[here]):
-        partner.setdefault(here, (there, at))
-
-
-def exits_of(walk: Walk, partner: Partners, start: int, still: set[int]) -> list[Exit]:
-    """Return the exits behind an operation of B: the first values on every way that have a partner.
-
-    Args:
-        walk: the walk.
-        partner: pairs of values, from `match_by_use`.
-        start: the operation where the sides part.
-        still: the open values of B.
-    """
-    b, found, todo, seen = walk.b, {}, [start], set()
-    while todo:
-        i = todo.pop()
-        if i in seen:
-            continue
-        seen.add(i)
-        for number in b.operations[i].outputs:
-            if number not in still:
-                continue
-            if number in partner:
-                there, at = partner[number]
-                mine = walk.values.get(number, b.values[number])
-                found[number] = Exit(there, number, likely_layout(walk.a.values[there], mine), at)
-            else:
-                todo.extend(b.consumers.get(number, ()))
-    return [found[number] for number in sorted(found, key=lambda n: b.producer[n])]
-
-
-def likely_layout(theirs: NDArray, mine: NDArray) -> Callable[[NDArray], NDArray]:
-    """Return how B's layout most likely follows from A's for values that differ: the order in which they differ least.
-
-    Axes of one element are left out. Among orders that fit equally well, the one that keeps the batch first and moves
-    one axis is taken.
-    """
-    shape = [n for n in theirs.shape if n != 1]
-    target = mine.shape
-    flat = theirs.reshape(shape)
-    best, chosen = float("inf"), tuple(range(len(shape)))
-    orders = sorted(itertools.permutations(range(len(shape))), key=lambda order: unusual(order, shape, target))
-    kind = np.result_type(theirs, mine, np.float64)
-    for order in orders if len(shape) <= 5 else [chosen]:
-        if not fits([shape[axis] for axis in order], [n for n in target if n != 1]):
-            continue
-        candidate = flat.transpose(order).reshape(target)
-        with np.errstate(all="ignore"):
-            error = float(np.mean(np.abs(np.nan_to_num(np.subtract(candidate, mine, dtype=kind)))))
-        if error < 0.9 * best:
-            best, chosen = error, order
-
-    def to_b(array: NDArray) -> NDArray:
-        return array.reshape(shape).transpose(chosen).reshape(target)
-
-    return to_b
-
-
-def unusual(order: Sequence[int], shape: Sequence[int], target: Sequence[int]) -> tuple[bool, int]:
-    """Rank an order of axes: those that keep the batch first and move as few axes as possible come first."""
-    identity = list(range(len(order)))
-    last = [0, *range(2, len(order)), 1] if len(order) > 2 else identity
-    first = [0, len(order) - 1, *range(1, len(order) - 1)] if len(order) > 2 else identity
-    known = list(order) in (identity, last, first)
-    return (not known, sum(a != b for a, b in zip(order, identity, strict=True)))
-
-
-def fits(shape: Sequence[int], target: Sequence[int]) -> bool:
-    """Return whether one shape becomes another by merging or splitting neighbouring axes."""
-    ends = set(np.cumprod(shape)) if shape else {1}
-    others = set(np.cumprod(target)) if target else {1}
-    return ends <= others or others <= ends

@@ -30,9 +30,10 @@ from diffusion_core.parity.diff.cotangents import backward, flowing, is_recorded
 from diffusion_core.parity.diff.findings import Finding, Place
 from diffusion_core.parity.diff.graph import Graph, relative
 from diffusion_core.parity.diff.layouts import find_layout
+from diffusion_core.parity.diff.reach import reached, uses
 from diffusion_core.parity.diff.recording import Pass
 from diffusion_core.parity.diff.vocabulary import LAYOUT_KINDS
-from diffusion_core.parity.diff.walk import Walk, reached, uses
+from diffusion_core.parity.diff.walk import Walk
 
 __all__ = ["gradient_findings"]
 
