@@ -12,6 +12,7 @@ import pytest
 
 from diffusion_core.parity.diff import explain as explaining
 from diffusion_core.parity.diff.causes import CAUSES
+from diffusion_core.parity.diff.causes.change import cause
 from diffusion_core.parity.diff.comparison import compare_pass
 from tests.diff.made_comparison import is_sentence
 from tests.diff.written import Tape, both, weights
@@ -398,3 +399,8 @@ def test_every_change_says_in_a_sentence_what_each_side_does() -> None:
 
 def test_every_cause_says_what_to_do() -> None:
     assert all(title and advice for title, advice, _ in CAUSES.values())
+
+
+def test_a_kind_of_cause_has_one_function() -> None:
+    with pytest.raises(ValueError, match="norm_epsilon is registered twice"):
+        cause("norm_epsilon", "the epsilon", "write the same")(lambda suspect: iter(()))

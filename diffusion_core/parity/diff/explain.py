@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from numpy.typing import NDArray
 
 from diffusion_core.parity.diff.attempts import CONSTANT, Attempt, attempt, error_at, work
-from diffusion_core.parity.diff.causes.change import CAUSES, Change, Suspect
+from diffusion_core.parity.diff.causes.change import CAUSES, Change, Read, Suspect
 from diffusion_core.parity.diff.exits import Exit
 from diffusion_core.parity.diff.findings import Finding, Place
 from diffusion_core.parity.diff.graph import Compute
@@ -67,9 +67,8 @@ def explain(
     Returns:
         the finding, and the exits that it accounts for; with a verified cause these may be some of them only.
     """
-    walk, (side_a, side_b) = parting.walk, parting.sides
-    error = max((error_at(exit_, walk) for exit_ in parting.exits), default=float("inf"))
-    suspects = ((side_b, _suspect_b(parting, weight_b)), (side_a, _suspect_a(parting, weight_a)))
+    error = max((error_at(exit_, parting.walk) for exit_ in parting.exits), default=float("inf"))
+    suspects = _suspects(parting, weight_b, weight_a)
     best: Attempt | None = None
     done = 0.0
     for kinds in ([kind for kind in known if kind in CAUSES], list(CAUSES)):
@@ -140,39 +139,25 @@ def _proposed(suspect: Suspect, kinds: Sequence[str]) -> Iterable[Change]:
         yield from (change for change in propose(suspect) if change.kind in wanted)
 
 
-def _suspect_b(parting: Parting, weight: Callable[[int], NDArray | None]) -> Suspect:
+def _suspects(
+    parting: Parting, weight_b: Callable[[int], NDArray | None], weight_a: Callable[[int], NDArray | None]
+) -> tuple[tuple[Side, Suspect], tuple[Side, Suspect]]:
+    """Return the parting as the catalogue sees it: from B first, then from A."""
     walk = parting.walk
+    ours = {number: (meeting.a, meeting.layout.to_b) for number, meeting in walk.meetings.items()}
+    theirs = {meeting.a: (number, meeting.layout.to_a) for number, meeting in reversed(walk.meetings.items())}
 
-    def match(number: int) -> tuple[int, Callable[[NDArray], NDArray]] | None:
-        meeting = walk.meetings.get(number)
-        return None if meeting is None else (meeting.a, meeting.layout.to_b)
+    def read_b(number: int) -> NDArray:
+        return walk.values.get(number, walk.b.values[number])
 
-    return Suspect(
-        walk.b,
-        parting.sides[1].near,
-        walk.a,
-        parting.sides[0].near,
-        walk.values.__getitem__,
-        walk.a.values.__getitem__,
-        match,
-        weight,
-        parting.sides[1].parts_before,
-    )
+    def seen_from(side: Side, read_other: Read, match: Mapping, weight: Callable) -> tuple[Side, Suspect]:
+        graphs = (side.graph, side.near, side.other.graph, side.other.near)
+        return side, Suspect(*graphs, side.values.__getitem__, read_other, match.get, weight, side.parts_before)
 
-
-def _suspect_a(parting: Parting, weight: Callable[[int], NDArray | None]) -> Suspect:
-    walk = parting.walk
-    back = {meeting.a: (number, meeting.layout.to_a) for number, meeting in reversed(walk.meetings.items())}
-    return Suspect(
-        walk.a,
-        parting.sides[0].near,
-        walk.b,
-        parting.sides[1].near,
-        walk.a.values.__getitem__,
-        lambda number: walk.values.get(number, walk.b.values[number]),
-        back.get,
-        weight,
-        parting.sides[0].parts_before,
+    side_a, side_b = parting.sides
+    return (
+        seen_from(side_b, walk.a.values.__getitem__, ours, weight_b),
+        seen_from(side_a, read_b, theirs, weight_a),
     )
 
 
@@ -218,9 +203,7 @@ def counterpart(parting: Parting, index: int | None, of_b: bool) -> Place | None
         lambda i: i in readers,
         lambda i: other.operations[i].kind == operation.kind,
         lambda i: i in further,
-        lambda i: (
-            other.operations[i].inputs != () and other.operations[i].kind not in (*LAYOUT_KINDS, "cast", "identity")
-        ),
+        lambda i: other.operations[i].inputs != () and other.operations[i].kind not in _MOVES,
         lambda i: True,
     )
     chosen = next((i for fits in same for i in region if fits(i)), None)

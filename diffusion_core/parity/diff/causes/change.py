@@ -99,9 +99,16 @@ def cause(kind: str, title: str, advice: str) -> Callable:
         kind: a short name, as in "norm_epsilon".
         title: what people call it, as in "the epsilon of a normalisation".
         advice: how each framework writes it, as in "eps= in PyTorch, epsilon= in Keras".
+
+    Raises:
+        ValueError: another function is the cause of that kind; one of the two would never be asked.
     """
 
     def register(function: Callable[[Suspect], Iterator[Change]]) -> Callable[[Suspect], Iterator[Change]]:
+        if kind in CAUSES:
+            raise ValueError(
+                f"the cause {kind} is registered twice: {CAUSES[kind][2].__name__} and {function.__name__}"
+            )
         CAUSES[kind] = (title, advice, function)
         return function
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -21,61 +21,6 @@ def with_kind(here: View, i: int, kind: str, **attributes: object):
     operation = here.graph.operations[i]
     other = replace(operation, kind=kind, attributes={**operation.attributes, **attributes})
     return lambda read: tuple(rules.evaluate(other, [read(n) for n in operation.inputs]))
-
-
-def _places(here: View, i: int, ndim: int, axes: tuple[int, ...]) -> Iterator[Change]:
-    """Yield one place along an axis instead of the mean or maximum over it."""
-    operation = here.graph.operations[i]
-    if operation.kind not in _KINDS or len(axes) != 1 or ndim < 2:
-        return
-    kept = bool(operation.attributes.get("keepdims"))
-    for place, words in ((0, "first"), (-1, "last")):
-
-        def take(read: Read, place: int = place) -> tuple:
-            x = read(operation.inputs[0])
-            y = x.take(place, axes[0])
-            return (np.expand_dims(y, axes[0]) if kept else y,)
-
-        yield Change(
-            "pooling",
-            i,
-            take,
-            f"the {operation.kind} over axis {axes[0]} is taken",
-            f"the {words} entry of axis {axes[0]} is taken",
-        )
-
-
-@cause("pooling", "how a sequence becomes one vector", "the class token x[:, 0], the last state x[:, -1], or the mean")
-def pooling(suspect: Suspect) -> Iterator[Change]:
-    """Take the mean, the maximum or another entry where one entry of an axis is taken."""
-    here = view(suspect)
-    for i, operation in here.operations:
-        if operation.kind != "slice":
-            continue
-        x, y = here.value(operation.inputs[0]), here.output(i)
-        if x is None or y is None or x.dtype.kind != "f":
-            continue
-        for axis in range(x.ndim):
-            begin, end = operation.attributes["start"][axis], operation.attributes["stop"][axis]
-            if x.shape[axis] < 2 or abs(end - begin) != 1:
-                continue
-            for words, function in (
-                ("the mean over", lambda x, axis=axis: x.mean(axis, keepdims=True)),
-                ("the maximum over", lambda x, axis=axis: x.max(axis, keepdims=True)),
-                ("the first entry of", lambda x, axis=axis: x.take([0], axis)),
-                ("the last entry of", lambda x, axis=axis: x.take([-1], axis)),
-            ):
-
-                def compute(read: Read, i: int = i, function: Callable = function, shape: tuple = y.shape) -> tuple:
-                    return (function(read(here.graph.operations[i].inputs[0])).reshape(shape),)
-
-                yield Change(
-                    "pooling",
-                    i,
-                    compute,
-                    f"entry {begin} of axis {axis} is taken",
-                    f"{words} axis {axis} is taken",
-                )
 
 
 @cause("reduction_kind", "a mean, a sum or a maximum", "mean, sum and max in both frameworks; a loss's reduction=")
@@ -121,7 +66,6 @@ def reduction(suspect: Suspect) -> Iterator[Change]:
             yield Change(
                 "argmax_ties", i, last, "the first of equal numbers is taken", "the last of equal numbers is taken"
             )
-        yield from _places(here, i, x.ndim, mine)
         for axes in axes_of(x.ndim, len(mine)):
             if axes != mine:
                 yield Change(
