@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backends.torch import device, files, network, own, sampler, trainer
+from backends.torch import device, files, loss, network, own, sampler, trainer
 from diffusion_core.backend import interface as backend
 
 __all__ = ["Backend"]
@@ -11,4 +11,4 @@ __all__ = ["Backend"]
 class Backend(backend.Backend):
     """Programs and plans in PyTorch."""
 
-    device, files, networks, own, samplers, trainers = device, files, network, own, sampler, trainer
+    device, files, losses, networks, own, samplers, trainers = device, files, loss, network, own, sampler, trainer

@@ -8,8 +8,9 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from backends.tf.device import DeviceContext
+from backends.tf.loss import batch_tensors
 from backends.tf.network import Network, convolve
-from backends.tf.trainer import Trainer, batch_tensors
+from backends.tf.trainer import Trainer
 from benchmarks.convolutions import Convolution
 from diffusion_core.backend.interface import TrainBatch
 

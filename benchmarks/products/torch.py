@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from backends.torch.device import DeviceContext
+from backends.torch.loss import batch_tensors
 from backends.torch.network import Network, convolve
-from backends.torch.trainer import Trainer, batch_tensors
+from backends.torch.trainer import Trainer
 from benchmarks.convolutions import Convolution
 from diffusion_core.backend.interface import TrainBatch
 

@@ -485,10 +485,11 @@ class Backend:
     # The modules of a subclass, and the names that each must have.
     device: ClassVar[Any]  # DeviceContext.communicator, prepare, compile_obstacle, describe, peak_memory_mib
     files: ClassVar[Any]  # read_arrays, export, load_export, load_network
+    losses: ClassVar[Any]  # noised, batch_tensors, loss_tensors
     networks: ClassVar[Any]  # Network
     own: ClassVar[Any]  # accepts, read_network, to_array, as_tensor, with_weights, to_own, from_own
     samplers: ClassVar[Any]  # sample, sample_tensors
-    trainers: ClassVar[Any]  # Trainer, noised, batch_tensors, loss_tensors
+    trainers: ClassVar[Any]  # Trainer
 
     def __init__(self, config: BackendConfig, group: ProcessGroup | None = None, context: Any = None) -> None:
         self.config = config
@@ -560,7 +561,7 @@ class Backend:
     @translate_out_of_memory
     def noised(self, batch: TrainBatch) -> tuple[NDArray, NDArray]:
         """Return (x_t, target) of a batch, as the training step computes them."""
-        return self.trainers.noised(batch, self.context)
+        return self.losses.noised(batch, self.context)
 
     @translate_out_of_memory
     def sample(

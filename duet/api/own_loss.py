@@ -95,7 +95,7 @@ def loss(
     )  # fmt: skip
     # What is drawn does not depend on the images, so they stay where they are. Input perturbation adds to them on the
     # host, and bytes are converted there.
-    has_tensors = hasattr(opened, "trainers")
+    has_tensors = hasattr(opened, "losses")
     stays = has_tensors and kind == "float" and not objective.input_perturbation
     values = np.broadcast_to(np.zeros((), dtype), (count, *spec.image_shape))
     if not stays:
@@ -106,12 +106,12 @@ def loss(
     batch = objective.batch(values, numbers, step * count + np.arange(count), dtype, features=features)
     if not has_tensors:
         return opened.loss(built, batch, distance)
-    trainers, given = opened.trainers, {}
+    given = {}
     if stays:
         tensor = own.backend.own.as_tensor(images, opened.context)
         batch, given = replace(batch, images=None), {"images": own.backend.own.from_own(tensor, spec.shape, own.layout)}
-    tensors = trainers.batch_tensors(batch, opened.context)._replace(**given)
-    return trainers.loss_tensors(built, tensors, distance)[0]
+    tensors = opened.losses.batch_tensors(batch, opened.context)._replace(**given)
+    return opened.losses.loss_tensors(built, tensors, distance)[0]
 
 
 def _shape_and_kind(images: Any) -> tuple[tuple[int, ...], str]:

@@ -303,7 +303,7 @@ def test_every_computation_reports_running_out_of_memory(backend, trainer, monke
     network = backend.network(TINY, state.weights)
     images = batch.images, batch.c_noise, batch.label
     with monkeypatch.context() as patch:
-        for part in (backend.trainers, backend.networks):
+        for part in (backend.trainers, backend.losses, backend.networks):
             for name in ("tensors", "build", "to_host", "read_parameters"):
                 patch.setattr(part, name, short, raising=False)
         for computes in (
@@ -527,7 +527,7 @@ def test_random_words_equal_those_of_the_core(backend, key, n, row):
     batch = replace(new_batch(backend, len(index)), positions=index, dropout_key=np.array(key))
     package = type(backend).__module__
     # As in a training step: the positions must reach the device with all 64 bits.
-    b = import_module(f"{package}.trainer").batch_tensors(batch, backend.context)
+    b = import_module(f"{package}.loss").batch_tensors(batch, backend.context)
     got = np.asarray(import_module(f"{package}.random").random_words(b.dropout_key, b.positions, n, row))
     np.testing.assert_array_equal(got, random_words(key, index, n, row))
 

@@ -94,7 +94,7 @@ def test_both_have_the_same_files():
         path.name for path in FOLDERS["tf"].glob("*.py") if is_twin(path.name) and ("tf", path.name) not in FILES_ALONE
     )
     assert in_tf == FILES
-    assert {"network.py", "trainer.py", "sampler.py", "device.py"} < set(FILES)
+    assert {"network.py", "loss.py", "trainer.py", "sampler.py", "device.py"} < set(FILES)
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -1,0 +1,144 @@
+"""The loss of a training batch in TensorFlow: noise, forward, distance, variational bound."""
+
+from __future__ import annotations
+
+import math
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import fields
+
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from backends.tf.device import DeviceContext
+from backends.tf.network import Network, to_host
+from diffusion_core.backend.interface import MIN_PROBABILITY, PSEUDO_HUBER_C, TrainBatch
+from diffusion_core.networks.program import Training
+
+__all__ = ["Batch", "batch_tensors", "loss_tensors", "noised", "split_batch"]
+
+
+def _huber(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    size = tf.abs(a - b)
+    return tf.where(size <= 1, 0.5 * tf.square(a - b), size - 0.5)
+
+
+def _pseudo_huber(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
+    square = tf.math.squared_difference(a, b)
+    return square / (tf.sqrt(square + PSEUDO_HUBER_C**2) + PSEUDO_HUBER_C)
+
+
+def _pixel_mean(distance: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> Callable[..., tf.Tensor]:
+    """Return the mean of a distance over each image; only the first channels of a wider output count."""
+    return lambda output, target, label: tf.reduce_mean(distance(output[..., : target.shape[-1]], target), [1, 2, 3])
+
+
+# The distance per image, of (output, target, label).
+_DISTANCES = {
+    "mse": _pixel_mean(tf.math.squared_difference),
+    "l1": _pixel_mean(lambda a, b: tf.abs(a - b)),
+    "huber": _pixel_mean(_huber),
+    "pseudo_huber": _pixel_mean(_pseudo_huber),
+    "cross_entropy": lambda logits, target, label: tf.nn.sparse_softmax_cross_entropy_with_logits(label, logits),
+}
+
+
+# A batch on the device.
+Batch = namedtuple("Batch", [field.name for field in fields(TrainBatch)])
+_TYPES = {
+    "label": tf.int32,
+    "c_noise": tf.float64,
+    "positions": tf.int64,
+    "dropout_key": tf.int64,
+}
+
+
+def batch_tensors(batch: TrainBatch, context: DeviceContext) -> Batch:
+    """Return the fields of a batch as tensors on the device."""
+
+    def tensor(name: str, array: NDArray) -> tf.Tensor:
+        return context.images(array) if array.ndim == 4 else context.tensor(array, _TYPES.get(name))
+
+    return Batch(*(None if array is None else tensor(name, array) for name, array in vars(batch).items()))
+
+
+def split_batch(b: Batch, count: int) -> Callable[[tf.Tensor], Batch]:
+    """Split a batch into equal micro-batches whose losses sum to the batch loss."""
+    scaled = b._replace(importance=b.importance / count, dropout_key=None)
+    stacked = [None if t is None else tf.reshape(t, [count, -1, *t.shape[1:]]) for t in scaled]
+    return lambda i: Batch(*(None if t is None else t[i] for t in stacked))._replace(dropout_key=b.dropout_key)
+
+
+def _to_pixels(column: tf.Tensor) -> tf.Tensor:
+    return column[:, None, None, None]
+
+
+def _noised(b: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+    alpha, sigma, target_x0, target_eps = map(_to_pixels, (b.alpha, b.sigma, b.target_x0, b.target_eps))
+    return alpha * b.images + sigma * b.noise, target_x0 * b.images + target_eps * b.noise
+
+
+def noised(batch: TrainBatch, context: DeviceContext) -> tuple[NDArray, NDArray]:
+    """Return (x_t, target) of a batch, as the training step computes them."""
+    x, target = _noised(batch_tensors(batch, context))
+    return to_host(x), to_host(target)
+
+
+def _normal_cdf(x: tf.Tensor) -> tf.Tensor:
+    return 0.5 * tf.math.erfc(-math.sqrt(0.5) * x)
+
+
+def _variational_bound(b: Batch, residual: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
+    """Return the weighted variational bound of each image; see `diffusion_core.backend.interface.TrainBatch`."""
+    *columns, weight = tf.unstack(b.variational, axis=1)
+    offset, scale, error, half_bin, lowest, highest, mean_gradient = map(_to_pixels, columns)
+    detached = tf.stop_gradient(residual)
+    u = offset + scale * variance if variance.shape[-1] else offset  # a fixed variance needs no output
+    e = error * (detached + mean_gradient * (residual - detached))
+    divergence = 0.5 * (u + tf.math.expm1(-u) + tf.exp(-u) * tf.square(e))
+    black, white = b.images < lowest, b.images > highest
+    # Mirror the bin so that its far or open side is at minus infinity, where probabilities are small numbers.
+    e = tf.where(black, e, tf.where(white, -e, tf.abs(e)))
+    narrow = tf.exp(-0.5 * u)
+    beyond = tf.where(black | white, tf.zeros_like(e), _normal_cdf(-narrow * (half_bin + e)))
+    probability = _normal_cdf(narrow * (half_bin - e)) - beyond
+    decoder = -tf.math.log(tf.maximum(probability, tf.constant(MIN_PROBABILITY, probability.dtype)))
+    return weight * tf.reduce_mean(tf.where(half_bin > 0, decoder, divergence), axis=[1, 2, 3])
+
+
+def _output(
+    network: Network, b: Batch, x: tf.Tensor, estimate: tf.Tensor | None, values: dict[str, tf.Tensor] | None
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    """Return F in training mode, and the new running statistics by name."""
+    training, scaled = Training(b.dropout_key, b.positions, values=values), _to_pixels(b.c_in) * x
+    output = network.apply_program(scaled, b.c_noise, b.label, b.features, estimate, training)
+    return output, training.statistics
+
+
+def _estimate(network: Network, b: Batch, x: tf.Tensor, values: dict[str, tf.Tensor] | None) -> tf.Tensor | None:
+    """Return the estimate of a first pass for self-conditioning; None without it."""
+    if b.self_conditioning is None:
+        return None
+    c_skip, c_out, keep, lowest, highest = map(_to_pixels, tf.unstack(b.self_conditioning, axis=1))
+    output, _ = _output(network, b, x, None, values)
+    estimate = tf.clip_by_value(c_skip * x + c_out * output[..., : x.shape[-1]], lowest, highest)
+    return tf.stop_gradient(keep * estimate)
+
+
+def loss_tensors(
+    network: Network, b: Batch, distance: str, values: dict[str, tf.Tensor] | None = None
+) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+    """Return the loss of a batch, the loss of each image, and the new running statistics by name.
+
+    Gradients can flow through the first two; `values` is filled with the value of each block if it is given.
+    """
+    x, target = _noised(b)
+    channels = x.shape[-1]
+    output, statistics = _output(network, b, x, _estimate(network, b, x, values), values)
+    losses = b.weight * _DISTANCES[distance](output, target, b.label)
+    if network.program.uncertainty:
+        uncertainty = tf.reduce_mean(output[..., -1], axis=[1, 2])
+        losses = tf.exp(-uncertainty) * losses + uncertainty
+    if b.variational is not None:
+        losses = losses + _variational_bound(b, output[..., :channels] - target, output[..., channels : 2 * channels])
+    return tf.reduce_mean(b.importance * losses), losses, statistics

@@ -1,0 +1,145 @@
+"""The loss of a training batch in PyTorch: noise, forward, distance, variational bound."""
+
+from __future__ import annotations
+
+import math
+from collections import namedtuple
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from backends.torch.device import DeviceContext
+from backends.torch.network import Network, to_host
+from diffusion_core.backend.interface import MIN_PROBABILITY, PSEUDO_HUBER_C, TrainBatch
+from diffusion_core.networks.program import Training
+
+__all__ = ["Batch", "batch_tensors", "loss_tensors", "noised", "split_batch"]
+
+
+def _pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
+    square = torch.square(a - b)
+    return square / (torch.sqrt(square + PSEUDO_HUBER_C**2) + PSEUDO_HUBER_C)
+
+
+def _pixel_mean(distance: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Return the mean of a distance over each image; only the first channels of a wider output count."""
+    return lambda output, target, label: distance(output[:, : target.shape[1]], target).mean(dim=(1, 2, 3))
+
+
+# The distance per image, of (output, target, label).
+_DISTANCES = {
+    "mse": _pixel_mean(lambda a, b: F.mse_loss(a, b, reduction="none")),
+    "l1": _pixel_mean(lambda a, b: F.l1_loss(a, b, reduction="none")),
+    "huber": _pixel_mean(lambda a, b: F.huber_loss(a, b, reduction="none")),
+    "pseudo_huber": _pixel_mean(_pseudo_huber),
+    "cross_entropy": lambda logits, target, label: F.cross_entropy(logits, label, reduction="none"),
+}
+
+
+# A batch on the device.
+Batch = namedtuple("Batch", [field.name for field in fields(TrainBatch)])
+_TYPES = {
+    "label": torch.int64,
+    "c_noise": torch.float64,
+    "positions": torch.int64,
+    "dropout_key": torch.int64,
+}
+
+
+def batch_tensors(batch: TrainBatch, context: DeviceContext) -> Batch:
+    """Return the fields of a batch as tensors on the device."""
+
+    def tensor(name: str, array: NDArray) -> Tensor:
+        return context.images(array) if array.ndim == 4 else context.tensor(array, _TYPES.get(name))
+
+    return Batch(*(None if array is None else tensor(name, array) for name, array in vars(batch).items()))
+
+
+def split_batch(b: Batch, count: int) -> Iterator[Batch]:
+    """Split a batch into equal micro-batches whose losses sum to the batch loss."""
+    if count == 1:
+        yield b
+        return
+    each, scaled = len(b.label) // count, b._replace(importance=b.importance / count)
+    for i in range(count):
+        part = slice(i * each, (i + 1) * each)
+        yield Batch(*(None if t is None else t[part] for t in scaled))._replace(dropout_key=b.dropout_key)
+
+
+def _to_pixels(column: Tensor) -> Tensor:
+    return column[:, None, None, None]
+
+
+def _noised(b: Batch) -> tuple[Tensor, Tensor]:
+    alpha, sigma, target_x0, target_eps = map(_to_pixels, (b.alpha, b.sigma, b.target_x0, b.target_eps))
+    return alpha * b.images + sigma * b.noise, target_x0 * b.images + target_eps * b.noise
+
+
+def noised(batch: TrainBatch, context: DeviceContext) -> tuple[NDArray, NDArray]:
+    """Return (x_t, target) of a batch, as the training step computes them."""
+    x, target = _noised(batch_tensors(batch, context))
+    return to_host(x), to_host(target)
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * torch.special.erfc(-math.sqrt(0.5) * x)
+
+
+def _variational_bound(b: Batch, residual: Tensor, variance: Tensor) -> Tensor:
+    """Return the weighted variational bound of each image; see `diffusion_core.backend.interface.TrainBatch`."""
+    *columns, weight = b.variational.unbind(1)
+    offset, scale, error, half_bin, lowest, highest, mean_gradient = map(_to_pixels, columns)
+    detached = residual.detach()
+    u = offset + scale * variance if variance.shape[1] else offset  # a fixed variance needs no output
+    e = error * (detached + mean_gradient * (residual - detached))
+    divergence = 0.5 * (u + torch.expm1(-u) + torch.exp(-u) * torch.square(e))
+    black, white = b.images < lowest, b.images > highest
+    # Mirror the bin so that its far or open side is at minus infinity, where probabilities are small numbers.
+    e = torch.where(black, e, torch.where(white, -e, e.abs()))
+    narrow = torch.exp(-0.5 * u)
+    beyond = torch.where(black | white, 0.0, _normal_cdf(-narrow * (half_bin + e)))
+    probability = _normal_cdf(narrow * (half_bin - e)) - beyond
+    decoder = -torch.log(probability.clamp(min=MIN_PROBABILITY))
+    return weight * torch.where(half_bin > 0, decoder, divergence).mean(dim=(1, 2, 3))
+
+
+def _output(
+    network: Network, b: Batch, x: Tensor, estimate: Tensor | None, values: dict[str, Tensor] | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return F in training mode, and the new running statistics by name."""
+    training, scaled = Training(b.dropout_key, b.positions, values=values), _to_pixels(b.c_in) * x
+    output = network.apply_program(scaled, b.c_noise, b.label, b.features, estimate, training)
+    return output, training.statistics
+
+
+@torch.no_grad()
+def _estimate(network: Network, b: Batch, x: Tensor, values: dict[str, Tensor] | None) -> Tensor | None:
+    """Return the estimate of a first pass for self-conditioning; None without it."""
+    if b.self_conditioning is None:
+        return None
+    c_skip, c_out, keep, lowest, highest = map(_to_pixels, b.self_conditioning.unbind(1))
+    output, _ = _output(network, b, x, None, values)
+    return keep * torch.clamp(c_skip * x + c_out * output[:, : x.shape[1]], lowest, highest)
+
+
+def loss_tensors(
+    network: Network, b: Batch, distance: str, values: dict[str, Tensor] | None = None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return the loss of a batch, the loss of each image, and the new running statistics by name.
+
+    Gradients can flow through the first two; `values` is filled with the value of each block if it is given.
+    """
+    x, target = _noised(b)
+    channels = x.shape[1]
+    output, statistics = _output(network, b, x, _estimate(network, b, x, values), values)
+    losses = b.weight * _DISTANCES[distance](output, target, b.label)
+    if network.program.uncertainty:
+        uncertainty = output[:, -1].mean(dim=(1, 2))
+        losses = torch.exp(-uncertainty) * losses + uncertainty
+    if b.variational is not None:
+        losses = losses + _variational_bound(b, output[:, :channels] - target, output[:, channels : 2 * channels])
+    return (b.importance * losses).mean(), losses, statistics
