@@ -13,6 +13,7 @@ import numpy as np
 from einops import rearrange
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_core.backend.block_functions import BLOCK_FUNCTIONS, Array
 from diffusion_core.backend.interface import (
     MIN_PROBABILITY,
     MIN_STD,
@@ -27,7 +28,7 @@ from diffusion_core.diffusion import process
 from diffusion_core.networks import blocks
 from diffusion_core.networks.own import Own
 from diffusion_core.networks.program import Program, Training
-from diffusion_core.networks.registry import Block, BlockRules, kind_of
+from diffusion_core.networks.registry import Block, kind_of
 from diffusion_core.networks.weights import check_weights
 from diffusion_core.sampling.plan import SamplerPlan
 
@@ -44,14 +45,6 @@ __all__ = [
     "sample",
     "training_pass",
 ]
-
-Array = NDArray[np.float64]
-
-# One function per block kind, called with the block, its inputs, its parameters by name and, if the kind has a training
-# mode, the full name of the block and `training`.
-BLOCK_FUNCTIONS: BlockRules[Callable[..., Array]] = BlockRules(
-    "reference function", "diffusion_core/backend/reference.py"
-)
 
 
 @BLOCK_FUNCTIONS(blocks.Sinusoid)

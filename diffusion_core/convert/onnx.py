@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,10 +32,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.convert.onnx_graph import EMITTERS, Graph, Value
 from diffusion_core.networks import blocks
 from diffusion_core.networks.own import Own
 from diffusion_core.networks.program import Program
-from diffusion_core.networks.registry import Block, BlockRules, Shape, kind_of
+from diffusion_core.networks.registry import Block, Shape, kind_of
 from diffusion_core.networks.weights import Weights, check_weights
 
 __all__ = ["EMITTERS", "OPSET", "onnx_model", "open_onnx", "open_session", "save_onnx"]
@@ -46,59 +46,12 @@ OPSET, IR_VERSION = 18, 8
 LIMIT = 2**31 - 2**26
 
 
-@dataclass(frozen=True)
-class Value:
-    """The value of a block: its name in the graph, and its shape without the batch, (c, h, w) or (c,)."""
-
-    name: str
-    shape: tuple[int, ...]
-
-    @property
-    def is_image(self) -> bool:
-        """Whether it has pixels."""
-        return len(self.shape) == 3
-
-
 def _channels_first(shape: Shape) -> Shape:
     return *shape[-1:], *shape[:-1]
 
 
 def _channels_last(shape: Shape) -> Shape:
     return *shape[1:], *shape[:1]
-
-
-class Graph:
-    """The nodes and initialisers so far; `block` is the name of the current block, a prefix of new names."""
-
-    def __init__(self, onnx: ModuleType) -> None:
-        self.onnx = onnx
-        self.nodes: list[Any] = []
-        self.initialisers: list[Any] = []
-        self.block = ""
-
-    def add(self, kind: str, *inputs: Value | str | NDArray, **attributes: Any) -> str:
-        """Add an operator and return the name of its output; arrays among its inputs become constants."""
-        output = f"{self.block}/{kind}_{len(self.nodes)}"
-        names = [self._name(value) for value in inputs]
-        self.nodes.append(self.onnx.helper.make_node(kind, names, [output], output, **attributes))
-        return output
-
-    def add_initialiser(self, name: str, array: NDArray) -> str:
-        """Add an initialiser and return its name."""
-        self.initialisers.append(self.onnx.numpy_helper.from_array(np.asarray(array, order="C"), name))
-        return name
-
-    def _name(self, value: Value | str | NDArray) -> str:
-        if isinstance(value, Value):
-            return value.name
-        if isinstance(value, str):
-            return value
-        return self.add_initialiser(f"{self.block}/constant_{len(self.initialisers)}", value)
-
-
-# One emitter per block kind. It takes the graph, the block, its inputs and the names of its parameters, adds operators
-# to the graph, and returns the name of the last output.
-EMITTERS: BlockRules[Callable[..., str]] = BlockRules("ONNX emitter", "diffusion_core/convert/onnx.py")
 
 
 def _int64(*numbers: int) -> NDArray[np.int64]:
