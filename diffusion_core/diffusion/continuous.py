@@ -7,7 +7,7 @@ r"""Noise schedules in continuous time: a function t -> (alpha, sigma) for every
     ve_sde             1                                      sigma_min (sigma_max/sigma_min)^t  [0, 1]
     edm                1                                      t                                  [0.002, 80]
     cosine_continuous  cos(a)                                 sin(a), a rising evenly with t     [0, 1]
-    flow_continuous    1 - t                                  t                                  [0.001, 1]
+    flow_continuous    1 - t                                  t, or noise_scale t                [0.001, 1]
     linear_vp          1 - t                                  sqrt(t (2 - t))                    [0.001, 1]
     polynomial         (1 - t)^n, or 1 - sigma                1 - alpha, or t^n                  [0.001, 1]
 
@@ -19,7 +19,7 @@ The derivatives by t follow from one function, the Wronskian w = alpha sigma' - 
 preserves a norm:
 
     alpha^2 + sigma^2 = 1    alpha' = -sigma w,    sigma' = alpha w
-    alpha + sigma = 1        alpha' = -w,          sigma' = w
+    alpha + sigma/k = 1      alpha' = -w/k,        sigma' = w          k = noise_scale, otherwise 1
     alpha = 1                alpha' = 0,           sigma' = w
 
 If the log-SNR is shifted by s, with k = exp(s/2), then w becomes k w / norm(k alpha, sigma)^2.
@@ -37,6 +37,7 @@ References:
     https://arxiv.org/abs/2412.06264
     SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant Transformers (Ma et al., 2024),
     the velocity of interpolants, https://arxiv.org/abs/2401.08740
+    Back to Basics: Let Denoising Generative Models Denoise (Li & He, 2025), noise_scale, https://arxiv.org/abs/2511.13720
 """
 
 from __future__ import annotations
@@ -56,12 +57,14 @@ from diffusion_core.diffusion.plot import plot_schedule
 __all__ = [
     "CONTINUOUS",
     "ContinuousSchedule",
+    "ScaledSum",
     "cosine_continuous",
     "edm",
     "flow_continuous",
     "linear_vp",
     "polynomial",
     "straight_line",
+    "sum_scale",
     "ve_sde",
     "vp_sde",
 ]
@@ -78,8 +81,8 @@ class ContinuousSchedule:
         alpha_sigma: the function that returns (alpha, sigma) at t, both with the shape of t.
         inverse: the function that returns the t at which log(sigma/alpha) has a value.
         span: the smallest and the largest t.
-        norm: the function of (alpha, sigma) that is 1 at every t: `numpy.hypot`, `numpy.add`, or one that returns
-            alpha.
+        norm: the function of (alpha, sigma) that is 1 at every t: `numpy.hypot`, `numpy.add`, a `ScaledSum`, or one
+            that returns alpha.
         wronskian_at: the function that returns alpha sigma' - sigma alpha' at t, with the shape of t; only prediction
             velocity needs it.
         options: the name and the options of `schedule.make_schedule` that made it; None if something else did.
@@ -140,7 +143,8 @@ class ContinuousSchedule:
         (alpha, sigma), w = self(t), self.wronskian(t)
         if self.norm is np.hypot:
             return -sigma * w, alpha * w
-        return (-w if self.norm is np.add else np.zeros_like(w)), w
+        scale = sum_scale(self.norm)
+        return (np.zeros_like(w) if scale is None else -w / scale), w
 
     def t_at_log_ratio(self, log_ratio: ArrayLike) -> Array:
         """Return the t at which log(sigma/alpha) has these values: the inverse of a call.
@@ -239,6 +243,24 @@ class ContinuousSchedule:
 
 def _alpha_norm(alpha: Array, sigma: Array) -> Array:
     return alpha
+
+
+@dataclass(frozen=True)
+class ScaledSum:
+    """The norm alpha + sigma / scale."""
+
+    scale: float
+
+    def __call__(self, alpha: Array, sigma: Array) -> Array:
+        """Return alpha + sigma / scale."""
+        return alpha + sigma / self.scale
+
+
+def sum_scale(norm: Callable[[Array, Array], Array]) -> float | None:
+    """Return the k of a norm alpha + sigma / k; None for any other norm."""
+    if isinstance(norm, ScaledSum):
+        return norm.scale
+    return 1.0 if norm is np.add else None
 
 
 def vp_sde(
@@ -347,16 +369,38 @@ def straight_line(t: ArrayLike) -> tuple[Array, Array]:
     return 1.0 - t, t
 
 
-def flow_continuous(t_min: float = 1e-3, t_max: float = 1.0) -> ContinuousSchedule:
+def flow_continuous(t_min: float = 1e-3, t_max: float = 1.0, noise_scale: float = 1.0) -> ContinuousSchedule:
     """Return the schedule of `straight_line`: rectified flow, or the conditional optimal transport path.
 
     See Liu et al., 2022; Lipman et al., 2022.
 
+    Args:
+        t_min: the least noisy t.
+        t_max: the noisiest t.
+        noise_scale: standard deviation of x_t at t = 1; images of twice the size have about the same signal-to-noise
+            ratio with 2 (Li & He, 2025).
+
     Raises:
-        DuetError: unless 0 < t_min < t_max <= 1.
+        DuetError: unless 0 < t_min < t_max <= 1, or for a noise_scale that is not positive.
     """
     _check_times("flow_continuous", t_min, t_max)
-    return ContinuousSchedule("flow_continuous", straight_line, _logistic, (t_min, t_max), np.add, np.ones_like)
+    if not 0 < noise_scale < math.inf:
+        raise DuetError(f"schedule.noise_scale: {noise_scale} was given; it must be a positive number")
+    if noise_scale == 1:
+        return ContinuousSchedule("flow_continuous", straight_line, _logistic, (t_min, t_max), np.add, np.ones_like)
+
+    def alpha_sigma(t: Array) -> tuple[Array, Array]:
+        alpha, sigma = straight_line(t)
+        return alpha, noise_scale * sigma
+
+    return ContinuousSchedule(
+        "flow_continuous",
+        alpha_sigma,
+        lambda log_ratio: _logistic(log_ratio - math.log(noise_scale)),
+        (t_min, t_max),
+        ScaledSum(noise_scale),
+        lambda t: np.full_like(t, noise_scale),
+    )
 
 
 def _logistic(log_ratio: Array) -> Array:

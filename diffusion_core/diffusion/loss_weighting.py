@@ -19,11 +19,16 @@ for noise per unit of signal, and lambda = log SNR:
     min_snr    min(SNR, gamma)                   min(SNR, gamma) / SNR           min(SNR, gamma) / (SNR + 1)
     p2         SNR / (k + SNR)^gamma             1 / (k + SNR)^gamma
     edm        SNR + 1 / sigma_data^2            1 + 1 / (SNR sigma_data^2)      1, if sigma_data = 1
+    velocity   (w / sigma)^2                     (w / alpha)^2                   w^2
     sigmoid    SNR sigmoid(bias - lambda)        sigmoid(bias - lambda)
 
-Each is written so that it is finite where SNR is 0: w is 0 there, except for edm, where it is 1 / sigma_data^2, and for
-simple. The equality holds for the squared distance; another distance of the target is multiplied by the same weights.
-All weights are float64; t = 0 means one noise step, and a continuous schedule has weights at every t of its span.
+In velocity, w = alpha sigma' - sigma alpha' is the Wronskian of a continuous schedule (`continuous`): it is the simple
+weighting of prediction velocity, 1 / t^2 for x_0 on the straight line, and with prediction x0 and a `t_floor` the v-loss
+of JiT, 1 / max(t, t_floor)^2.
+
+Each is written so that it is finite where SNR is 0: w is 0 there, except for edm, where it is 1 / sigma_data^2, for
+velocity and for simple. The equality holds for the squared distance; another distance of the target is multiplied by
+the same weights. All weights are float64; t = 0 means one noise step, and a continuous schedule has weights at every t of its span.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), eq. 14, https://arxiv.org/abs/2006.11239
@@ -35,6 +40,8 @@ References:
     Understanding Diffusion Objectives as the ELBO with Simple Data Augmentation (Kingma & Gao, 2023),
     https://arxiv.org/abs/2303.00848
     Simpler Diffusion (SiD2) (Hoogeboom et al., 2024), https://arxiv.org/abs/2410.19324
+    Back to Basics: Let Denoising Generative Models Denoise (Li & He, 2025), velocity of prediction x0,
+    https://arxiv.org/abs/2511.13720
 """
 
 from __future__ import annotations
@@ -47,9 +54,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.registry import build
-from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.process import Process, unsupported_reason
 
-__all__ = ["WEIGHTINGS", "Weighting", "edm", "make_weights", "min_snr", "p2", "sigmoid", "simple", "snr"]
+__all__ = ["WEIGHTINGS", "Weighting", "edm", "make_weights", "min_snr", "p2", "sigmoid", "simple", "snr", "velocity"]
 
 Array = NDArray[np.float64]
 # The weights of the squared error of the target at the timesteps t, with the shape of t.
@@ -107,6 +114,18 @@ def edm(process: Process, t: ArrayLike, sigma_data: float | None = None) -> Arra
     return _on_target(process, t, _snr(process, t) + 1.0 / _positive("sigma_data", scale) ** 2)
 
 
+def velocity(process: Process, t: ArrayLike) -> Array:
+    """Return the weights for the squared error of the velocity dx_t/dt, for any prediction (Li & He).
+
+    Raises:
+        DuetError: for a schedule without a velocity: a table.
+    """
+    if why := unsupported_reason(process.schedule, "velocity"):
+        raise DuetError(f"process.weighting: velocity was given; {why.replace('prediction flow', 'weighting simple')}")
+    _, sigma = process.schedule(t)
+    return _on_target(process, t, np.square(process.schedule.wronskian(t) / sigma))
+
+
 def sigmoid(process: Process, t: ArrayLike, bias: float = 0.0, per_log_snr: bool = False) -> Array:
     """Return the weights for w = SNR sigmoid(bias - log SNR) = SNR / (1 + exp(-bias) SNR) (Kingma & Gao; SiD2).
 
@@ -139,6 +158,7 @@ WEIGHTINGS: Mapping[str, Callable[..., Array]] = {
     "p2": p2,
     "edm": edm,
     "sigmoid": sigmoid,
+    "velocity": velocity,
 }
 
 

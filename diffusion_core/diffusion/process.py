@@ -22,8 +22,9 @@ With ``x_t = alpha x_0 + sigma eps`` and the network's raw output F, every param
 
     r = sigma/alpha,   m = sigma_data,   q = sqrt(m^2 alpha^2 + sigma^2),   p = sqrt(alpha^2 + sigma^2)
 
-t is the timestep, on a respaced table that of the whole table, or the time of a continuous schedule. Every c_noise is
-multiplied by `time_scale`, for networks trained with another unit of time. Timesteps count from t = 0, the least noisy
+t is the timestep, on a respaced table that of the whole table, or the time of a continuous schedule. The network
+receives ``time_scale c_noise + time_offset``: networks are trained with another unit of time, with timesteps from 1, or
+with a time 1 - t that runs from noise to data (-1 and 1, as SiT and JiT). Timesteps count from t = 0, the least noisy
 level (one noise step), upward. v is defined for any schedule; with alpha^2 + sigma^2 = 1 it is the usual one. flow is
 eps - x_0 on every schedule; on the straight line, alpha = 1 - t and sigma = t, that is dx_t/dt.
 
@@ -48,6 +49,12 @@ meaning that it was trained for.
 denoiser is a network that contains its preconditioning: it is given x_0 plus noise of scale r, and r itself, and
 returns the estimate, as D(x; sigma) of Karras et al. and the models of k-diffusion do.
 
+x0 with a positive `t_floor` reads the output F of the network as the velocity that divides by at least this t,
+
+    dx_t/dt = (x_t - F) / max(t, t_floor),      D = (1 - c_out) x_t + c_out F,      c_out = t / max(t, t_floor)
+
+on the straight line. Its error is then bounded near clean data, in the loss (weighting velocity) and in the sampler.
+
 velocity is dx_t/dt along the schedule's own continuous time, which increases with the noise, with the derivatives
 alpha' and sigma' and ``w = alpha sigma' - sigma alpha'``, see `continuous`. On the straight line it is flow. Code whose
 time runs from noise to data, such as flow_matching, has the opposite sign. All columns are float64.
@@ -62,6 +69,8 @@ References:
     its code (openai/improved-diffusion, improved_diffusion/gaussian_diffusion.py), the posterior mean
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), eq. 7 and table 1,
     https://arxiv.org/abs/2206.00364
+    Back to Basics: Let Denoising Generative Models Denoise (Li & He, 2025), x0 with a floor, with its code
+    (LTH14/JiT, denoiser.py), https://arxiv.org/abs/2511.13720
 """
 
 from __future__ import annotations
@@ -75,6 +84,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.registry import check_fields
+from diffusion_core.diffusion.continuous import sum_scale
 from diffusion_core.diffusion.plot import plot_process
 from diffusion_core.diffusion.schedule import AnySchedule
 
@@ -124,13 +134,14 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class _NoiseLevel:
-    """The arguments of a function of `PREDICTIONS`: the schedule, t with its alpha and sigma, and sigma_data."""
+    """The arguments of a function of `PREDICTIONS`: the schedule, t with its alpha and sigma, and the numbers."""
 
     schedule: AnySchedule
     t: Array
     alpha: Array
     sigma: Array
     sigma_data: float
+    t_floor: float = 0.0
 
     @property
     def log_ratio(self) -> Array:
@@ -158,7 +169,10 @@ def _eps(at: _NoiseLevel) -> Columns:
 
 
 def _x0(at: _NoiseLevel) -> Columns:
-    return _columns(at, 0.0, 1.0, 1.0, 0.0)
+    if not at.t_floor:
+        return _columns(at, 0.0, 1.0, 1.0, 0.0)
+    c_out = at.t / np.maximum(at.t, at.t_floor)
+    return _columns(at, 1.0 - c_out, c_out, 1.0, 0.0)
 
 
 def _v(at: _NoiseLevel) -> Columns:
@@ -304,12 +318,14 @@ class Process:
     Args:
         schedule: the noise levels.
         prediction: one of `PREDICTIONS`.
-        time_scale: factor of c_noise; 1000/T for networks trained with "rescaled timesteps", 999 for those of the VP
-            SDE.
+        time_scale: factor of c_noise, not 0; 1000/T for networks trained with "rescaled timesteps", 999 for those of
+            the VP SDE, -1 for a time that runs from noise to data.
         sigma_data: standard deviation of the data, used by edm only.
+        time_offset: what is added to the scaled c_noise: 1 for timesteps that count from 1, or for a time 1 - t.
+        t_floor: the least t that the velocity of x0 is divided by; 0 for no floor.
 
     Raises:
-        DuetError: for an unknown prediction, one that is not defined on the schedule, or a factor that is not positive.
+        DuetError: for an unknown prediction, one that is not defined on the schedule, or a number that is out of range.
 
     Example:
         >>> from diffusion_core.diffusion.schedule import linear
@@ -325,6 +341,8 @@ class Process:
     prediction: str = "eps"
     time_scale: float = 1.0
     sigma_data: float = 0.5
+    time_offset: float = 0.0
+    t_floor: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.schedule, AnySchedule):
@@ -337,14 +355,36 @@ class Process:
             raise DuetError(f"process.prediction: {self.prediction!r} was given; Duet calls it {own!r}")
         if self.prediction not in PREDICTIONS:
             raise one_of("process.prediction", self.prediction, PREDICTIONS)
-        for name in ("time_scale", "sigma_data"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise DuetError(f"process.{name}: {getattr(self, name)} was given; it must be a positive number")
+        if not 0 < self.sigma_data < np.inf:
+            raise DuetError(f"process.sigma_data: {self.sigma_data} was given; it must be a positive number")
+        if not 0 < abs(self.time_scale) < np.inf:
+            raise DuetError(f"process.time_scale: {self.time_scale} was given; it must be a number other than 0")
+        if not np.isfinite(self.time_offset):
+            raise DuetError(f"process.time_offset: {self.time_offset} was given; it must be a number")
+        self._check_floor()
         if why := unsupported_reason(self.schedule, self.prediction):
             raise DuetError(f"process {self.prediction}: {why}")
 
+    def _check_floor(self) -> None:
+        if not 0 <= self.t_floor < np.inf:
+            raise DuetError(f"process.t_floor: {self.t_floor} was given; it must be a time, at least 0")
+        if not self.t_floor:
+            return
+        if self.prediction != "x0":
+            raise DuetError(
+                f"process.t_floor: {self.t_floor:g} was given with prediction {self.prediction}, which has no floor; "
+                "use 0, or prediction x0"
+            )
+        line = self.schedule
+        t = np.zeros(0) if line.is_table else line.even_timesteps(5)
+        if line.is_table or sum_scale(line.norm) is None or not np.allclose(line(t)[0], 1.0 - t, rtol=0, atol=1e-12):
+            raise DuetError(
+                f"process.t_floor: {self.t_floor:g} was given on the schedule {line.name}; a floor is defined on the "
+                "straight line only, so use 0, or the schedule flow_continuous without a shift"
+            )
+
     def __repr__(self) -> str:
-        options = {name: getattr(self, name) for name in ("time_scale", "sigma_data")}
+        options = {name: getattr(self, name) for name in ("time_scale", "sigma_data", "time_offset", "t_floor")}
         changed = "".join(f", {name}={value:g}" for name, value in options.items() if value != getattr(Process, name))
         return f"Process({self.schedule!r}, {self.prediction!r}{changed})"
 
@@ -365,8 +405,9 @@ class Process:
     def columns(self, t: ArrayLike) -> Columns:
         """Return the columns at the timesteps t, in the span of the schedule; next_level takes integers only."""
         t = np.asarray(t)
-        columns = PREDICTIONS[self.prediction](_NoiseLevel(self.schedule, t, *self.schedule(t), self.sigma_data))
-        return replace(columns, c_noise=self.time_scale * columns.c_noise)
+        level = _NoiseLevel(self.schedule, t, *self.schedule(t), self.sigma_data, self.t_floor)
+        columns = PREDICTIONS[self.prediction](level)
+        return replace(columns, c_noise=self.time_scale * columns.c_noise + self.time_offset)
 
 
 def _per_image(column: ArrayLike, like: NDArray) -> Array:

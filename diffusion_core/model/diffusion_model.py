@@ -27,6 +27,10 @@ from diffusion_core.sampling import SamplerPlan, make_plan
 
 __all__ = ["DiffusionModel"]
 
+# The numbers that a process has besides its schedule and its prediction, and those of them that are 0 for most.
+_LATER_NUMBERS = ("time_offset", "t_floor")
+_PROCESS_NUMBERS = ("time_scale", "sigma_data", *_LATER_NUMBERS)
+
 
 @dataclass(frozen=True, repr=False)
 class DiffusionModel:
@@ -44,6 +48,8 @@ class DiffusionModel:
             ``"learned"`` or ``"learned_range"`` by the second half of the output channels, ``"fixed_small"`` or
             ``"fixed_large"`` without it; ``"fixed"`` trains without the bound.
         uncertainty: whether the network has an extra channel with the log-variance of its loss.
+        time_offset: what is added to the scaled t, see `diffusion.process.Process`.
+        t_floor: the least t that the velocity of prediction x0 is divided by, see `diffusion.process.Process`.
 
     Raises:
         DuetError: if the options do not fit together; the message names the configuration key.
@@ -67,6 +73,8 @@ class DiffusionModel:
     sigma_data: float = 0.5
     variance: str = "fixed"
     uncertainty: bool = False
+    time_offset: float = 0.0
+    t_floor: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.schedule, str):
@@ -138,7 +146,8 @@ class DiffusionModel:
     @cached_property
     def process(self) -> Process:
         """The schedule with its parameterisation."""
-        return Process(make_schedule(**self.schedule), self.prediction, self.time_scale, self.sigma_data)
+        options = {name: getattr(self, name) for name in _PROCESS_NUMBERS}
+        return Process(make_schedule(**self.schedule), self.prediction, **options)
 
     def plan(self, sampler: str, **options: Any) -> SamplerPlan:
         """Return the plan of a sampler by name, with its clip in `value_range`; see `sampling.make_plan`.
@@ -222,7 +231,8 @@ class DiffusionModel:
         schedule = ", ".join(f"{key} {value}" for key, value in self.schedule.items() if key != "name")
         schedule = self.schedule["name"] + (f" ({schedule})" if schedule else "")
         low, high = self.value_range
-        return f"{self.prediction} on {schedule}, time_scale {self.time_scale:g}, values {low:g} to {high:g}"
+        later = "".join(f", {name} {value:g}" for name in _LATER_NUMBERS if (value := getattr(self, name)))
+        return f"{self.prediction} on {schedule}, time_scale {self.time_scale:g}{later}, values {low:g} to {high:g}"
 
     @property
     def architecture(self) -> str:
@@ -256,6 +266,7 @@ class DiffusionModel:
             "sigma_data": self.sigma_data,
             "variance": self.variance,
             "uncertainty": self.uncertainty,
+            **{name: getattr(self, name) for name in _LATER_NUMBERS},
         }
 
     @staticmethod
@@ -264,7 +275,8 @@ class DiffusionModel:
         spec = make_spec(data["architecture"], **with_new_names(data["spec"], NETWORK_KEYS))
         value_range = tuple(data["value_range"])
         # Older checkpoints lack these options.
-        later = {name: data[name] for name in ("sigma_data", "variance", "uncertainty") if name in data}
+        names = ("sigma_data", "variance", "uncertainty", *_LATER_NUMBERS)
+        later = {name: data[name] for name in names if name in data}
         return DiffusionModel(
             spec, dict(data["schedule"]), data["prediction"], value_range, data["time_scale"], **later
         )

@@ -32,13 +32,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.registry import build
-from diffusion_core.diffusion.continuous import ContinuousSchedule
+from diffusion_core.diffusion.continuous import ContinuousSchedule, sum_scale
 from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.recurrence import Coefficients
 
@@ -81,9 +82,9 @@ def _vp_scale(log_ratio: Array) -> Pair:
     return 1 / np.sqrt(1 + square), -square / (1 + square)
 
 
-def _flow_scale(log_ratio: Array) -> Pair:
-    """Return that of alpha + sigma = 1."""
-    ratio = np.exp(log_ratio)
+def _flow_scale(noise_scale: float, log_ratio: Array) -> Pair:
+    """Return that of alpha + sigma / noise_scale = 1."""
+    ratio = np.exp(log_ratio) / noise_scale
     return 1 / (1 + ratio), -ratio / (1 + ratio)
 
 
@@ -151,8 +152,10 @@ def _own(schedule: AnySchedule) -> Clock:
             ahead, behind = (schedule.inverse(at[:, None] + sign * steps) for sign in (1, -1))
             return schedule.inverse(at), (ahead - behind) @ _DIFFERENCES / _STEP
 
-    scales = {np.hypot: _vp_scale, np.add: _flow_scale}
-    return Clock("t", time, scales.get(schedule.norm, _no_scale), lambda t: _log_ratio(schedule, t))
+    noise_scale = sum_scale(schedule.norm)
+    scale = _vp_scale if schedule.norm is np.hypot else _no_scale
+    scale = scale if noise_scale is None else partial(_flow_scale, noise_scale)
+    return Clock("t", time, scale, lambda t: _log_ratio(schedule, t))
 
 
 def between(clock: Clock | None, start: Array, end: Array, part: float) -> Array:

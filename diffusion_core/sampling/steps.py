@@ -7,6 +7,7 @@ With n a norm of the noise level, u = x/n and tau = sigma/n, the probability-flo
     variable   n               tau                    du/dtau
     ratio      alpha           r = sigma/alpha        eps                  the sigma of EDM and k-diffusion
     flow       alpha + sigma   sigma/(alpha+sigma)    eps - D              the velocity of flow matching
+               alpha + sigma/k on a schedule with noise_scale k
 
 Both hold for any schedule; for steps in another time see `clock`. In both variables an x with a known x_0 moves on a
 straight line, so an exact estimate leads from any level to any other. A step from level t to a level d is, with f the
@@ -37,6 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.continuous import ScaledSum
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.clock import Clock, ClockSteps
@@ -109,7 +111,10 @@ def one_step_plan(
     alpha, sigma = levels["alpha"], levels["sigma"]
     if (np.any(two) and variable == "ratio") or clock:
         needs_signal(name, alpha)
-    path = ClockSteps(clock, alpha[:-1], sigma[:-1]) if clock else _Straight(VARIABLES[variable], alpha, sigma)
+    norm = VARIABLES[variable]
+    if variable == "flow" and isinstance(own := getattr(process.schedule, "norm", None), ScaledSum):
+        norm = own  # in which the schedule's own path is straight
+    path = ClockSteps(clock, alpha[:-1], sigma[:-1]) if clock else _Straight(norm, alpha, sigma)
     registers = 1 + bool(np.any(two))
     # Each step leads to the level at which the next one starts, before its fresh noise; the last to the end.
     ends = first_row + 1 + two

@@ -11,7 +11,14 @@ __all__ = ["process"]
 
 
 def process(
-    schedule: str, prediction: str = "eps", *, time_scale: float = 1.0, sigma_data: float = 0.5, **options: Any
+    schedule: str,
+    prediction: str = "eps",
+    *,
+    time_scale: float = 1.0,
+    sigma_data: float = 0.5,
+    time_offset: float = 0.0,
+    t_floor: float = 0.0,
+    **options: Any,
 ) -> Process:
     """Return a process: a schedule by name with what the network predicts.
 
@@ -21,6 +28,9 @@ def process(
             x_0 + sigma eps and sigma and returns the estimate of x_0, as those of EDM and k-diffusion are.
         time_scale: factor of t at the input of the network.
         sigma_data: standard deviation of the data, used by ``"edm"`` only.
+        time_offset: what is added to the scaled t; ``time_scale=-1, time_offset=1`` gives the network 1 - t, the time
+            of SiT and JiT.
+        t_floor: the least t that the velocity of ``"x0"`` is divided by, as in JiT; 0 for none.
         options: of the schedule, such as ``T=500``.
 
     Raises:
@@ -32,4 +42,4 @@ def process(
         >>> process("edm", "denoiser", sigma_max=40.0)
         Process(ContinuousSchedule('edm', t=0.002..40), 'denoiser')
     """
-    return Process(make_schedule(schedule, **options), prediction, time_scale, sigma_data)
+    return Process(make_schedule(schedule, **options), prediction, time_scale, sigma_data, time_offset, t_floor)

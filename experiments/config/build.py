@@ -205,7 +205,7 @@ def _process_options(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     process = plain(cfg.process)
     if "name" not in process["schedule"]:
         raise DuetError("process.schedule: no name was given; it is, for example, {name: linear, T: 1000}")
-    names = ("prediction", "time_scale", "sigma_data")
+    names = ("prediction", "time_scale", "sigma_data", "time_offset", "t_floor")
     rest = {"value_range": tuple(process["value_range"])} | {k: process[k] for k in ("variance", "uncertainty")}
     return {"schedule": process["schedule"], **{name: process[name] for name in names}}, rest
 

@@ -158,6 +158,8 @@ class ProcessSchema:
     value_range: list[float] = field(default_factory=lambda: [-1.0, 1.0])
     time_scale: float = 1.0  # factor of the timestep that the network sees
     sigma_data: float = 0.5  # standard deviation of the data, for prediction and weighting edm
+    time_offset: float = 0.0  # added to the scaled timestep that the network sees; with time_scale -1, 1 is 1 - t
+    t_floor: float = 0.0  # the least t that the velocity of prediction x0 is divided by (flow_continuous)
 
 
 @dataclass

@@ -90,7 +90,7 @@ def test_time_scale_multiplies_the_time_input():
     model = DiffusionModel(SPEC, {"name": "cosine", "T": 4000}, "eps", time_scale=0.25)
     assert model.process.columns([3999]).c_noise == [999.75]
     assert model.plan("ddim", steps=4, spacing="trailing").c_noise[0] == 999.75
-    with pytest.raises(DuetError, match=r"process\.time_scale: 0 was given; it must be a positive number"):
+    with pytest.raises(DuetError, match=r"process\.time_scale: 0 was given; it must be a number other than 0"):
         replace(model, time_scale=0)
 
 
