@@ -47,7 +47,7 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
 def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> None:
     """Write a network as a SavedModel whose batch dimension is free: ``(x, c_noise, label, features) -> F``.
 
-    A self-conditioned network has the input ``estimate`` after them.
+    A self-conditioned network has the input ``estimate`` after them, a network of two times ``second_time``.
 
     Args:
         network: the network.
@@ -63,9 +63,16 @@ def export(network: Network, path: str | Path, shape: tuple[int, int, int]) -> N
     )
     if network.program.self_conditioned:
         inputs += (tf.TensorSpec([None, *shape], dtype, "estimate"),)
+    if network.program.two_times:
+        inputs += (tf.TensorSpec([None], tf.float64, "second_time"),)
+    names = [spec.name for spec in inputs]
+
+    def forward(*given: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"F": network.apply_program(**dict(zip(names, given, strict=True)))}
+
     module = tf.Module()
     module.network = network
-    module.forward = tf.function(lambda *inputs: {"F": network.apply_program(*inputs)}, inputs, autograph=False)
+    module.forward = tf.function(forward, inputs, autograph=False)
     tf.saved_model.save(module, str(path), {"serving_default": module.forward})
 
 
@@ -79,6 +86,7 @@ def load_export(program: Program, path: str | Path, context: DeviceContext) -> F
         label: NDArray,
         features: NDArray | None = None,
         estimate: NDArray | None = None,
+        second_time: NDArray | None = None,
     ) -> NDArray:
         inputs = {
             "x": context.images(x),
@@ -88,6 +96,9 @@ def load_export(program: Program, path: str | Path, context: DeviceContext) -> F
         }
         if program.self_conditioned:
             inputs["estimate"] = tf.zeros_like(inputs["x"]) if estimate is None else context.images(estimate)
+        if program.two_times:
+            times = np.zeros(len(x)) if second_time is None else second_time
+            inputs["second_time"] = context.tensor(times, tf.float64)
         return to_host(model.signatures["serving_default"](**inputs)["F"])
 
     return forward

@@ -392,7 +392,7 @@ class Network(tf.Module):
         super().__init__()
         self.program, self.context = program, context
         self.blocks = build(program, weights, context)
-        self.call = context.function(self.apply_program)
+        self.call, self.derive = context.function(self.apply_program), context.function(self.derivative)
         # Returns make(network, *key), made once per key, since tracing takes seconds.
         self.make_once = cache(lambda make, *key: make(self, *key))
 
@@ -406,12 +406,15 @@ class Network(tf.Module):
         label: tf.Tensor,
         features: tf.Tensor,
         estimate: tf.Tensor | None = None,
+        second_time: tf.Tensor | None = None,
         training: Training | None = None,
     ) -> tf.Tensor:
-        """Return the raw output F in the dtype of the context; a missing estimate counts as zeros."""
+        """Return the raw output F in the dtype of the context; a missing estimate or second time counts as zeros."""
         inputs = {"x": x, "c_noise": c_noise, "label": label, "features": features}
         if self.program.self_conditioned:
             inputs["estimate"] = tf.zeros_like(x) if estimate is None else estimate
+        if self.program.two_times:
+            inputs["second_time"] = tf.zeros_like(c_noise) if second_time is None else second_time
         return tf.cast(self.program.run(self.blocks, inputs, training), self.context.dtype)
 
     @contextmanager
@@ -422,6 +425,26 @@ class Network(tf.Module):
                 stack.enter_context(module.mode(training))
             yield
 
+    def _inputs(
+        self,
+        x: NDArray,
+        c_noise: NDArray,
+        label: NDArray,
+        features: NDArray | None,
+        estimate: NDArray | None = None,
+        second_time: NDArray | None = None,
+    ) -> tuple[tf.Tensor | None, ...]:
+        """Return the inputs of `forward` as tensors."""
+        context = self.context
+        return (
+            context.images(x),
+            context.tensor(c_noise, tf.float64),
+            context.tensor(label, tf.int32),
+            self.zero_features(len(x)) if features is None else context.tensor(features),
+            None if estimate is None else context.images(estimate),
+            None if second_time is None else context.tensor(second_time, tf.float64),
+        )
+
     @translate_out_of_memory
     def forward(
         self,
@@ -430,27 +453,57 @@ class Network(tf.Module):
         label: NDArray,
         features: NDArray | None = None,
         estimate: NDArray | None = None,
+        second_time: NDArray | None = None,
     ) -> NDArray:
         """See `diffusion_core.backend.interface.Network`."""
-        context = self.context
-        c_noise, label = context.tensor(c_noise, tf.float64), context.tensor(label, tf.int32)
-        features = self.zero_features(len(x)) if features is None else context.tensor(features)
-        estimate = None if estimate is None else context.images(estimate)
-        return to_host(self.call(context.images(x), c_noise, label, features, estimate))
+        return to_host(self.call(*self._inputs(x, c_noise, label, features, estimate, second_time)))
 
     @translate_out_of_memory
     def vjp(
-        self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None
+        self,
+        x: NDArray,
+        c_noise: NDArray,
+        label: NDArray,
+        cotangent: NDArray,
+        features: NDArray | None = None,
+        second_time: NDArray | None = None,
     ) -> tuple[NDArray, NDArray]:
         """See `diffusion_core.backend.interface.Network`."""
-        context = self.context
-        c_noise, label = context.tensor(c_noise, tf.float64), context.tensor(label, tf.int32)
-        features = self.zero_features(len(x)) if features is None else context.tensor(features)
-        images = context.images(x)
+        images, *rest = self._inputs(x, c_noise, label, features, None, second_time)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(images)
-            output = self.call(images, c_noise, label, features, None)
-        return to_host(output), to_host(tape.gradient(output, images, context.images(cotangent)))
+            output = self.call(images, *rest)
+        return to_host(output), to_host(tape.gradient(output, images, self.context.images(cotangent)))
+
+    @translate_out_of_memory
+    def jvp(
+        self,
+        x: NDArray,
+        c_noise: NDArray,
+        label: NDArray,
+        tangents: tuple[NDArray, NDArray, NDArray],
+        features: NDArray | None = None,
+        second_time: NDArray | None = None,
+    ) -> tuple[NDArray, NDArray]:
+        """See `diffusion_core.backend.interface.Network`."""
+        second_time = np.zeros(len(x)) if second_time is None else second_time
+        x, c_noise, label, features, _, second_time = self._inputs(x, c_noise, label, features, None, second_time)
+        direction = self.context.images(tangents[0]), *(self.context.tensor(t, tf.float64) for t in tangents[1:])
+        output, rate = self.derive((x, c_noise, second_time), direction, label, features)
+        return to_host(output), to_host(rate)
+
+    def derivative(
+        self,
+        at: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
+        direction: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
+        label: tf.Tensor,
+        features: tf.Tensor,
+        training: Training | None = None,
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Return F at (x, c_noise, second_time), and its derivative along a direction."""
+        with tf.autodiff.ForwardAccumulator(at, direction) as accumulator:
+            output = self.apply_program(at[0], at[1], label, features, None, at[2], training)
+        return output, accumulator.jvp(output, tf.UnconnectedGradients.ZERO)
 
     def grad_log_prob(self, x: tf.Tensor, c_noise: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
         """Return the gradient with respect to x of log p(label | x), for a classifier with (B, K) logits."""

@@ -33,7 +33,8 @@ class RunModel(tf.Module):
         c_noise = tf.cast(read["c_noise"], tf.float64) if "c_noise" in read else tf.zeros(len(x), tf.float64)
         label = tf.cast(read["label"], tf.int32) if "label" in read else tf.zeros(len(x), tf.int32)
         features = read.get("features", self.network.zero_features(len(x)))
-        return self.network.apply_program(x, c_noise, label, features)
+        second_time = tf.cast(read["second_time"], tf.float64) if "second_time" in read else None
+        return self.network.apply_program(x, c_noise, label, features, second_time=second_time)
 
 
 def build(path: str, dtype: str = "float32", weights: str | None = None, **_: Any) -> RunModel:

@@ -37,7 +37,9 @@ def _network_inputs(
     if signature.guided and guide is None:
         x, label, estimate = (tf.concat(pair, axis=0) for pair in ([x, x], [label, null_label], [estimate, estimate]))
         features = tf.concat([features, null_features], axis=0)
-    return row.c_in * x, tf.fill([tf.shape(x)[0]], row.c_noise), label, features, estimate
+    second = tf.zeros_like(row.c_noise) if row.second_time is None else row.second_time
+    c_noise, second_time = (tf.fill([tf.shape(x)[0]], t) for t in (row.c_noise, second))
+    return row.c_in * x, c_noise, label, features, estimate, second_time
 
 
 def _evaluate(
@@ -155,7 +157,7 @@ def _make_loop(
 
     def make_row(coefficients: tf.Tensor) -> Row:
         row = signature.row(tf.unstack(tf.cast(coefficients, context.dtype)))
-        return row._replace(c_noise=coefficients[0])
+        return row._replace(c_noise=coefficients[0], second_time=coefficients[-1] if signature.two_times else None)
 
     def before(coefficients, x, label, null_label, estimate, *features):
         row = make_row(coefficients)

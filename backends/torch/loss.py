@@ -112,7 +112,7 @@ def _output(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return F in training mode, and the new running statistics by name."""
     training, scaled = Training(b.dropout_key, b.positions, values=values), _to_pixels(b.c_in) * x
-    output = network.apply_program(scaled, b.c_noise, b.label, b.features, estimate, training)
+    output = network.apply_program(scaled, b.c_noise, b.label, b.features, estimate, training=training)
     return output, training.statistics
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from backends.torch.device import DeviceContext
 from backends.torch.random import random_words
@@ -327,12 +328,15 @@ class Network(nn.Module):
         label: Tensor,
         features: Tensor,
         estimate: Tensor | None = None,
+        second_time: Tensor | None = None,
         training: Training | None = None,
     ) -> Tensor:
-        """Return the raw output F in the dtype of the context; a missing estimate counts as zeros."""
+        """Return the raw output F in the dtype of the context; a missing estimate or second time counts as zeros."""
         inputs = {"x": x, "c_noise": c_noise, "label": label, "features": features}
         if self.program.self_conditioned:
             inputs["estimate"] = torch.zeros_like(x) if estimate is None else estimate
+        if self.program.two_times:
+            inputs["second_time"] = torch.zeros_like(c_noise) if second_time is None else second_time
         with self.context.mixed_precision():
             return self.program.run(self.blocks, inputs, training).to(self.context.dtype)
 
@@ -344,6 +348,26 @@ class Network(nn.Module):
                 stack.enter_context(module.mode(training))
             yield
 
+    def _inputs(
+        self,
+        x: NDArray,
+        c_noise: NDArray,
+        label: NDArray,
+        features: NDArray | None,
+        estimate: NDArray | None = None,
+        second_time: NDArray | None = None,
+    ) -> tuple[Tensor | None, ...]:
+        """Return the inputs of `forward` as tensors."""
+        context = self.context
+        return (
+            context.images(x),
+            context.tensor(c_noise, torch.float64),
+            context.tensor(label, torch.int64),
+            self.zero_features(len(x)) if features is None else context.tensor(features),
+            None if estimate is None else context.images(estimate),
+            None if second_time is None else context.tensor(second_time, torch.float64),
+        )
+
     @translate_out_of_memory
     @torch.inference_mode()
     def forward(
@@ -353,28 +377,65 @@ class Network(nn.Module):
         label: NDArray,
         features: NDArray | None = None,
         estimate: NDArray | None = None,
+        second_time: NDArray | None = None,
     ) -> NDArray:
         """See `diffusion_core.backend.interface.Network`."""
-        context = self.context
-        c_noise, label = context.tensor(c_noise, torch.float64), context.tensor(label, torch.int64)
-        features = self.zero_features(len(x)) if features is None else context.tensor(features)
-        estimate = None if estimate is None else context.images(estimate)
         with self.mode():
-            return to_host(self.call(context.images(x), c_noise, label, features, estimate))
+            return to_host(self.call(*self._inputs(x, c_noise, label, features, estimate, second_time)))
 
     @translate_out_of_memory
     def vjp(
-        self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None
+        self,
+        x: NDArray,
+        c_noise: NDArray,
+        label: NDArray,
+        cotangent: NDArray,
+        features: NDArray | None = None,
+        second_time: NDArray | None = None,
     ) -> tuple[NDArray, NDArray]:
         """See `diffusion_core.backend.interface.Network`."""
-        context = self.context
-        c_noise, label = context.tensor(c_noise, torch.float64), context.tensor(label, torch.int64)
-        features = self.zero_features(len(x)) if features is None else context.tensor(features)
-        images = context.images(x).requires_grad_()
+        images, *rest = self._inputs(x, c_noise, label, features, None, second_time)
+        images.requires_grad_()
         with self.mode():
-            output = self.call(images, c_noise, label, features, None)
-        (pulled,) = torch.autograd.grad(output, images, context.images(cotangent))
+            output = self.call(images, *rest)
+        (pulled,) = torch.autograd.grad(output, images, self.context.images(cotangent))
         return to_host(output.detach()), to_host(pulled)
+
+    @translate_out_of_memory
+    @torch.no_grad()
+    def jvp(
+        self,
+        x: NDArray,
+        c_noise: NDArray,
+        label: NDArray,
+        tangents: tuple[NDArray, NDArray, NDArray],
+        features: NDArray | None = None,
+        second_time: NDArray | None = None,
+    ) -> tuple[NDArray, NDArray]:
+        """See `diffusion_core.backend.interface.Network`."""
+        second_time = np.zeros(len(x)) if second_time is None else second_time
+        x, c_noise, label, features, _, second_time = self._inputs(x, c_noise, label, features, None, second_time)
+        direction = self.context.images(tangents[0]), *(self.context.tensor(t, torch.float64) for t in tangents[1:])
+        with self.mode():
+            output, rate = self.derivative((x, c_noise, second_time), direction, label, features)
+        return to_host(output), to_host(rate)
+
+    def derivative(
+        self,
+        at: tuple[Tensor, Tensor, Tensor],
+        direction: tuple[Tensor, Tensor, Tensor],
+        label: Tensor,
+        features: Tensor,
+        training: Training | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return F at (x, c_noise, second_time), and its derivative along a direction."""
+
+        def output(x: Tensor, c_noise: Tensor, second_time: Tensor) -> Tensor:
+            return self.apply_program(x, c_noise, label, features, None, second_time, training)
+
+        # The fast kernels of attention have no derivative along a direction.
+        with sdpa_kernel(SDPBackend.MATH):
+            return torch.func.jvp(output, at, direction)
 
     @torch.inference_mode(False)
     def grad_log_prob(self, x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:

@@ -33,7 +33,8 @@ class RunModel(torch.nn.Module):
         c_noise = read["c_noise"].to(torch.float64) if "c_noise" in read else x.new_zeros(len(x), dtype=torch.float64)
         label = read["label"] if "label" in read else x.new_zeros(len(x), dtype=torch.int64)
         features = read.get("features", self.network.zero_features(len(x)))
-        return self.network.apply_program(x, c_noise, label, features)
+        second_time = read["second_time"].to(torch.float64) if "second_time" in read else None
+        return self.network.apply_program(x, c_noise, label, features, second_time=second_time)
 
 
 def build(path: str, dtype: str = "float32", weights: str | None = None, **_: Any) -> RunModel:

@@ -36,8 +36,11 @@ def _network_inputs(
     if signature.guided and guide is None:
         x, label, estimate = torch.cat([x, x]), torch.cat([label, null_label]), torch.cat([estimate, estimate])
         features = torch.cat([features, null_features])
-    c_noise = torch.full((len(x),), row.c_noise, dtype=torch.float64, device=x.device)
-    return row.c_in * x, c_noise, label, features, estimate
+    second = 0.0 if row.second_time is None else row.second_time
+    c_noise, second_time = (
+        torch.full((len(x),), t, dtype=torch.float64, device=x.device) for t in (row.c_noise, second)
+    )
+    return row.c_in * x, c_noise, label, features, estimate, second_time
 
 
 def _evaluate(

@@ -335,6 +335,7 @@ class Network(Protocol):
         label: NDArray,
         features: NDArray | None = None,
         estimate: NDArray | None = None,
+        second_time: NDArray | None = None,
     ) -> NDArray:
         """Return the raw output F in evaluation mode.
 
@@ -344,15 +345,42 @@ class Network(Protocol):
             label: classes, with shape (B,).
             features: with shape (B, program.features); None means zeros.
             estimate: an estimate of x_0 for a self-conditioned program, with the shape of x; None means zeros.
+            second_time: for a program of two times, with shape (B,); None means zeros.
         """
 
     def vjp(
-        self, x: NDArray, c_noise: NDArray, label: NDArray, cotangent: NDArray, features: NDArray | None = None
+        self,
+        x: NDArray,
+        c_noise: NDArray,
+        label: NDArray,
+        cotangent: NDArray,
+        features: NDArray | None = None,
+        second_time: NDArray | None = None,
     ) -> tuple[NDArray, NDArray]:
         """Return (F, J^T cotangent), with J = dF/dx in evaluation mode.
 
         The images of a batch are independent, each with its own J. The cotangent has the shape of F, the product the
         shape of x.
+        """
+
+    def jvp(
+        self,
+        x: NDArray,
+        c_noise: NDArray,
+        label: NDArray,
+        tangents: tuple[NDArray, NDArray, NDArray],
+        features: NDArray | None = None,
+        second_time: NDArray | None = None,
+    ) -> tuple[NDArray, NDArray]:
+        """Return (F, dF) in evaluation mode: the output, and its derivative along a direction.
+
+        Args:
+            x: as for `forward`, like the other arguments.
+            c_noise: encoded noise levels.
+            label: classes.
+            tangents: the direction (of x, of c_noise, of second_time), each with the shape of its input.
+            features: additional numbers.
+            second_time: the second time.
         """
 
     def weights(self) -> Weights:

@@ -335,6 +335,7 @@ def forward(
     label: ArrayLike,
     features: ArrayLike | None = None,
     estimate: ArrayLike | None = None,
+    second_time: ArrayLike | None = None,
     training: Training | None = None,
 ) -> Array:
     """Return the raw output F of a network.
@@ -347,6 +348,7 @@ def forward(
         label: one class per image, with shape (B,).
         features: with shape (B, program.features); None means zeros.
         estimate: an estimate of x_0 for a self-conditioned network, with the shape of x; None means zeros.
+        second_time: for a network of two times, with shape (B,); None means zeros.
         training: None in evaluation mode; in training mode the running statistics are written to it.
 
     Example:
@@ -364,6 +366,7 @@ def forward(
         "label": np.asarray(label),
         "features": features,
         "estimate": np.zeros(np.shape(x)) if estimate is None else np.asarray(estimate, np.float64),
+        "second_time": np.zeros(len(x)) if second_time is None else np.asarray(second_time, np.float64),
     }
     return program.run(functions, inputs, training)
 
@@ -458,7 +461,7 @@ def per_image_losses(
     def run(weights: Mapping[str, NDArray], estimate: Array | None) -> tuple[Array, dict[str, Array]]:
         training = Training(batch.dropout_key, batch.positions, values=values)
         inputs = (batch.c_in[:, None, None, None] * x, batch.c_noise, batch.label, batch.features, estimate)
-        return forward(program, weights, *inputs, training), training.statistics
+        return forward(program, weights, *inputs, training=training), training.statistics
 
     x, target = noised(batch)
     channels, estimate = x.shape[-1], None
@@ -611,6 +614,8 @@ def sample(
         c_noise = np.full(len(x), plan.c_noise[i])
         # A self-conditioned network reads D_{i-1}; a guide does not.
         previous = {"estimate": history[0]}
+        if plan.second_time is not None:
+            previous["second_time"] = np.full(len(x), plan.second_time[i])
         output = forward(program, weights, plan.c_in[i] * x, c_noise, label, features=features, **previous)
         image, rest = output[..., :channels], output[..., channels : 2 * channels]
         if plan.is_guided[i]:

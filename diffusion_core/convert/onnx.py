@@ -357,6 +357,7 @@ def onnx_model(
         "c_noise": Value("c_noise", ()),
         "label": Value("label", ()),
         "features": Value("features", (program.features,)),
+        "second_time": Value("second_time", ()),
     }
     if program.self_conditioned:
         turned = graph.add("Transpose", "estimate", perm=[0, 3, 1, 2])
@@ -371,6 +372,7 @@ def onnx_model(
         make("label", kinds.INT64, ["batch"]),
         make("features", kinds.FLOAT, ["batch", program.features]),
         make("estimate", kinds.FLOAT, ["batch", *shape]),
+        make("second_time", kinds.DOUBLE, ["batch"]),
     )
     read = {name for node in program.nodes for name in node.inputs} | {"x"}
     result = make("F", kinds.FLOAT, ["batch", *output.shape[1:], output.shape[0]])
@@ -441,6 +443,7 @@ def open_onnx(source: Path | bytes, threads: int = 0) -> Callable[..., NDArray[n
         label: ArrayLike,
         features: ArrayLike | None = None,
         estimate: ArrayLike | None = None,
+        second_time: ArrayLike | None = None,
     ) -> NDArray[np.float32]:
         x = np.asarray(x, np.float32)
         if features is None and "features" in declared:
@@ -451,6 +454,7 @@ def open_onnx(source: Path | bytes, threads: int = 0) -> Callable[..., NDArray[n
             "label": np.asarray(label, np.int64),
             "features": np.asarray(features, np.float32),
             "estimate": np.zeros(x.shape, np.float32) if estimate is None else np.asarray(estimate, np.float32),
+            "second_time": np.zeros(len(x)) if second_time is None else np.asarray(second_time, np.float64),
         }
         return session.run(["F"], {name: value for name, value in feeds.items() if name in declared})[0]
 

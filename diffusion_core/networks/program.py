@@ -8,6 +8,7 @@ one value under its own name. The inputs are
     label     (b,)       the classes
     features  (b f)      numbers per image in addition to the class, such as an augmentation label
     estimate  (b h w c)  an earlier estimate of x_0, or zeros; read by self-conditioned networks (Chen et al., 2022)
+    second_time  (b,)    a second time, or zeros; read by networks of two times, such as the average velocity of a step
 
 Parameter names are ``<block>.<parameter>``, the names of a PyTorch `state_dict`.
 """
@@ -29,12 +30,12 @@ from diffusion_core.networks.registry import Block, Parameter, Shape, kind_of
 
 __all__ = ["INPUTS", "Node", "Program", "Training", "input_shapes"]
 
-INPUTS = ("x", "c_noise", "label", "features", "estimate")
+INPUTS = ("x", "c_noise", "label", "features", "estimate", "second_time")
 
 
 def input_shapes(image: Shape, features: int = 0) -> dict[str, Shape]:
     """Return the shape of each input without the batch, for images of shape (h, w, c)."""
-    return {"x": image, "c_noise": (), "label": (), "features": (features,), "estimate": image}
+    return {"x": image, "c_noise": (), "label": (), "features": (features,), "estimate": image, "second_time": ()}
 
 
 @dataclass
@@ -137,6 +138,11 @@ class Program:
     def self_conditioned(self) -> bool:
         """Whether a block reads the estimate."""
         return any("estimate" in node.inputs for node in self.nodes)
+
+    @property
+    def two_times(self) -> bool:
+        """Whether a block reads the second time."""
+        return any("second_time" in node.inputs for node in self.nodes)
 
     @property
     def labels(self) -> range:

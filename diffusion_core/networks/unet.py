@@ -1,6 +1,7 @@
 """Lowering of a `UNetSpec` to a `Program`: every option becomes named blocks with explicit numbers.
 
 embed:  c_noise -> Sinusoid -> Linear -> SiLU -> Linear (+ class) -> SiLU          a vector per sample
+        second_time -> the same with layers of its own, added to it               if it reads a second time
 down:   residual blocks and attention at each resolution; each block output and downsampling output is a skip
 mid:    block, attention, block
 up:     the same resolutions in reverse; each block reads [x, skip]
@@ -105,12 +106,7 @@ class UNetBuilder(Builder):
         """Add the embedding of the noise level, the class and the features, a vector."""
         spec, width = self.spec, self.spec.embedding_width or 4 * self.spec.channels
         features = spec.channels * spec.embedding_multiplier
-        if spec.embedding == "fourier":
-            block: Block = Fourier(features, spec.embedding_scale, spec.embedding_sin_first)
-        else:
-            divisor = features / 2 - (spec.embedding_divisor == "half_minus_one")
-            block = Sinusoid(features, 10000.0, divisor, spec.embedding_sin_first)
-        h = self.add("embed.features", block, "c_noise")
+        h = self.add("embed.features", self.time_features(features), "c_noise")
         if spec.class_embedding == "before":
             h = self.add_class_embedding(h)
         if spec.augment_dim:
@@ -119,9 +115,21 @@ class UNetBuilder(Builder):
         h = self.linear("embed.dense0", h, width)
         h = self.act("embed.act0", h)
         h = self.linear("embed.dense1", h, width)
+        if spec.second_time:
+            second = self.add("embed.second.features", self.time_features(features), "second_time")
+            second = self.act("embed.second.act0", self.linear("embed.second.dense0", second, width))
+            h = self.add("embed.add_second", Add(1.0), h, self.linear("embed.second.dense1", second, width))
         if spec.class_embedding == "after":
             h = self.add_class_embedding(h)
         return self.nonlinearity("embed.act1", h)
+
+    def time_features(self, features: int) -> Block:
+        """Return the block that turns a time into features."""
+        spec = self.spec
+        if spec.embedding == "fourier":
+            return Fourier(features, spec.embedding_scale, spec.embedding_sin_first)
+        divisor = features / 2 - (spec.embedding_divisor == "half_minus_one")
+        return Sinusoid(features, 10000.0, divisor, spec.embedding_sin_first)
 
     def add_class_embedding(self, h: str) -> str:
         """Add the row of the class to the vector, if there are classes."""

@@ -73,6 +73,7 @@ class UNetSpec(NetworkSpec):
         resample_projection: whether the shortcut of a resampling block has a 1 x 1 convolution.
         encoder: ``"standard"``, or ``"residual"``, which adds the downsampled image at each resolution.
         skip_scale: factor of every residual sum.
+        second_time: whether a second time is embedded as the first one is, and added to it, as in MeanFlow.
         zero_init: whether the last layers of blocks and of the network start at zero.
 
     Raises:
@@ -122,6 +123,7 @@ class UNetSpec(NetworkSpec):
     middle_skip_scale: float | None = None
     activation: str = "silu"
     embedding_width: int | None = None
+    second_time: bool = False
 
     def __post_init__(self) -> None:
         self.check(

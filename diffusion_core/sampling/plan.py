@@ -96,6 +96,7 @@ class SamplerPlan:
         clipped: weights of register 0 and of the unclipped estimate in the estimate before it is clipped, with shape
             (N, 2); given together with `unclipped`.
         unclipped: coefficients of the unclipped estimate in the new registers, with shape (N, R); None for none.
+        second_time: the second time that a network of two times reads, with shape (N,); None for zeros.
         preserves: what the rows preserve if every estimate is exact, D = x_0: ``"marginals"``, the alpha and sigma of
             the levels; ``"mean"``, alpha alone (DDPM's larger variance); or ``"nothing"``, for steps that are
             not straight in x (`clock`, `inversion`).
@@ -138,6 +139,7 @@ class SamplerPlan:
     learned: Array | None = None
     clipped: Array | None = None
     unclipped: Array | None = None
+    second_time: Array | None = None
     preserves: str = "marginals"
 
     def __post_init__(self) -> None:
@@ -147,7 +149,7 @@ class SamplerPlan:
         shapes = {"t": (rows,), "alpha": (rows + 1,), "sigma": (rows + 1,)}
         shapes |= {"state": (rows, registers, registers), "noise": (rows, registers)}
         shapes |= {name: (rows,) for name in ("c_skip", "c_out", "c_in", "c_noise", "guidance_scale", "classifier")}
-        shapes |= {"learned": (rows, 2), "clipped": (rows, 2), "unclipped": (rows, registers)}
+        shapes |= {"learned": (rows, 2), "clipped": (rows, 2), "unclipped": (rows, registers), "second_time": (rows,)}
         for name, shape in shapes.items():
             table = getattr(self, name)
             if table is not None and table.shape != shape:
@@ -269,6 +271,7 @@ class SamplerPlan:
         columns = (self.c_noise, self.c_in, self.c_skip, self.c_out, self.guidance_scale, classifier)
         tables = [learned, self.state, self.denoised, self.noise]
         tables += [] if self.unclipped is None else [self.clipped, self.unclipped]
+        tables += [] if self.second_time is None else [self.second_time]
         return np.column_stack([*columns, *(table.reshape(self.rows, -1) for table in tables)])
 
     def segments(self, longest: int | None = None, ends: Collection[int] = ()) -> Iterator[RowSegment]:
@@ -301,6 +304,7 @@ class SamplerPlan:
             rescale=self.rescale if guided else 0.0,
             threshold_max=self.threshold_max,
             unclipped=self.unclipped is not None,
+            two_times=self.second_time is not None,
         )
 
     @property

@@ -30,6 +30,7 @@ class Row(NamedTuple):
         noise: standard deviation of the fresh noise in each register, R numbers.
         clipped: weights of register 0 and of the unclipped estimate in the estimate before clipping; (0, 1) by default.
         unclipped: coefficients of the unclipped estimate in the new registers, R numbers; empty by default.
+        second_time: for a network of two times; None means zero.
     """
 
     c_noise: Number
@@ -44,6 +45,7 @@ class Row(NamedTuple):
     noise: tuple[Number, ...]
     clipped: tuple[Number, Number] = (0.0, 1.0)
     unclipped: tuple[Number, ...] = ()
+    second_time: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class RowSignature:
         rescale: fraction of the rescaling of guided outputs.
         threshold_max: the largest bound of dynamic thresholding, or None.
         unclipped: whether the unclipped estimate is used besides the clipped one.
+        two_times: whether each row has a second time, the last of its numbers.
     """
 
     guided: bool
@@ -77,6 +80,7 @@ class RowSignature:
     rescale: float
     threshold_max: float | None = None
     unclipped: bool = False
+    two_times: bool = False
 
     def row(self, numbers: Sequence[Number]) -> Row:
         """Unpack one row of `SamplerPlan.coefficients`."""
@@ -87,6 +91,9 @@ class RowSignature:
         denoised = tuple(tuple(rest[q * h : (q + 1) * h]) for q in range(r))
         noise, rest = tuple(rest[r * h : r * h + r]), rest[r * h + r :]
         row = Row(*numbers[:columns], (a, b), state, denoised, noise)
+        if self.two_times:
+            *rest, second_time = rest
+            row = row._replace(second_time=second_time)
         return row._replace(clipped=tuple(rest[:2]), unclipped=tuple(rest[2:])) if self.unclipped else row
 
     def quantile(self, n: int) -> tuple[int, int, float]:

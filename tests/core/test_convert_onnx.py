@@ -122,6 +122,16 @@ def test_only_inputs_that_a_block_reads_are_declared():
     assert read["Features"] == ["x", "features"]
 
 
+def test_a_second_time_is_an_input_of_a_network_that_reads_it():
+    spec = replace(cases.NETWORKS[next(iter(cases.NETWORKS))], second_time=True)
+    program = lower(spec)
+    weights, given = rounded(program), inputs(cases.noise_batch(program, spec.image_shape, 3))
+    run = convert.open_onnx(convert.onnx_model(program, weights, spec.image_shape).SerializeToString(), threads=1)
+    for second in (np.array([0.1, 0.5, 0.9]), None):
+        expected = reference.forward(program, weights, *given, second_time=second)
+        assert relative(run(*given, second_time=second), expected) <= TOLERANCES["network"].float32
+
+
 def test_missing_features_are_zeros():
     case = next(case for case in cases.BLOCKS if case.name == "Features")
     forward = convert.open_onnx(

@@ -102,6 +102,7 @@ CHANGES = {
     "embedding_sin_first": False, "down": "pool", "up": "nearest", "down_padding": (0, 1), "skip_scale": 0.5,
     "zero_init": False, "num_classes": 4, "self_conditioning": True, "up_attention_resolutions": (4,), "middle": False,
     "middle_norm_groups": 0, "middle_skip_scale": 0.5, "activation": "gelu", "embedding_width": 9,
+    "second_time": True,
 }  # fmt: skip
 
 

@@ -51,6 +51,7 @@ class RunNetwork:
             "c_noise": self.times[rng.integers(0, len(self.times), batch)],
             "label": rng.choice(labels, batch).astype(np.int64),
             "features": rng.standard_normal((batch, self.program.features)).astype(np.float32),
+            "second_time": self.times[rng.integers(0, len(self.times), batch)],
         }
         return tuple(drawn[name] for name in self.inputs)
 
@@ -93,5 +94,5 @@ def open_run(path: str | Path, weights: str | None = None) -> RunNetwork:
         checkpoint.state.parts[chosen],
         model.spec.image_shape,
         model.process.columns(t).c_noise,
-        tuple(name for name in ("x", "c_noise", "label", "features") if name in read),
+        tuple(name for name in ("x", "c_noise", "label", "features", "second_time") if name in read),
     )
