@@ -60,7 +60,10 @@ def test_the_second_time_reaches_the_network_and_counts_as_zero_if_it_is_missing
 
 def test_the_derivative_along_a_direction_is_that_of_the_reference(backend, network, rounded):
     dtype, bound = backend.config.host_dtype, ROUNDING[backend.config.precision]
-    x, direction = IMAGES.astype(dtype), (DIRECTION.astype(dtype), np.array([1.0, 0.5, -2.0]), np.array([1.0, 0.0, 3.0]))
+    x, direction = (
+        IMAGES.astype(dtype),
+        (DIRECTION.astype(dtype), np.array([1.0, 0.5, -2.0]), np.array([1.0, 0.0, 3.0])),
+    )
     output, rate = network.jvp(x, TIMES, LABELS, direction, second_time=SECOND)
     wanted = derivative(
         lambda *at: reference.forward(PROGRAM, rounded, at[0], at[1], LABELS, second_time=at[2]), (x, TIMES, SECOND),
