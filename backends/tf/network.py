@@ -1,14 +1,14 @@
 """Block kinds as TensorFlow modules, and the network that runs a program.
 
-Tensors are ``b h w c``, or ``b c``. Each class computes what the function of the same kind in
-`diffusion_core.backend.reference` defines; every number comes from the block, none from a
-default of the framework.
+Tensors are ``b h w c``, tokens ``b n c``, or vectors ``b c``. Each class computes what the function of
+the same kind in `diffusion_core.backend.reference` defines; every number comes from the block, none
+from a default of the framework. Kinds for tokens are in `tokens.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import cache
 
 import numpy as np
@@ -16,52 +16,16 @@ import tensorflow as tf
 from einops import rearrange, repeat
 from numpy.typing import NDArray
 
+from backends.tf import tokens as _tokens  # noqa: F401  fills MODULES
 from backends.tf.device import DeviceContext
+from backends.tf.module import MODULES, Module, from_canonical, to_canonical
 from backends.tf.random import random_words
 from diffusion_core.backend.interface import translate_out_of_memory
 from diffusion_core.networks.blocks import ATTENTION_ORDERS
 from diffusion_core.networks.program import Node, Program, Training
-from diffusion_core.networks.registry import BlockRules
 from diffusion_core.networks.weights import Weights, check_weights
 
-__all__ = ["Module", "Network", "build", "convolve", "from_canonical", "read_parameters"]
-
-# The axes that TensorFlow's kernels want, by the canonical axes of a parameter; other axes stay as they are.
-_NATIVE_AXES = {"o i kh kw": "kh kw i o", "i o kh kw": "kh kw o i", "o i": "i o", "o h w": "h w o"}
-
-
-def from_canonical(array: NDArray, axes: str) -> NDArray:
-    """Return an array in the axes of TensorFlow's kernels."""
-    return rearrange(array, f"{axes} -> {_NATIVE_AXES[axes]}") if axes in _NATIVE_AXES else array
-
-
-# One module class per block kind, which takes (node, parameters by name, context).
-MODULES: BlockRules[type[Module]] = BlockRules("TensorFlow module", "backends/tf/network.py")
-
-
-class Module(tf.Module):
-    """A block with its parameters. Each subclass enters `MODULES` under its own name, the name of a block kind."""
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        MODULES.add(cls.__name__, cls)
-
-    def __init__(self, node: Node, parameters: Mapping[str, NDArray], context: DeviceContext) -> None:
-        super().__init__()
-        self.node, self.block, self.context = node, node.block, context
-        self.weight = self.bias = None
-        for parameter in self.block.parameters():
-            tensor = context.tensor(from_canonical(parameters[parameter.name], parameter.axes))
-            with tf.device(context.device):
-                setattr(self, parameter.name, tf.Variable(tensor, trainable=parameter.trained))
-
-    def tensors(self) -> dict[str, tf.Variable]:
-        """Return the tensors by the names of the block's parameters."""
-        return {parameter.name: getattr(self, parameter.name) for parameter in self.block.parameters()}
-
-    def mode(self, training: Training | None) -> AbstractContextManager[None]:
-        """Return the context of a training or an evaluation pass; blocks of Duet need none."""
-        return nullcontext()
+__all__ = ["Network", "build", "convolve", "read_parameters"]
 
 
 class Sinusoid(Module):
@@ -101,7 +65,8 @@ class Embedding(Module):
 class Linear(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         x, weight = self.context.mixed_precision(x, self.weight)
-        y = tf.matmul(x, weight)
+        # The gradient of a product of tokens would be one matrix per image, summed afterwards.
+        y = tf.matmul(x, weight) if x.shape.rank == 2 else tf.tensordot(x, weight, 1)
         return y if self.bias is None else y + tf.cast(self.bias, y.dtype)
 
 
@@ -155,7 +120,8 @@ class GroupNorm(Module):
 class LayerNorm(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         axes = [-1] if len(self.block.shape) == 1 else [1, 2, 3]
-        return _normalise(tf.cast(x, self.context.dtype), axes, self.block.eps) * self.weight + self.bias
+        normal = _normalise(tf.cast(x, self.context.dtype), axes, self.block.eps)
+        return normal * self.weight + self.bias if self.block.affine else normal
 
 
 class RMSNorm(Module):
@@ -230,6 +196,9 @@ class ReLU(Module):
 class GELU(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         # Not tf.nn.gelu: its constants are float32 in float64 too.
+        if self.block.tanh:
+            inner = (x + x**3 * tf.constant(0.044715, x.dtype)) * tf.constant((2.0 / np.pi) ** 0.5, x.dtype)
+            return 0.5 * x * (1.0 + tf.tanh(inner))
         return 0.5 * x * (1.0 + tf.math.erf(x * tf.constant(0.5**0.5, x.dtype)))
 
 
@@ -247,33 +216,43 @@ class Attention(Module):
     def __call__(self, qkv: tf.Tensor) -> tf.Tensor:
         (qkv,) = self.context.mixed_precision(qkv)
         order = ATTENTION_ORDERS[self.block.order]
-        q, k, v = tf.unstack(rearrange(qkv, f"b h w ({order}) -> three b n (h w) d", three=3, n=self.block.heads))
+        q, k, v = tf.unstack(_split_heads(qkv, order, self.block.heads))
         size = self.block.channels // self.block.heads
         logits = tf.matmul(q * tf.constant(size**-0.5, q.dtype), k, transpose_b=True)
-        mixed = tf.matmul(tf.nn.softmax(logits), v)
-        return rearrange(mixed, "b n (h w) d -> b h w (n d)", h=qkv.shape[1])
+        return _join_heads(tf.matmul(tf.nn.softmax(logits), v), qkv)
+
+
+def _split_heads(qkv: tf.Tensor, order: str, heads: int) -> tf.Tensor:
+    """Return q, k and v (b n tokens d) of the pixels of an image, or of tokens."""
+    axes, tokens = (f"b h w ({order})", "(h w)") if qkv.shape.rank == 4 else (f"b t ({order})", "t")
+    return rearrange(qkv, f"{axes} -> three b n {tokens} d", three=3, n=heads)
+
+
+def _join_heads(mixed: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
+    """Return values of heads (b n tokens d) as tokens, or as an image of the height and width of another value."""
+    if like.shape.rank == 3:
+        return rearrange(mixed, "b n t d -> b t (n d)")
+    return rearrange(mixed, "b n (h w) d -> b h w (n d)", h=like.shape[1])
 
 
 class MemoryAttention(Module):
     def __call__(self, qkv: tf.Tensor) -> tf.Tensor:
         q, k, v = _with_memory(self, qkv)
         logits = tf.matmul(q * tf.constant(self.block.size**-0.5, q.dtype), k, transpose_b=True)
-        mixed = tf.matmul(tf.nn.softmax(logits), v)
-        return rearrange(mixed, "b n (h w) d -> b h w (n d)", h=qkv.shape[1])
+        return _join_heads(tf.matmul(tf.nn.softmax(logits), v), qkv)
 
 
 class LinearAttention(Module):
     def __call__(self, qkv: tf.Tensor) -> tf.Tensor:
         q, k, v = _with_memory(self, qkv)
         context = tf.matmul(tf.nn.softmax(k, axis=-2), v, transpose_a=True)
-        mixed = tf.matmul(tf.nn.softmax(q) * tf.constant(self.block.size**-0.5, q.dtype), context)
-        return rearrange(mixed, "b n (h w) d -> b h w (n d)", h=qkv.shape[1])
+        return _join_heads(tf.matmul(tf.nn.softmax(q) * tf.constant(self.block.size**-0.5, q.dtype), context), qkv)
 
 
 def _with_memory(module: Module, qkv: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Return q, k and v (b n tokens d), where k and v begin with the memory."""
     (qkv,) = module.context.mixed_precision(qkv)
-    q, k, v = tf.unstack(rearrange(qkv, "b h w (three n d) -> three b n (h w) d", three=3, n=module.block.heads))
+    q, k, v = tf.unstack(_split_heads(qkv, "three n d", module.block.heads))
     k, v = (
         tf.concat([tf.repeat(tf.cast(first, rest.dtype)[None], tf.shape(rest)[0], axis=0), rest], axis=2)
         for first, rest in zip(tf.unstack(module.memory), (k, v), strict=True)
@@ -291,7 +270,9 @@ class Dropout(Module):
 
 
 def _to_pixels(vector: tf.Tensor, like: tf.Tensor) -> tf.Tensor:
-    return tf.cast(vector[:, None, None, :] if like.shape.rank > vector.shape.rank else vector, like.dtype)
+    if like.shape.rank > vector.shape.rank:
+        vector = vector[:, None, None, :] if like.shape.rank == 4 else vector[:, None]
+    return tf.cast(vector, like.dtype)
 
 
 class Add(Module):
@@ -307,14 +288,16 @@ class Multiply(Module):
 
 class Modulate(Module):
     def __call__(self, x: tf.Tensor, vector: tf.Tensor) -> tf.Tensor:
-        scale, shift = tf.split(_to_pixels(vector, x), 2, axis=-1)
+        first, second = tf.split(_to_pixels(vector, x), 2, axis=-1)
+        scale, shift = (second, first) if self.block.shift_first else (first, second)
         return x * (1.0 + scale) + shift
 
 
 class Concat(Module):
     def __call__(self, x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         if y.shape.rank < x.shape.rank:
-            y = repeat(y, "b c -> b h w c", h=x.shape[1], w=x.shape[2])
+            y = repeat(y, "b c -> b h w c", h=x.shape[1], w=x.shape[2]) if x.shape.rank == 4 else y
+            y = repeat(y, "b c -> b n c", n=x.shape[1]) if x.shape.rank == 3 else y
         return tf.concat([x, tf.cast(y, x.dtype)], axis=-1)
 
 
@@ -362,12 +345,12 @@ class Resample(Module):
 
 class Mean(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        return tf.reduce_mean(x, axis=[1, 2])
+        return tf.reduce_mean(x, axis=[1, 2] if x.shape.rank == 4 else 1)
 
 
 class Flatten(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
-        return rearrange(x, "b h w c -> b (h w c)")
+        return rearrange(x, "b h w c -> b (h w c)" if x.shape.rank == 4 else "b n c -> b (n c)")
 
 
 class Unflatten(Module):
@@ -543,14 +526,10 @@ class Network(tf.Module):
 def read_parameters(program: Program, tensors: Mapping[str, tf.Tensor]) -> Weights:
     """Return copies of tensors as arrays in the canonical axes, for the parameters that are among them."""
     return {
-        p.name: np.array(_to_canonical(tensors[p.name].numpy(), p.axes), order="C")
+        p.name: np.array(to_canonical(tensors[p.name].numpy(), p.axes), order="C")
         for p in program.parameters
         if p.name in tensors
     }
-
-
-def _to_canonical(array: NDArray, axes: str) -> NDArray:
-    return rearrange(array, f"{_NATIVE_AXES[axes]} -> {axes}") if axes in _NATIVE_AXES else array
 
 
 def to_host(images: tf.Tensor) -> NDArray:

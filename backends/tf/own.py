@@ -21,7 +21,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from backends.tf.device import GPUS, DeviceContext
-from backends.tf.network import Module
+from backends.tf.module import Module
 from backends.tf.own_variables import (
     arrays_of,
     assigned_variable,

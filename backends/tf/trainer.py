@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from backends.tf.device import DeviceContext
 from backends.tf.loss import Batch, batch_tensors, loss_tensors, split_batch
-from backends.tf.network import Network, from_canonical, read_parameters, to_host
+from backends.tf.module import from_canonical
+from backends.tf.network import Network, read_parameters, to_host
 from diffusion_core.backend.interface import (
     StepResult,
     TrainBatch,

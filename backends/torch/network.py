@@ -1,14 +1,14 @@
 """Block kinds as PyTorch modules, and the network that runs a program.
 
-Tensors are ``b c h w`` in channels_last, or ``b c``. Each class computes what the function of the same
-kind in `diffusion_core.backend.reference` defines; every number comes from the block, none from a
-default of the framework.
+Tensors are ``b c h w`` in channels_last, tokens ``b n c``, or vectors ``b c``. Each class computes what
+the function of the same kind in `diffusion_core.backend.reference` defines; every number comes from the
+block, none from a default of the framework. Kinds for tokens are in `tokens.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -18,50 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from backends.torch import tokens as _tokens  # noqa: F401  fills MODULES
 from backends.torch.device import DeviceContext
+from backends.torch.module import MODULES, Module
 from backends.torch.random import random_words
 from diffusion_core.backend.interface import translate_out_of_memory
 from diffusion_core.networks.blocks import ATTENTION_ORDERS
 from diffusion_core.networks.program import Node, Program, Training
-from diffusion_core.networks.registry import BlockRules
 from diffusion_core.networks.weights import Weights, check_weights
 
-__all__ = ["Module", "Network", "build", "convolve", "read_parameters"]
-
-
-# One module class per block kind, which takes (node, parameters by name, context).
-MODULES: BlockRules[type[Module]] = BlockRules("PyTorch module", "backends/torch/network.py")
-
-
-class Module(nn.Module):
-    """A block with its parameters. Each subclass enters `MODULES` under its own name, the name of a block kind."""
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        MODULES.add(cls.__name__, cls)
-
-    def __init__(self, node: Node, parameters: Mapping[str, NDArray], context: DeviceContext) -> None:
-        super().__init__()
-        self.node, self.block, self.context = node, node.block, context
-        for parameter in self.block.parameters():
-            tensor = context.tensor(parameters[parameter.name])
-            # On the CPU the tensor may share the memory of the caller's array.
-            tensor = tensor.clone(memory_format=torch.channels_last if tensor.ndim == 4 else torch.contiguous_format)
-            if parameter.trained:
-                self.register_parameter(parameter.name, nn.Parameter(tensor))
-            else:
-                self.register_buffer(parameter.name, tensor)
-        for name in ("weight", "bias"):
-            if name not in self._parameters:
-                self.register_parameter(name, None)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors by the names of the block's parameters."""
-        return {parameter.name: getattr(self, parameter.name) for parameter in self.block.parameters()}
-
-    def mode(self, training: Training | None) -> AbstractContextManager[None]:
-        """Return the context of a training or an evaluation pass; blocks of Duet need none."""
-        return nullcontext()
+__all__ = ["Network", "build", "convolve", "read_parameters"]
 
 
 class Sinusoid(Module):
@@ -129,6 +95,11 @@ class GroupNorm(Module):
         return F.group_norm(x, self.block.groups, self.weight, self.bias, self.block.eps)
 
 
+def _channels(x: Tensor) -> int:
+    """Return the axis of the channels: that of an image comes first."""
+    return 1 if x.ndim == 4 else -1
+
+
 class LayerNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim == 4 and len(self.block.shape) == 1:
@@ -140,7 +111,7 @@ class LayerNorm(Module):
 class RMSNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.context.dtype)
-        square = x.square().sum(dim=1, keepdim=True).clamp_min(self.block.eps**2)
+        square = x.square().sum(dim=_channels(x), keepdim=True).clamp_min(self.block.eps**2)
         weight = self.weight[:, None, None] if x.ndim == 4 else self.weight
         return x * (torch.rsqrt(square) * self.block.channels**0.5) * weight
 
@@ -170,7 +141,7 @@ class ReLU(Module):
 
 class GELU(Module):
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(x)
+        return F.gelu(x, approximate="tanh" if self.block.tanh else "none")
 
 
 class Sigmoid(Module):
@@ -186,29 +157,39 @@ class Mish(Module):
 class Attention(Module):
     def forward(self, qkv: Tensor) -> Tensor:
         order = ATTENTION_ORDERS[self.block.order]
-        q, k, v = rearrange(qkv, f"b ({order}) h w -> three b n (h w) d", three=3, n=self.block.heads)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return rearrange(mixed, "b n (h w) d -> b (n d) h w", h=qkv.shape[2])
+        q, k, v = _split_heads(qkv, order, self.block.heads)
+        return _join_heads(F.scaled_dot_product_attention(q, k, v), qkv)
+
+
+def _split_heads(qkv: Tensor, order: str, heads: int) -> Tensor:
+    """Return q, k and v (b n tokens d) of the pixels of an image, or of tokens."""
+    axes, tokens = (f"b ({order}) h w", "(h w)") if qkv.ndim == 4 else (f"b t ({order})", "t")
+    return rearrange(qkv, f"{axes} -> three b n {tokens} d", three=3, n=heads)
+
+
+def _join_heads(mixed: Tensor, like: Tensor) -> Tensor:
+    """Return values of heads (b n tokens d) as tokens, or as an image of the height and width of another value."""
+    if like.ndim == 3:
+        return rearrange(mixed, "b n t d -> b t (n d)")
+    return rearrange(mixed, "b n (h w) d -> b (n d) h w", h=like.shape[2])
 
 
 class MemoryAttention(Module):
     def forward(self, qkv: Tensor) -> Tensor:
         q, k, v = _with_memory(self, qkv)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return rearrange(mixed, "b n (h w) d -> b (n d) h w", h=qkv.shape[2])
+        return _join_heads(F.scaled_dot_product_attention(q, k, v), qkv)
 
 
 class LinearAttention(Module):
     def forward(self, qkv: Tensor) -> Tensor:
         q, k, v = _with_memory(self, qkv)
         context = k.softmax(dim=-2).transpose(-1, -2) @ v
-        mixed = (q.softmax(dim=-1) * self.block.size**-0.5) @ context
-        return rearrange(mixed, "b n (h w) d -> b (n d) h w", h=qkv.shape[2])
+        return _join_heads((q.softmax(dim=-1) * self.block.size**-0.5) @ context, qkv)
 
 
 def _with_memory(module: Module, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return q, k and v (b n tokens d), where k and v begin with the memory."""
-    q, k, v = rearrange(qkv, "b (three n d) h w -> three b n (h w) d", three=3, n=module.block.heads)
+    q, k, v = _split_heads(qkv, "three n d", module.block.heads)
     k, v = (
         torch.cat([first.to(rest.dtype).expand(len(rest), -1, -1, -1), rest], dim=2)
         for first, rest in zip(module.memory, (k, v), strict=True)
@@ -224,11 +205,13 @@ class Dropout(Module):
         kept = words >= self.block.threshold
         if x.ndim == 4:
             kept = rearrange(kept, "b (h w c) -> b c h w", h=x.shape[2], w=x.shape[3])
-        return torch.where(kept, x * (1.0 / (1.0 - self.block.rate)), 0.0)
+        return torch.where(kept.view_as(x) if x.ndim == 3 else kept, x * (1.0 / (1.0 - self.block.rate)), 0.0)
 
 
 def _to_pixels(vector: Tensor, like: Tensor) -> Tensor:
-    return vector[:, :, None, None] if like.ndim > vector.ndim else vector
+    if like.ndim == vector.ndim:
+        return vector
+    return vector[:, :, None, None] if like.ndim == 4 else vector[:, None]
 
 
 class Add(Module):
@@ -244,15 +227,17 @@ class Multiply(Module):
 
 class Modulate(Module):
     def forward(self, x: Tensor, vector: Tensor) -> Tensor:
-        scale, shift = _to_pixels(vector, x).chunk(2, dim=1)
+        first, second = _to_pixels(vector, x).chunk(2, dim=_channels(x))
+        scale, shift = (second, first) if self.block.shift_first else (first, second)
         return x * (1.0 + scale) + shift
 
 
 class Concat(Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if y.ndim < x.ndim:
-            y = _to_pixels(y, x).expand(-1, -1, *x.shape[2:])
-        return torch.cat([x, y], dim=1)
+            y = _to_pixels(y, x)
+            y = y.expand(-1, -1, *x.shape[2:]) if x.ndim == 4 else y.expand(-1, x.shape[1], -1)
+        return torch.cat([x, y], dim=_channels(x))
 
 
 class Upsample(Module):
@@ -278,12 +263,12 @@ class Resample(Module):
 
 class Mean(Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=(2, 3))
+        return x.mean(dim=(2, 3) if x.ndim == 4 else 1)
 
 
 class Flatten(Module):
     def forward(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b c h w -> b (h w c)")
+        return rearrange(x, "b c h w -> b (h w c)" if x.ndim == 4 else "b n c -> b (n c)")
 
 
 class Unflatten(Module):

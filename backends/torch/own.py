@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from backends.torch.device import DeviceContext
-from backends.torch.network import Module
+from backends.torch.module import Module
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import first_line
 from diffusion_core.networks.own import ArraysByName, Manifest, own_seed

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.networks.registry import BlockRules
 
-__all__ = ["BLOCK_FUNCTIONS", "Array"]
+__all__ = ["BLOCK_FUNCTIONS", "Array", "softmax"]
 
 Array = NDArray[np.float64]
 
@@ -22,3 +22,9 @@ Array = NDArray[np.float64]
 BLOCK_FUNCTIONS: BlockRules[Callable[..., Array]] = BlockRules(
     "reference function", "diffusion_core/backend/reference.py"
 )
+
+
+def softmax(x: Array, axis: int) -> Array:
+    """Return exp(x) / sum exp(x) along an axis."""
+    weights = np.exp(x - x.max(axis=axis, keepdims=True))
+    return weights / weights.sum(axis=axis, keepdims=True)

@@ -1,7 +1,8 @@
 """The executable specification: programs and plans in NumPy float64, without gradients.
 
 One function per block kind defines what the kind computes, and the backends must agree with it. The code is written to
-be read, not to be fast. Values are images ``b h w c`` or vectors ``b c``.
+be read, not to be fast. Values are images ``b h w c``, tokens ``b n c`` or vectors ``b c``. The functions of the kinds
+of `networks/token_blocks.py` are in `reference_tokens.py`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import numpy as np
 from einops import rearrange
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.backend.block_functions import BLOCK_FUNCTIONS, Array
+from diffusion_core.backend import reference_tokens as _reference_tokens  # noqa: F401  fills the table
+from diffusion_core.backend.block_functions import BLOCK_FUNCTIONS, Array, softmax
 from diffusion_core.backend.interface import (
     MIN_PROBABILITY,
     MIN_STD,
@@ -109,9 +111,11 @@ def _group_norm(b: blocks.GroupNorm, x: Array, weight: Array, bias: Array) -> Ar
 
 
 @BLOCK_FUNCTIONS(blocks.LayerNorm)
-def _layer_norm(b: blocks.LayerNorm, x: Array, weight: Array, bias: Array) -> Array:
+def _layer_norm(b: blocks.LayerNorm, x: Array, weight: float | Array = 1.0, bias: float | Array = 0.0) -> Array:
     if len(b.shape) == 1:
         return _normalised(x, (-1,), b.eps) * weight + bias
+    if not b.affine:
+        return _normalised(x, (1, 2, 3), b.eps)
     weight, bias = (rearrange(array, "c h w -> h w c") for array in (weight, bias))
     return _normalised(x, (1, 2, 3), b.eps) * weight + bias
 
@@ -156,6 +160,8 @@ def _relu(b: blocks.ReLU, x: Array) -> Array:
 
 @BLOCK_FUNCTIONS(blocks.GELU)
 def _gelu(b: blocks.GELU, x: Array) -> Array:
+    if b.tanh:
+        return 0.5 * x * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
     return 0.5 * x * (1.0 + np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2.0)))
 
 
@@ -172,36 +178,38 @@ def _mish(b: blocks.Mish, x: Array) -> Array:
 @BLOCK_FUNCTIONS(blocks.Attention)
 def _attention(b: blocks.Attention, qkv: Array) -> Array:
     order = blocks.ATTENTION_ORDERS[b.order]
-    q, k, v = rearrange(qkv, f"b h w ({order}) -> three b n (h w) d", three=3, n=b.heads)
+    q, k, v = rearrange(_as_tokens(qkv), f"b t ({order}) -> three b n t d", three=3, n=b.heads)
     logits = q @ k.swapaxes(-1, -2) / np.sqrt(b.channels // b.heads)
-    mixed = _softmax(logits, -1) @ v
-    return rearrange(mixed, "b n (h w) d -> b h w (n d)", h=qkv.shape[1])
+    return _join_heads(softmax(logits, -1) @ v, qkv)
 
 
-def _softmax(x: Array, axis: int) -> Array:
-    weights = np.exp(x - x.max(axis=axis, keepdims=True))
-    return weights / weights.sum(axis=axis, keepdims=True)
+def _as_tokens(x: Array) -> Array:
+    """Return the pixels of an image as tokens, and tokens as they are."""
+    return x.reshape(len(x), -1, x.shape[-1])
+
+
+def _join_heads(mixed: Array, like: Array) -> Array:
+    """Return values of heads (b n tokens d) as tokens, or as an image of the height and width of another value."""
+    return rearrange(mixed, "b n t d -> b t (n d)").reshape(*like.shape[:-1], -1)
 
 
 @BLOCK_FUNCTIONS(blocks.MemoryAttention)
 def _memory_attention(b: blocks.MemoryAttention, qkv: Array, memory: Array) -> Array:
     q, k, v = _with_memory(b, qkv, memory)
-    mixed = _softmax(q @ k.swapaxes(-1, -2) / np.sqrt(b.size), -1) @ v
-    return rearrange(mixed, "b n (h w) d -> b h w (n d)", h=qkv.shape[1])
+    return _join_heads(softmax(q @ k.swapaxes(-1, -2) / np.sqrt(b.size), -1) @ v, qkv)
 
 
 @BLOCK_FUNCTIONS(blocks.LinearAttention)
 def _linear_attention(b: blocks.LinearAttention, qkv: Array, memory: Array) -> Array:
     q, k, v = _with_memory(b, qkv, memory)
-    mixed = _softmax(q, -1) / np.sqrt(b.size) @ (_softmax(k, -2).swapaxes(-1, -2) @ v)
-    return rearrange(mixed, "b n (h w) d -> b h w (n d)", h=qkv.shape[1])
+    return _join_heads(softmax(q, -1) / np.sqrt(b.size) @ (softmax(k, -2).swapaxes(-1, -2) @ v), qkv)
 
 
 def _with_memory(
     b: blocks.MemoryAttention | blocks.LinearAttention, qkv: Array, memory: Array
 ) -> tuple[Array, Array, Array]:
     """Return q, k and v (b n tokens d), where k and v begin with the memory."""
-    q, k, v = rearrange(qkv, "b h w (three n d) -> three b n (h w) d", three=3, n=b.heads)
+    q, k, v = rearrange(_as_tokens(qkv), "b t (three n d) -> three b n t d", three=3, n=b.heads)
     k, v = (
         np.concatenate([np.broadcast_to(first, (len(rest), *first.shape)), rest], axis=2)
         for first, rest in zip(memory, (k, v), strict=True)
@@ -218,7 +226,7 @@ def _dropout(b: blocks.Dropout, x: Array, name: str, training: Training | None) 
 
 
 def _vector_to_pixels(vector: Array, like: Array) -> Array:
-    return vector[:, None, None, :] if like.ndim > vector.ndim else vector
+    return np.expand_dims(vector, tuple(range(1, 1 + like.ndim - vector.ndim)))
 
 
 @BLOCK_FUNCTIONS(blocks.Add)
@@ -233,7 +241,8 @@ def _multiply(b: blocks.Multiply, x: Array, y: Array) -> Array:
 
 @BLOCK_FUNCTIONS(blocks.Modulate)
 def _modulate(b: blocks.Modulate, x: Array, vector: Array) -> Array:
-    scale, shift = np.split(_vector_to_pixels(vector, x), 2, axis=-1)
+    first, second = np.split(_vector_to_pixels(vector, x), 2, axis=-1)
+    scale, shift = (second, first) if b.shift_first else (first, second)
     return x * (1.0 + scale) + shift
 
 
@@ -265,7 +274,7 @@ def _resample(b: blocks.Resample, x: Array) -> Array:
 
 @BLOCK_FUNCTIONS(blocks.Mean)
 def _mean(b: blocks.Mean, x: Array) -> Array:
-    return x.mean(axis=(1, 2))
+    return x.mean(axis=tuple(range(1, x.ndim - 1)))
 
 
 @BLOCK_FUNCTIONS(blocks.Flatten)

@@ -32,11 +32,21 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.convert.onnx_graph import EMITTERS, Graph, Value
+from diffusion_core.convert import onnx_tokens as _onnx_tokens  # noqa: F401  fills the table
+from diffusion_core.convert.onnx_graph import (
+    EMITTERS,
+    Graph,
+    Value,
+    channels_first,
+    channels_last,
+    int64,
+    reshape,
+    to_float32,
+)
 from diffusion_core.networks import blocks
 from diffusion_core.networks.own import Own
 from diffusion_core.networks.program import Program
-from diffusion_core.networks.registry import Block, Shape, kind_of
+from diffusion_core.networks.registry import Block, kind_of
 from diffusion_core.networks.weights import Weights, check_weights
 
 __all__ = ["EMITTERS", "OPSET", "onnx_model", "open_onnx", "open_session", "save_onnx"]
@@ -46,45 +56,26 @@ OPSET, IR_VERSION = 18, 8
 LIMIT = 2**31 - 2**26
 
 
-def _channels_first(shape: Shape) -> Shape:
-    return *shape[-1:], *shape[:-1]
-
-
-def _channels_last(shape: Shape) -> Shape:
-    return *shape[1:], *shape[:1]
-
-
-def _int64(*numbers: int) -> NDArray[np.int64]:
-    return np.array(numbers, np.int64)
-
-
-def _to_float32(g: Graph, x: str) -> str:
-    return g.add("Cast", x, to=g.onnx.TensorProto.FLOAT)
-
-
-def _reshape(g: Graph, x: Value | str, *shape: int) -> str:
-    """Reshape to (batch, *shape)."""
-    return g.add("Reshape", x, _int64(0, *shape))
-
-
 def _like(g: Graph, vector: Value | str, x: Value) -> str:
-    """Give a vector (c,) or (b, c) pixel axes if x is an image."""
+    """Give a vector (b, c) or parameter (c,) the axes of an image or of tokens."""
     rank = len(vector.shape) + 1 if isinstance(vector, Value) else 1
-    return g.add("Unsqueeze", vector, _int64(rank, rank + 1)) if x.is_image else g._name(vector)
+    if x.is_image:
+        return g.add("Unsqueeze", vector, int64(rank, rank + 1))
+    return g.add("Unsqueeze", vector, int64(1)) if rank == 2 and len(x.shape) == 2 else g._name(vector)
 
 
 def _broadcast(g: Graph, y: Value, x: Value) -> Value | str:
     """Return the second input of a block with the axes of x."""
-    return y if y.is_image == x.is_image else _like(g, y, x)
+    return y if len(y.shape) == len(x.shape) else _like(g, y, x)
 
 
 def _sinusoids(g: Graph, angle: str, sin_first: bool) -> str:
     sin, cos = g.add("Sin", angle), g.add("Sin", g.add("Add", angle, np.array(np.pi / 2)))
-    return _to_float32(g, g.add("Concat", *((sin, cos) if sin_first else (cos, sin)), axis=1))
+    return to_float32(g, g.add("Concat", *((sin, cos) if sin_first else (cos, sin)), axis=1))
 
 
 def _column(g: Graph, c_noise: Value) -> str:
-    return g.add("Unsqueeze", c_noise, _int64(1))
+    return g.add("Unsqueeze", c_noise, int64(1))
 
 
 @EMITTERS(blocks.Sinusoid)
@@ -100,7 +91,7 @@ def _fourier(g: Graph, b: blocks.Fourier, c_noise: Value, frequencies: str) -> s
 
 @EMITTERS(blocks.Number)
 def _number(g: Graph, b: blocks.Number, c_noise: Value) -> str:
-    return _to_float32(g, g.add("Mul", _column(g, c_noise), np.array(b.scale, np.float64)))
+    return to_float32(g, g.add("Mul", _column(g, c_noise), np.array(b.scale, np.float64)))
 
 
 @EMITTERS(blocks.Embedding)
@@ -111,7 +102,10 @@ def _embedding(g: Graph, b: blocks.Embedding, label: Value, weight: str) -> str:
 
 @EMITTERS(blocks.Linear)
 def _linear(g: Graph, b: blocks.Linear, x: Value, weight: str, bias: str | None = None) -> str:
-    return g.add("Gemm", x, weight, *filter(None, [bias]), transB=1)
+    if len(x.shape) == 1:
+        return g.add("Gemm", x, weight, *filter(None, [bias]), transB=1)
+    product = g.add("MatMul", x, g.add("Transpose", weight, perm=[1, 0]))
+    return g.add("Add", product, bias) if bias else product
 
 
 @EMITTERS(blocks.Conv)
@@ -128,29 +122,30 @@ def _conv_transpose(g: Graph, b: blocks.ConvTranspose, x: Value, weight: str, bi
 
 def _normalize(g: Graph, x: Value | str, axes: tuple[int, ...], eps: float) -> str:
     """Normalise in two passes, which no ONNX operator guarantees."""
-    centred = g.add("Sub", x, g.add("ReduceMean", x, _int64(*axes)))
-    variance = g.add("ReduceMean", g.add("Mul", centred, centred), _int64(*axes))
+    centred = g.add("Sub", x, g.add("ReduceMean", x, int64(*axes)))
+    variance = g.add("ReduceMean", g.add("Mul", centred, centred), int64(*axes))
     return g.add("Div", centred, g.add("Sqrt", g.add("Add", variance, np.array(eps, np.float32))))
 
 
 @EMITTERS(blocks.GroupNorm)
 def _group_norm(g: Graph, b: blocks.GroupNorm, x: Value, weight: str, bias: str) -> str:
-    normal = _reshape(g, _normalize(g, _reshape(g, x, b.groups, -1), (2,), b.eps), *x.shape)
+    normal = reshape(g, _normalize(g, reshape(g, x, b.groups, -1), (2,), b.eps), *x.shape)
     return g.add("Add", g.add("Mul", normal, _like(g, weight, x)), _like(g, bias, x))
 
 
 @EMITTERS(blocks.LayerNorm)
-def _layer_norm(g: Graph, b: blocks.LayerNorm, x: Value, weight: str, bias: str) -> str:
+def _layer_norm(g: Graph, b: blocks.LayerNorm, x: Value, weight: str | None = None, bias: str | None = None) -> str:
+    normal = _normalize(g, x, (x.channels,) if len(b.shape) == 1 else (1, 2, 3), b.eps)
+    if weight is None or bias is None:
+        return normal
     if len(b.shape) == 1:
-        normal, weight, bias = _normalize(g, x, (1,), b.eps), _like(g, weight, x), _like(g, bias, x)
-    else:
-        normal = _normalize(g, x, (1, 2, 3), b.eps)
+        weight, bias = _like(g, weight, x), _like(g, bias, x)
     return g.add("Add", g.add("Mul", normal, weight), bias)
 
 
 @EMITTERS(blocks.RMSNorm)
 def _rms_norm(g: Graph, b: blocks.RMSNorm, x: Value, weight: str) -> str:
-    length = g.add("ReduceL2", x, _int64(1))
+    length = g.add("ReduceL2", x, int64(x.channels))
     bounded = g.add("Max", length, np.array(b.eps, np.float32))
     normal = g.add("Mul", g.add("Div", x, bounded), np.array(b.channels**0.5, np.float32))
     return g.add("Mul", normal, _like(g, weight, x))
@@ -173,6 +168,11 @@ def _relu(g: Graph, b: blocks.ReLU, x: Value) -> str:
 
 @EMITTERS(blocks.GELU)
 def _gelu(g: Graph, b: blocks.GELU, x: Value) -> str:
+    if b.tanh:
+        cubic = g.add("Mul", g.add("Mul", g.add("Mul", x, x), x), np.array(0.044715, np.float32))
+        inner = g.add("Mul", g.add("Add", x, cubic), np.array((2.0 / math.pi) ** 0.5, np.float32))
+        half = g.add("Mul", x, np.array(0.5, np.float32))
+        return g.add("Mul", half, g.add("Add", g.add("Tanh", inner), np.array(1, np.float32)))
     twice = g.add("Add", g.add("Erf", g.add("Mul", x, np.array(0.5**0.5, np.float32))), np.array(1, np.float32))
     return g.add("Mul", g.add("Mul", x, np.array(0.5, np.float32)), twice)
 
@@ -189,15 +189,25 @@ def _mish(g: Graph, b: blocks.Mish, x: Value) -> str:
 
 @EMITTERS(blocks.Attention)
 def _attention(g: Graph, b: blocks.Attention, qkv: Value) -> str:
-    _, height, width = qkv.shape
     axes = blocks.ATTENTION_ORDERS[b.order].split()
     sizes = {"three": 3, "n": b.heads, "d": b.channels // b.heads}
-    parts = _reshape(g, qkv, *(sizes[axis] for axis in axes), height * width)
-    q, k, v = (g.add("Gather", parts, np.array(i), axis=1 + axes.index("three")) for i in range(3))  # b n d (h w)
+    parts = reshape(g, _positions_last(g, qkv), *(sizes[axis] for axis in axes), math.prod(qkv.shape) // qkv.count)
+    q, k, v = (g.add("Gather", parts, np.array(i), axis=1 + axes.index("three")) for i in range(3))  # b n d tokens
     q = g.add("Mul", q, np.array(sizes["d"] ** -0.5, np.float32))
     weights = g.add("Softmax", g.add("MatMul", _transpose(g, q), k), axis=-1)
-    mixed = _transpose(g, g.add("MatMul", weights, _transpose(g, v)))
-    return _reshape(g, mixed, b.channels, height, width)
+    return _join_heads(g, _transpose(g, g.add("MatMul", weights, _transpose(g, v))), b.channels, qkv)
+
+
+def _positions_last(g: Graph, x: Value) -> Value | str:
+    """Return tokens as (b, c, n), and an image as it is."""
+    return x if x.is_image else g.add("Transpose", x, perm=[0, 2, 1])
+
+
+def _join_heads(g: Graph, mixed: str, channels: int, like: Value) -> str:
+    """Return values of heads (b n d tokens) as tokens, or as an image of the height and width of another value."""
+    if like.is_image:
+        return reshape(g, mixed, channels, *like.shape[1:])
+    return g.add("Transpose", reshape(g, mixed, channels, like.shape[0]), perm=[0, 2, 1])
 
 
 @EMITTERS(blocks.MemoryAttention)
@@ -205,8 +215,7 @@ def _memory_attention(g: Graph, b: blocks.MemoryAttention, qkv: Value, memory: s
     q, k, v = _with_memory(g, b, qkv, memory)
     q = g.add("Mul", q, np.array(b.size**-0.5, np.float32))
     weights = g.add("Softmax", g.add("MatMul", _transpose(g, q), k), axis=-1)
-    mixed = _transpose(g, g.add("MatMul", weights, _transpose(g, v)))
-    return _reshape(g, mixed, b.channels, *qkv.shape[1:])
+    return _join_heads(g, _transpose(g, g.add("MatMul", weights, _transpose(g, v))), b.channels, qkv)
 
 
 @EMITTERS(blocks.LinearAttention)
@@ -214,16 +223,16 @@ def _linear_attention(g: Graph, b: blocks.LinearAttention, qkv: Value, memory: s
     q, k, v = _with_memory(g, b, qkv, memory)
     context = g.add("MatMul", v, _transpose(g, g.add("Softmax", k, axis=-1)))
     weights = g.add("Mul", g.add("Softmax", q, axis=-2), np.array(b.size**-0.5, np.float32))
-    return _reshape(g, g.add("MatMul", context, weights), b.channels, *qkv.shape[1:])
+    return _join_heads(g, g.add("MatMul", context, weights), b.channels, qkv)
 
 
 def _with_memory(
     g: Graph, b: blocks.MemoryAttention | blocks.LinearAttention, qkv: Value, memory: str
 ) -> tuple[str, str, str]:
     """Return q, k and v (b n d tokens), where k and v begin with the memory."""
-    parts = _reshape(g, qkv, 3, b.heads, b.size, qkv.shape[1] * qkv.shape[2])
+    parts = reshape(g, _positions_last(g, qkv), 3, b.heads, b.size, math.prod(qkv.shape) // qkv.count)
     q, k, v = (g.add("Gather", parts, np.array(i), axis=1) for i in range(3))
-    shape = g.add("Concat", g.add("Shape", q, start=0, end=1), _int64(b.heads, b.size, b.memory), axis=0)
+    shape = g.add("Concat", g.add("Shape", q, start=0, end=1), int64(b.heads, b.size, b.memory), axis=0)
     memory = g.add("Transpose", memory, perm=[0, 1, 3, 2])
     k, v = (
         g.add("Concat", g.add("Expand", g.add("Gather", memory, np.array(i), axis=0), shape), rest, axis=3)
@@ -254,19 +263,20 @@ def _multiply(g: Graph, b: blocks.Multiply, x: Value, y: Value) -> str:
 
 @EMITTERS(blocks.Modulate)
 def _modulate(g: Graph, b: blocks.Modulate, x: Value, vector: Value) -> str:
-    halves = _reshape(g, vector, 2, b.channels)
-    scale, shift = (
+    halves = reshape(g, vector, 2, b.channels)
+    first, second = (
         _like(g, Value(g.add("Gather", halves, np.array(i), axis=1), (b.channels,)), x) for i in range(2)
     )  # fmt: skip
+    scale, shift = (second, first) if b.shift_first else (first, second)
     return g.add("Add", g.add("Mul", x, g.add("Add", scale, np.array(1, np.float32))), shift)
 
 
 @EMITTERS(blocks.Concat)
 def _concat(g: Graph, b: blocks.Concat, x: Value, y: Value) -> str:
     part = _broadcast(g, y, x)
-    if not y.is_image and x.is_image:
-        part = g.add("Expand", part, _int64(1, 1, *x.shape[1:]))
-    return g.add("Concat", x, part, axis=1)
+    if len(y.shape) < len(x.shape):
+        part = g.add("Expand", part, int64(1, 1, *x.shape[1:]) if x.is_image else int64(1, x.shape[0], 1))
+    return g.add("Concat", x, part, axis=x.channels)
 
 
 @EMITTERS(blocks.Upsample)
@@ -288,7 +298,9 @@ def _max_pool(g: Graph, b: blocks.MaxPool, x: Value) -> str:
 
 @EMITTERS(blocks.Mean)
 def _mean(g: Graph, b: blocks.Mean, x: Value) -> str:
-    return _reshape(g, g.add("GlobalAveragePool", x), x.shape[0])
+    if not x.is_image:
+        return g.add("ReduceMean", x, int64(1), keepdims=0)
+    return reshape(g, g.add("GlobalAveragePool", x), x.shape[0])
 
 
 @EMITTERS(blocks.Resample)
@@ -299,13 +311,13 @@ def _resample(g: Graph, b: blocks.Resample, x: Value) -> str:
 
 @EMITTERS(blocks.Flatten)
 def _flatten(g: Graph, b: blocks.Flatten, x: Value) -> str:
-    return _reshape(g, g.add("Transpose", x, perm=[0, 2, 3, 1]), math.prod(x.shape))
+    return reshape(g, g.add("Transpose", x, perm=[0, 2, 3, 1]) if x.is_image else x, math.prod(x.shape))
 
 
 @EMITTERS(blocks.Unflatten)
 def _unflatten(g: Graph, b: blocks.Unflatten, x: Value) -> str:
     channels = x.shape[0] // (b.height * b.width)
-    image = _reshape(g, x, b.height, b.width, channels)
+    image = reshape(g, x, b.height, b.width, channels)
     return g.add("Transpose", image, perm=[0, 3, 1, 2])
 
 
@@ -344,9 +356,7 @@ def onnx_model(
             for full_name in own.values():
                 graph.add_initialiser(full_name, np.asarray(weights[full_name], np.float32))
             output = EMITTERS[kind_of(block)](graph, block, *inputs, **own)
-            return Value(
-                output, _channels_first(block.output_shape(*(_channels_last(value.shape) for value in inputs)))
-            )
+            return Value(output, channels_first(block.output_shape(*(channels_last(value.shape) for value in inputs))))
 
         return emit
 

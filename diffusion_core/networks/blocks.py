@@ -5,7 +5,8 @@ states its parameters with their initial distributions, the shape of its value a
 nothing. `backend/reference.py` has one function per kind, `convert/onnx.py` one emitter, and each backend one class
 of the same name in its `network.py`; see `networks/registry.py`.
 
-Values are images ``b h w c`` or vectors ``b c``. Parameters have the axes of PyTorch (``o i kh kw``).
+Values are images ``b h w c``, tokens ``b n c`` or vectors ``b c``. Parameters have the axes of PyTorch (``o i kh kw``).
+What is said of pixels holds of tokens too; blocks that make or need tokens are in `token_blocks.py`.
 
     Sinusoid       [cos, sin] features of one number per sample, at fixed frequencies
     Fourier        the same at random frequencies, which are stored with the weights
@@ -19,7 +20,7 @@ Values are images ``b h w c`` or vectors ``b c``. Parameters have the axes of Py
     RMSNorm        x sqrt(c) / |x| over the c channels of each pixel, then a scale
     BatchNorm      the same as GroupNorm per channel over the batch; running statistics in evaluation
     SiLU, ReLU     x sigmoid(x), max(x, 0)
-    GELU, Sigmoid  x Phi(x) with the normal distribution function Phi, 1 / (1 + exp(-x))
+    GELU, Sigmoid  x Phi(x) with the normal distribution function Phi, or its approximation by tanh; 1 / (1 + exp(-x))
     Mish           x tanh(log(1 + exp(x)))
     Attention      softmax(q k^T / sqrt(d)) v over all pixels, per head
     MemoryAttention  the same with learned keys and values in addition to those of the pixels
@@ -50,7 +51,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.networks.registry import Block, Elementwise, NoProducts, Parameter, Shape, register
+from diffusion_core.networks.registry import (
+    Block,
+    Elementwise,
+    NoProducts,
+    Parameter,
+    Shape,
+    check_beside,
+    check_image,
+    check_no_tokens,
+    positions,
+    register,
+)
 
 __all__ = [
     "ATTENTION_ORDERS",
@@ -176,7 +188,7 @@ class Embedding(NoProducts):
 @register
 @dataclass(frozen=True)
 class Linear(Block):
-    """A dense layer on vectors; `scale` is the variance scale of its initial weights."""
+    """A dense layer on vectors, or on each token; `scale` is the variance scale of its initial weights."""
 
     inputs: int
     outputs: int
@@ -189,10 +201,15 @@ class Linear(Block):
         return (weight, _bias((self.outputs,))) if self.bias else (weight,)
 
     def output_shape(self, x: Shape) -> Shape:
-        return (self.outputs,)
+        if len(x) > 2 or x[-1:] != (self.inputs,):
+            raise DuetError(
+                f"block Linear: a value of the shape {x} was given; it reads vectors ({self.inputs},) or tokens "
+                f"(n, {self.inputs})"
+            )
+        return *positions(x), self.outputs
 
     def multiply_adds(self, x: Shape) -> int:
-        return self.inputs * self.outputs
+        return math.prod(x) * self.outputs
 
 
 @register
@@ -216,6 +233,7 @@ class Conv(Block):
         return (weight, _bias((self.outputs,))) if self.bias else (weight,)
 
     def output_shape(self, x: Shape) -> Shape:
+        check_image("Conv", x)
         top, bottom, left, right = self.padding
         height, width = x[0] + top + bottom - self.kernel, x[1] + left + right - self.kernel
         return height // self.stride + 1, width // self.stride + 1, self.outputs
@@ -245,6 +263,7 @@ class ConvTranspose(Block):
         return (weight, _bias((self.outputs,))) if self.bias else (weight,)
 
     def output_shape(self, x: Shape) -> Shape:
+        check_image("ConvTranspose", x)
         height, width = ((size - 1) * self.stride + self.kernel - 2 * self.crop for size in x[:2])
         return height, width, self.outputs
 
@@ -272,25 +291,37 @@ class GroupNorm(Elementwise):
         """Return the scale (o,) and the shift (o,)."""
         return _norm((self.channels,))
 
+    def output_shape(self, x: Shape) -> Shape:
+        check_no_tokens("GroupNorm", x)
+        return x
+
 
 @register
 @dataclass(frozen=True)
 class LayerNorm(Elementwise):
-    """Layer normalisation (Ba et al., 2016) in two passes, with a scale and a shift per element.
+    """Layer normalisation (Ba et al., 2016) in two passes, with a scale and a shift per element if `affine`.
 
     The shape is (c,) for the channels of each pixel or of a vector, or (c, h, w) for a whole image.
     """
 
     shape: tuple[int, ...]
     eps: float
+    affine: bool = True
+
+    later_options: ClassVar[tuple[str, ...]] = ("affine",)
 
     def __post_init__(self) -> None:
         if len(self.shape) not in (1, 3):
             raise DuetError(f"LayerNorm: shape {self.shape} was given; it must be (c,) or (c, h, w)")
 
     def parameters(self) -> tuple[Parameter, ...]:
-        """Return the scale and the shift, (o,) or (o, h, w)."""
-        return _norm(self.shape, "o" if len(self.shape) == 1 else "o h w")
+        """Return the scale and the shift, (o,) or (o, h, w); none unless `affine`."""
+        return _norm(self.shape, "o" if len(self.shape) == 1 else "o h w") if self.affine else ()
+
+    def output_shape(self, x: Shape) -> Shape:
+        if len(self.shape) == 3:
+            check_image("LayerNorm", x)
+        return x
 
 
 @register
@@ -330,6 +361,10 @@ class BatchNorm(Elementwise):
         mean = Parameter("mean", shape, "o", ("constant", 0.0), trained=False)
         return *_norm(shape), mean, Parameter("variance", shape, "o", ("constant", 1.0), trained=False)
 
+    def output_shape(self, x: Shape) -> Shape:
+        check_no_tokens("BatchNorm", x)
+        return x
+
 
 @register
 @dataclass(frozen=True)
@@ -346,7 +381,14 @@ class ReLU(Elementwise):
 @register
 @dataclass(frozen=True)
 class GELU(Elementwise):
-    """x Phi(x), exactly: Phi(x) = (1 + erf(x / sqrt(2))) / 2."""
+    """x Phi(x), exactly: Phi(x) = (1 + erf(x / sqrt(2))) / 2.
+
+    With `tanh`, Phi(x) is (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (Hendrycks & Gimpel, 2016).
+    """
+
+    tanh: bool = False
+
+    later_options: ClassVar[tuple[str, ...]] = ("tanh",)
 
 
 @register
@@ -368,7 +410,7 @@ ATTENTION_ORDERS = {"qkv": "three n d", "heads": "n three d", "interleaved": "n 
 @register
 @dataclass(frozen=True)
 class Attention(Block):
-    """Self-attention over all pixels of a (b, h, w, 3c) value that holds q, k and v, see `ATTENTION_ORDERS`."""
+    """Self-attention over all pixels or tokens of a value of 3c channels: q, k and v, see `ATTENTION_ORDERS`."""
 
     channels: int
     heads: int
@@ -387,12 +429,12 @@ class Attention(Block):
         return *qkv[:-1], self.channels
 
     def multiply_adds(self, qkv: Shape) -> int:
-        return 2 * (qkv[0] * qkv[1]) ** 2 * self.channels
+        return 2 * math.prod(positions(qkv)) ** 2 * self.channels
 
 
 @dataclass(frozen=True)
 class _WithMemory(Block):
-    """Self-attention over all pixels of a (b, h, w, 3c) value (all of q first, then k, then v) and over a memory.
+    """Self-attention over all pixels or tokens of 3c channels (all of q first, then k, then v) and over a memory.
 
     The memory is `memory` keys and values per head, which are learned and the same for every image.
     """
@@ -429,7 +471,7 @@ class MemoryAttention(_WithMemory):
     """softmax(q k^T / sqrt(d)) v, where k and v begin with those of the memory."""
 
     def multiply_adds(self, qkv: Shape) -> int:
-        pixels = qkv[0] * qkv[1]
+        pixels = math.prod(positions(qkv))
         return 2 * pixels * (pixels + self.memory) * self.channels
 
 
@@ -442,7 +484,7 @@ class LinearAttention(_WithMemory):
     """
 
     def multiply_adds(self, qkv: Shape) -> int:
-        pixels = qkv[0] * qkv[1]
+        pixels = math.prod(positions(qkv))
         return (2 * pixels + self.memory) * self.size * self.channels
 
 
@@ -479,6 +521,7 @@ class Add(NoProducts):
     scale: float
 
     def output_shape(self, x: Shape, y: Shape) -> Shape:
+        check_beside("Add", x, y)
         return x
 
 
@@ -488,15 +531,19 @@ class Multiply(NoProducts):
     """The product a b; a vector b multiplies every pixel of a."""
 
     def output_shape(self, x: Shape, y: Shape) -> Shape:
+        check_beside("Multiply", x, y)
         return x
 
 
 @register
 @dataclass(frozen=True)
 class Modulate(NoProducts):
-    """x (1 + scale) + shift, where a vector (b, 2c) holds the scale, then the shift."""
+    """x (1 + scale) + shift, where a vector (b, 2c) holds scale, then shift; shift first with `shift_first`."""
 
     channels: int
+    shift_first: bool = False
+
+    later_options: ClassVar[tuple[str, ...]] = ("shift_first",)
 
     def output_shape(self, x: Shape, vector: Shape) -> Shape:
         return x
@@ -508,7 +555,8 @@ class Concat(NoProducts):
     """The channels of a, then those of b; a vector b is repeated at every pixel of a."""
 
     def output_shape(self, x: Shape, y: Shape) -> Shape:
-        return *x[:-1], x[-1] + y[-1]
+        check_beside("Concat", x, y)
+        return *positions(x), x[-1] + y[-1]
 
 
 @register
@@ -519,6 +567,7 @@ class Upsample(NoProducts):
     factor: ClassVar[int] = 2
 
     def output_shape(self, x: Shape) -> Shape:
+        check_image("Upsample", x)
         return x[0] * self.factor, x[1] * self.factor, x[2]
 
 
@@ -530,6 +579,7 @@ class AvgPool(NoProducts):
     factor: ClassVar[int] = 2
 
     def output_shape(self, x: Shape) -> Shape:
+        check_image("AvgPool", x)
         return x[0] // self.factor, x[1] // self.factor, x[2]
 
 
@@ -541,6 +591,7 @@ class MaxPool(NoProducts):
     factor: ClassVar[int] = 2
 
     def output_shape(self, x: Shape) -> Shape:
+        check_image("MaxPool", x)
         return x[0] // self.factor, x[1] // self.factor, x[2]
 
 
@@ -571,6 +622,7 @@ class Resample(Block):
         return _resampling(self.rule, tuple(self.taps), self.padding, size)
 
     def output_shape(self, x: Shape) -> Shape:
+        check_image("Resample", x)
         return self.new_size(x[0]), self.new_size(x[1]), x[2]
 
     def multiply_adds(self, x: Shape) -> int:
@@ -610,7 +662,7 @@ def _resampling(rule: str, taps: tuple[float, ...], padding: int, size: int) -> 
 @register
 @dataclass(frozen=True)
 class Mean(NoProducts):
-    """The mean of all pixels per channel, a vector."""
+    """The mean of all pixels or tokens per channel, a vector."""
 
     def output_shape(self, x: Shape) -> Shape:
         return x[-1:]
@@ -619,7 +671,7 @@ class Mean(NoProducts):
 @register
 @dataclass(frozen=True)
 class Flatten(NoProducts):
-    """An image as a vector in the order h w c."""
+    """An image as a vector in the order h w c, or tokens in the order n c."""
 
     def output_shape(self, x: Shape) -> Shape:
         return (math.prod(x),)

@@ -25,6 +25,7 @@ from typing import Any
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
 from diffusion_core.networks import blocks as _blocks  # noqa: F401  registers the block kinds
+from diffusion_core.networks import token_blocks as _token_blocks  # noqa: F401  registers those of tokens
 from diffusion_core.networks.initialisation import initialised_parameters
 from diffusion_core.networks.registry import Block, Parameter, Shape, kind_of
 

@@ -9,8 +9,9 @@ A block kind is a frozen dataclass. `register` enters it in `BLOCKS` under the n
 
 The class itself carries what needs no array: its parameters, the shape of its value and its multiply-adds. What
 computes stands elsewhere, in one `BlockRules` table each: a NumPy reference function (`backend/reference.py`), an
-ONNX emitter (`convert/onnx.py`) and one module per backend (`backends/*/network.py`). `BLOCKS` and every table raise
-a `DuetError` that names the kind when a rule is missing; `tests/backend/test_twins.py` lists all missing rules.
+ONNX emitter (`convert/onnx.py`) and one module per backend (`backends/*/network.py`); the rules of the kinds of
+`token_blocks.py` stand in files of their own. `BLOCKS` and every table raise a `DuetError` that names the kind when a
+rule is missing; `tests/backend/test_twins.py` lists all missing rules.
 """
 
 from __future__ import annotations
@@ -19,16 +20,31 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, TypeVar
 
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 
-__all__ = ["BLOCKS", "Block", "BlockRules", "Elementwise", "NoProducts", "Parameter", "Shape", "kind_of", "register"]
+__all__ = [
+    "BLOCKS",
+    "Block",
+    "BlockRules",
+    "Elementwise",
+    "NoProducts",
+    "Parameter",
+    "Shape",
+    "check_beside",
+    "check_image",
+    "check_no_tokens",
+    "check_tokens",
+    "kind_of",
+    "positions",
+    "register",
+]
 
-# Without the batch: (h, w, c) of an image, (c,) of a vector, () of one number per sample.
+# Without the batch: (h, w, c) of an image, (n, c) of tokens, (c,) of a vector, () of one number per sample.
 Shape = tuple[int, ...]
 Rule = TypeVar("Rule")
 Kind = TypeVar("Kind", bound="type[Block]")
@@ -72,6 +88,9 @@ class Block(ABC):
     has_training_mode: ClassVar[bool] = False
     # Whether its value for an image depends, in training, on the other images of the batch.
     has_batch_statistics: ClassVar[bool] = False
+    # Options that the kind has had later than checkpoints of it: a program does not mention them at their defaults, so
+    # that the hash of an older program stays.
+    later_options: ClassVar[tuple[str, ...]] = ()
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Return the parameters that the block owns, in order; none by default."""
@@ -91,12 +110,46 @@ class Block(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return its numbers by name as plain data, to print or to hash."""
-        return asdict(self)  # type: ignore[call-overload]
+        defaults = {field.name: field.default for field in fields(self) if field.name in self.later_options}  # type: ignore[arg-type]
+        numbers = asdict(self)  # type: ignore[call-overload]
+        return {name: value for name, value in numbers.items() if name not in defaults or value != defaults[name]}
 
     @classmethod
     def input_count(cls) -> int:
         """Return how many values the block reads."""
         return len(inspect.signature(cls.output_shape).parameters) - 1
+
+
+def positions(x: Shape) -> Shape:
+    """Return the axes of a value without its channels: (h, w) of an image, (n,) of tokens, () of a vector."""
+    return x[:-1]
+
+
+def check_beside(kind: str, x: Shape, y: Shape) -> None:
+    """Raise a `DuetError` unless y is a vector, or has the positions of x."""
+    if len(y) > 1 and positions(y) != positions(x):
+        raise DuetError(
+            f"block {kind}: values of the shapes {x} and {y} were given; the second must be a vector, or have the "
+            f"pixels or tokens of the first"
+        )
+
+
+def check_image(kind: str, x: Shape) -> None:
+    """Raise a `DuetError` unless x is an image."""
+    if len(x) != 3:
+        raise DuetError(f"block {kind}: a value of the shape {x} was given; it reads images (h, w, c)")
+
+
+def check_no_tokens(kind: str, x: Shape) -> None:
+    """Raise a `DuetError` if x is a value of tokens."""
+    if len(x) == 2:
+        raise DuetError(f"block {kind}: tokens of the shape {x} were given; it reads images (h, w, c) or vectors (c,)")
+
+
+def check_tokens(kind: str, x: Shape) -> None:
+    """Raise a `DuetError` unless x is a value of tokens."""
+    if len(x) != 2:
+        raise DuetError(f"block {kind}: a value of the shape {x} was given; it reads tokens (n, c), see Patchify")
 
 
 class NoProducts(Block):

@@ -64,6 +64,16 @@ from diffusion_core.networks.blocks import (
     Upsample,
 )
 from diffusion_core.networks.registry import Block
+from diffusion_core.networks.token_blocks import (
+    ConcatTokens,
+    CrossAttention,
+    LearnedPositions,
+    Patchify,
+    Repeat,
+    SinePositions,
+    Slice,
+    Unpatchify,
+)
 from diffusion_core.networks.weights import Weights, initial_weights
 from diffusion_core.sampling import METHODS, SamplerPlan, make_plan
 from diffusion_core.training.loop import make_batch
@@ -177,6 +187,23 @@ def _vector(
     return BlockCase(name, tuple(nodes), classes=classes, features=features)
 
 
+def _tokens(
+    name: str, *nodes: tuple[str, Block, tuple[str, ...]], size: int = 4, gain: float = 1.0, **rest
+) -> BlockCase:
+    """Return a case of blocks on the tokens "t" of an image and its time vector "v", which end in 8 channels."""
+    made = [
+        Node("pre", _point(CHANNELS, CHANNELS), ("x",)),
+        Node("t", Patchify(1), ("pre",)),
+        *(Node(*node) for node in nodes),
+    ]
+    made.append(Node("back", Unpatchify(1, size, size), (made[-1].name,)))
+    return BlockCase(name, tuple(made), size, gain, **rest)
+
+
+def _dense(inputs: int, outputs: int) -> Linear:
+    return Linear(inputs, outputs, True, 1.0)
+
+
 _SINUSOIDS = (Sinusoid(16, 10000.0, 7.0, True), Sinusoid(16, 10000.0, 8.0, False))
 _DENSE = Linear(16, 8, True, 1.0)
 _FIR = (1.0, 3.0, 3.0, 1.0)
@@ -253,6 +280,43 @@ BLOCKS: tuple[BlockCase, ...] = (
             Node("join", Multiply(), ("pre", "block")),
         ),
     ),
+    _image("Patchify, Unpatchify", Patchify(2), Linear(32, 16, True, 1.0), Linear(16, 32, False, 1.0),
+           Unpatchify(2, 4, 4)),
+    _tokens("Tokens: norms and activations", ("norm", LayerNorm((8,), 1e-6, affine=False), ("t",)),
+            ("norm1", LayerNorm((8,), 1e-5), ("norm",)), ("act", GELU(tanh=True), ("norm1",)),
+            ("norm2", RMSNorm(8, 1e-12), ("act",)), ("drop", Dropout(0.3, 1), ("norm2",))),
+    _tokens("Tokens: sums with a vector", ("v", _SINUSOIDS[0], ("c_noise",)), ("v8", _dense(16, 8), ("v",)),
+            ("add", Add(0.5), ("t", "v8")), ("modulate", Modulate(8, shift_first=True), ("add", "v")),
+            ("gate", Multiply(), ("modulate", "v8")), ("concat", Concat(), ("gate", "v8")),
+            ("both", Concat(), ("concat", "t")), ("narrow", _dense(24, 8), ("both",)),
+            ("mean", Mean(), ("narrow",)), ("last", Add(1.0), ("narrow", "mean"))),
+    _tokens("Tokens: concatenation and slices", ("v", _SINUSOIDS[0], ("c_noise",)), ("v8", _dense(16, 8), ("v",)),
+            ("repeat", Repeat(3), ("v8",)), ("wide", ConcatTokens(), ("repeat", "t")),
+            ("table", LearnedPositions(19, 8, 1.0), ("wide",)), ("qkv", _dense(8, 24), ("table",)),
+            ("attend", Attention(8, 2), ("qkv",)), ("image", Slice("tokens", 2, 16), ("attend",)),
+            ("part", Slice("channels", 3, 4), ("image",)), ("back8", _dense(4, 8), ("part",))),
+    _tokens("Slice of the channels of an image and of a vector", ("v", _SINUSOIDS[0], ("c_noise",)),
+            ("v8", Slice("channels", 5, 8), ("v",)), ("part", Slice("channels", 2, 4), ("pre",)),
+            ("tokens", Patchify(1), ("part",)), ("wide", _dense(4, 8), ("tokens",)),
+            ("last", Add(1.0), ("wide", "v8"))),
+    _tokens("SinePositions", ("table", SinePositions(4, 4, 8), ("t",)), ("last", _dense(8, 8), ("table",))),
+    _tokens("Attention of tokens, large logits", ("qkv", _dense(8, 24), ("t",)),
+            ("attend", Attention(8, 4), ("qkv",)), gain=3.0),
+    _tokens("Attention of tokens with a memory, head by head", ("qkv", _dense(8, 24), ("t",)),
+            ("attend", Attention(8, 2, "heads"), ("qkv",)), ("qkv1", _dense(8, 24), ("attend",)),
+            ("memory", MemoryAttention(8, 2, 3), ("qkv1",)), ("qkv2", _dense(8, 24), ("memory",)),
+            ("linear", LinearAttention(8, 2, 3), ("qkv2",))),
+    _tokens("CrossAttention", ("v", _SINUSOIDS[0], ("c_noise",)), ("v48", _dense(16, 8), ("v",)),
+            ("other", Repeat(5), ("v48",)), ("table", LearnedPositions(5, 8, 1.0), ("other",)),
+            ("kv", _dense(8, 16), ("table",)), ("q", _dense(8, 8), ("t",)),
+            ("attend", CrossAttention(8, 2), ("q", "kv"))),
+    _tokens("Tokens: Flatten", ("flat", Flatten(), ("t",)), ("dense", _dense(128, 8), ("flat",)),
+            ("last", Multiply(), ("t", "dense"))),
+    _image("GELU by tanh", GELU(tanh=True)),
+    _image("LayerNorm of channels, not affine", LayerNorm((8,), 1e-6, affine=False)),
+    _image("LayerNorm of images, not affine", LayerNorm((8, 8, 8), 1e-6, affine=False)),
+    _vector("Modulate, shift first", _SINUSOIDS[0], Linear(16, 16, True, 1.0), reads="c_noise",
+            join=Modulate(8, shift_first=True)),
     _image("Flatten, Unflatten", Flatten(), Linear(512, 128, True, 1.0), Unflatten(4, 4), Upsample()),
 )  # fmt: skip
 

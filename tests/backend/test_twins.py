@@ -30,7 +30,8 @@ FILES_ALONE = {("tf", "own_variables.py")}  # PyTorch has one kind of module and
 
 # Names that only one backend has, and why.
 ALONE = {
-    ("tf", "network.py", "from_canonical"),  # TensorFlow's kernels have other axes than the canonical ones
+    ("tf", "module.py", "from_canonical"),  # TensorFlow's kernels have other axes than the canonical ones
+    ("tf", "module.py", "to_canonical"),
     (
         "torch",
         "device.py",
@@ -84,6 +85,12 @@ def methods(backend: str) -> list[str]:
     return [item.name for item in trainer.body if isinstance(item, ast.FunctionDef)]
 
 
+def modules(backend: str) -> dict[str, tuple[str, ...]]:
+    """Return the public names of all files that hold modules of block kinds."""
+    files = ("network.py", "tokens.py", "own.py")
+    return {name: given for file in files for name, given in public(backend, file).items()}
+
+
 def test_a_step_of_training_has_the_same_parts_in_the_same_order():
     alone = {"_full_step", "_update_scalars"}  # one graph of all parts, and the scalars that it reads
     assert [name for name in methods("tf") if name not in alone] == methods("torch")
@@ -122,14 +129,16 @@ def test_both_list_the_same_names_for_import(file):
 
 def test_every_block_kind_has_every_rule():
     """The one place that names what is missing after a block kind was added."""
-    classes = {backend: public(backend, "network.py") | public(backend, "own.py") for backend in FOLDERS}
+    classes = {backend: modules(backend) for backend in FOLDERS}
     cases_of = {node.kind for case in cases.BLOCKS for node in case.nodes}
     missing = []
     for kind in BLOCKS:
         missing += [f"{kind}: no reference function"] if kind not in reference.BLOCK_FUNCTIONS else []
         missing += [f"{kind}: no ONNX emitter"] if kind not in onnx.EMITTERS else []
         missing += [
-            f"{kind}: no class in backends/{b}/network.py" for b in FOLDERS if f"{kind}.forward" not in classes[b]
+            f"{kind}: no class in backends/{b}/network.py or tokens.py"
+            for b in FOLDERS
+            if f"{kind}.forward" not in classes[b]
         ]
         # An own network exists in one framework only; test_own.py holds it to a program with the same weights.
         missing += [f"{kind}: no case in parity/cases.py"] if kind not in cases_of | {"Own"} else []
@@ -140,7 +149,7 @@ def test_every_block_kind_has_every_rule():
 def test_every_rule_of_a_block_kind_takes_the_same_inputs(kind):
     """The shape rule, the reference function, the ONNX emitter and the class of each backend."""
     count, mode = BLOCKS[kind].input_count(), BLOCKS[kind].has_training_mode
-    own = ("weight", "bias", "frequencies", "mean", "variance", "memory", "name")
+    own = ("weight", "bias", "frequencies", "mean", "variance", "memory", "table", "name")
 
     def inputs(function) -> list[str]:
         return [name for name in inspect.signature(function).parameters if name not in own]
@@ -149,8 +158,7 @@ def test_every_rule_of_a_block_kind_takes_the_same_inputs(kind):
     assert len(inputs(reference.BLOCK_FUNCTIONS[kind])) == 1 + count + mode
     assert ("training" in inputs(reference.BLOCK_FUNCTIONS[kind])) == mode
     for backend in FOLDERS:
-        classes = public(backend, "network.py") | public(backend, "own.py")
-        assert len(classes[f"{kind}.forward"]) == 1 + count + mode
+        assert len(modules(backend)[f"{kind}.forward"]) == 1 + count + mode
 
 
 LOAD_ALL = """
