@@ -14,6 +14,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.networks import unet as _unet  # noqa: F401  registers the lowering of UNetSpec
 from diffusion_core.networks.builder import NetworkSpec, lower, with_uncertainty
 from diffusion_core.networks.classifier import ClassifierSpec
+from diffusion_core.networks.dit import DiTSpec
 from diffusion_core.networks.double_conv import DoubleConvSpec
 from diffusion_core.networks.linear_attention import LinearAttentionSpec
 from diffusion_core.networks.own import OwnSpec
@@ -26,6 +27,7 @@ from diffusion_core.networks.unet_spec import UNetSpec
 __all__ = [
     "ARCHITECTURES",
     "ClassifierSpec",
+    "DiTSpec",
     "DoubleConvSpec",
     "LinearAttentionSpec",
     "NetworkSpec",
@@ -50,6 +52,7 @@ ARCHITECTURES: dict[str, type[NetworkSpec]] = {
     "simple": SimpleSpec,
     "sixteen_step": SixteenStepSpec,
     "plain": PlainSpec,
+    "dit": DiTSpec,
     "classifier": ClassifierSpec,
     "own": OwnSpec,
 }

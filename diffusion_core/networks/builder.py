@@ -38,7 +38,7 @@ class NetworkSpec:
         out_channels: channels of the output: `in_channels`, or twice as many to predict a variance per element.
         num_classes: number of classes; 0 for a network without classes.
         self_conditioning: whether the first layer also reads an earlier estimate of the image.
-        init: where the weights start: ``"ddpm"``, or as the layers of ``"keras"`` or ``"torch"`` do; see
+        init: where the weights start: ``"ddpm"``, as the layers of ``"keras"`` or ``"torch"`` do, or ``"dit"``; see
             `initialisation`.
     """
 

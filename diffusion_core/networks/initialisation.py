@@ -1,4 +1,4 @@
-"""Initial distributions of the parameters: where networks of DDPM, Keras and PyTorch start.
+"""Initial distributions of the parameters: where networks of DDPM, Keras, PyTorch and DiT start.
 
 `fan_in` and `fan_out` are the numbers of weights per output and per input; U(b) is uniform on (-b, b).
 
@@ -15,12 +15,16 @@ Keras. `torch` is the Kaiming uniform initialiser with a = sqrt(5). Its fan-in o
 axis 1 of the weight (i o kh kw), which is `out`. Layers next to Attention of c channels start as in the layer of each
 framework: `MultiHeadAttention` of Keras draws q, k, v and the projection as four c x c matrices (an older Keras
 counts the axes of these kernels in another way), `MultiheadAttention` of PyTorch draws q, k and v as one 3c x c matrix.
+`dit` is the Glorot uniform initialiser too, with the area of a kernel counted as inputs only, U(sqrt(6 /
+(out + in k^2))), as of a dense layer on patches. Tables of classes and the dense layers of a time start as N(0, .02^2).
+
 Norms start at scale 1 and shift 0 everywhere, and a layer with variance scale 0 (`model.zero_init`) starts at zero.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
     Understanding the difficulty of training deep feedforward neural networks (Glorot & Bengio, 2010)
     Delving Deep into Rectifiers (He et al., 2015), https://arxiv.org/abs/1502.01852
+    Scalable Diffusion Models with Transformers (Peebles & Xie, 2022), https://arxiv.org/abs/2212.09748
 """
 
 from __future__ import annotations
@@ -30,7 +34,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from diffusion_core.common.errors import one_of
-from diffusion_core.networks.blocks import Attention, Conv, ConvTranspose, Embedding, Linear
+from diffusion_core.networks.blocks import (
+    Attention,
+    Conv,
+    ConvTranspose,
+    Embedding,
+    Fourier,
+    Linear,
+    Number,
+    Sinusoid,
+)
 from diffusion_core.networks.registry import Block, Parameter
 
 __all__ = ["INITS", "check_init", "initialised_parameters"]
@@ -38,7 +51,8 @@ __all__ = ["INITS", "check_init", "initialised_parameters"]
 Distribution = tuple[str, float]
 # A block with its name and the names of the values that it reads.
 Layer = tuple[str, Block, tuple[str, ...]]
-# Returns a parameter's distribution, given its block and the block's role at Attention: "qkv", "projection" or "".
+# Returns a parameter's distribution, given its block and the block's role: "qkv" or "projection" at Attention, "time"
+# between the features of a time and the first sum, or "".
 Convention = Callable[[Block, Parameter, str], Distribution]
 
 
@@ -57,7 +71,7 @@ def _keras(block: Block, parameter: Parameter, role: str) -> Distribution:
 def _torch(block: Block, parameter: Parameter, role: str) -> Distribution:
     if not isinstance(block, Linear | Conv | ConvTranspose):
         return parameter.init
-    if role and parameter.name == "bias":
+    if role in ("qkv", "projection") and parameter.name == "bias":
         return "constant", 0.0
     if role == "qkv":
         return "uniform", math.sqrt(6.0 / (block.inputs + block.outputs))
@@ -65,8 +79,16 @@ def _torch(block: Block, parameter: Parameter, role: str) -> Distribution:
     return "uniform", 1.0 / math.sqrt(channels * getattr(block, "kernel", 1) ** 2)
 
 
+def _dit(block: Block, parameter: Parameter, role: str) -> Distribution:
+    if isinstance(block, Embedding) or (role == "time" and parameter.name == "weight"):
+        return "normal", 0.02
+    if isinstance(block, Conv) and parameter.name == "weight":
+        return "uniform", math.sqrt(6.0 * block.scale / (block.outputs + block.inputs * block.kernel**2))
+    return parameter.init
+
+
 # The choices of `model.init`.
-INITS: dict[str, Convention] = {"ddpm": _ddpm, "keras": _keras, "torch": _torch}
+INITS: dict[str, Convention] = {"ddpm": _ddpm, "keras": _keras, "torch": _torch, "dit": _dit}
 
 
 def check_init(name: str) -> None:
@@ -85,7 +107,7 @@ def initialised_parameters(layers: Sequence[Layer], init: str) -> tuple[Paramete
         init: a key of `INITS`.
     """
     check_init(init)
-    roles = _attention_roles(layers)
+    roles = _time_roles(layers) | _attention_roles(layers)
     return tuple(
         replace(
             parameter,
@@ -110,3 +132,12 @@ def _attention_roles(layers: Sequence[Layer]) -> dict[str, str]:
     projections = {name for name, _, inputs in layers if name in products and attention.keys() & set(inputs)}
     qkv = {name for inputs in attention.values() for name in inputs} & products
     return dict.fromkeys(projections, "projection") | dict.fromkeys(qkv, "qkv")
+
+
+def _time_roles(layers: Sequence[Layer]) -> dict[str, str]:
+    """Return by name which layers are between the features of a time and the first block with two inputs."""
+    found: set[str] = set()
+    for name, block, inputs in layers:
+        if isinstance(block, Sinusoid | Fourier | Number) or (len(inputs) == 1 and inputs[0] in found):
+            found.add(name)
+    return dict.fromkeys(found, "time")

@@ -19,6 +19,7 @@ from diffusion_core.diffusion.variational import LEARNED as LEARNED_VARIANCES
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import (
     ClassifierSpec,
+    DiTSpec,
     DoubleConvSpec,
     LinearAttentionSpec,
     NetworkSpec,
@@ -447,6 +448,13 @@ NETWORKS: dict[str, NetworkSpec] = {
         16, channels=(4, 8, 16), bottleneck=16, time="none", up="nearest", output="sigmoid"
     ),
     "plain": PlainSpec(16, channels=(4, 8, 16), bottleneck=32, time_scale=1e-3),
+    "DiT, learned variance": DiTSpec(
+        8, 1, 2, num_classes=10, channels=16, depth=2, heads=2, embedding_features=16
+    ),
+    "SiT of diffusers' embedding, no null row": DiTSpec(
+        8, 2, 2, num_classes=10, patch_size=4, channels=16, depth=1, heads=2, mlp_ratio=2.0, embedding_features=16,
+        null_class="none", discarded_channels=2, embedding_divisor="half_minus_one", mlp_norm_eps=1e-5,
+    ),
 }  # fmt: skip
 
 # A classifier with the classes of `PARITY`.

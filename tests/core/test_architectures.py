@@ -14,6 +14,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.networks import (
     ARCHITECTURES,
+    DiTSpec,
     DoubleConvSpec,
     LinearAttentionSpec,
     NetworkSpec,
@@ -404,8 +405,8 @@ def test_every_option_changes_the_program(name):
 
 
 def test_every_architecture_is_tested_here():
-    # The standard UNet, the classifier and own networks have test files of their own.
-    others = {UNetSpec, ClassifierSpec, OwnSpec}
+    # The standard UNet, the classifier, transformers and own networks have test files of their own.
+    others = {UNetSpec, ClassifierSpec, DiTSpec, OwnSpec}
     assert {type(spec) for spec in TINY.values()} | others == set(ARCHITECTURES.values())
 
 

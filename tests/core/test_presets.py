@@ -52,6 +52,7 @@ COUNTS = {
     "denoising_autoencoder": 1_883_267,
     "digits": 396_121,
     "digits_classifier": 626_122,
+    "dit_digits": 1_040_068,
     "double_conv_attention": 23_331_457,
     "improved_32": 52_546_438,
     "landscape": 23_334_275,
@@ -65,8 +66,13 @@ COUNTS = {
 }
 
 
+# Their counts, with those of the tables of positions, are in test_dit.py.
+TRANSFORMERS = ("dit_s", "dit_b", "dit_l", "dit_xl", "sit_s", "sit_b", "sit_l", "sit_xl")
+
+
 def test_every_preset_has_an_expected_count():
-    assert sorted(COUNTS) == sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
+    elsewhere = [f"{name}_{patch}" for name in TRANSFORMERS for patch in (2, 4, 8)]
+    assert sorted([*COUNTS, *elsewhere]) == sorted(path.stem for path in (CONFIGS / "model").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", COUNTS)
