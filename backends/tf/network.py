@@ -16,16 +16,17 @@ import tensorflow as tf
 from einops import rearrange, repeat
 from numpy.typing import NDArray
 
+from backends.tf import magnitude as _magnitude  # noqa: F401  fills MODULES
 from backends.tf import tokens as _tokens  # noqa: F401  fills MODULES
 from backends.tf.device import DeviceContext
-from backends.tf.module import MODULES, Module, from_canonical, to_canonical
+from backends.tf.module import MODULES, Module, convolve, from_canonical, to_canonical
 from backends.tf.random import random_words
 from diffusion_core.backend.interface import translate_out_of_memory
 from diffusion_core.networks.blocks import ATTENTION_ORDERS
 from diffusion_core.networks.program import Node, Program, Training
 from diffusion_core.networks.weights import Weights, check_weights
 
-__all__ = ["Network", "build", "convolve", "read_parameters"]
+__all__ = ["Network", "build", "read_parameters"]
 
 
 class Sinusoid(Module):
@@ -74,28 +75,6 @@ class Conv(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         x, weight = self.context.mixed_precision(x, self.weight)
         return convolve(x, weight, self.bias, self.block.stride, self.block.padding)
-
-
-def convolve(
-    x: tf.Tensor, weight: tf.Tensor, bias: tf.Tensor | None, stride: int, padding: tuple[int, int, int, int]
-) -> tf.Tensor:
-    """Return a convolution with zeros on (top, bottom, left, right).
-
-    On a CPU TensorFlow uses oneDNN, whose backward pass is twice as fast, only with the padding "SAME" or "VALID".
-    """
-    top, bottom, left, right = padding
-    if (top, bottom, left, right) == (*_same(x.shape[1], weight, stride), *_same(x.shape[2], weight, stride)):
-        y = tf.nn.conv2d(x, weight, stride, "SAME")
-    else:
-        x = tf.pad(x, [[0, 0], [top, bottom], [left, right], [0, 0]]) if any(padding) else x
-        y = tf.nn.conv2d(x, weight, stride, "VALID")
-    return y if bias is None else tf.nn.bias_add(y, tf.cast(bias, y.dtype))
-
-
-def _same(size: int, weight: tf.Tensor, stride: int) -> tuple[int, int]:
-    """Return the zeros (before, after) of TensorFlow's "SAME" padding."""
-    total = max(0, (-(-size // stride) - 1) * stride + weight.shape[0] - size)
-    return total // 2, total - total // 2
 
 
 class ConvTranspose(Module):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from backends.tf.device import DeviceContext
 from backends.tf.loss import Batch, batch_tensors, loss_tensors, split_batch
+from backends.tf.magnitude import normalise_weight
 from backends.tf.module import from_canonical
 from backends.tf.network import Network, read_parameters, to_host
 from diffusion_core.backend.interface import (
@@ -114,6 +115,7 @@ class Trainer:
         non_finite = self.non_finite.assign(self.non_finite | ~tf.math.is_finite(norm + loss))
         for name, value in statistics.items():
             self.tensors[name].assign(tf.where(non_finite, self.tensors[name], value))
+        self._force_normalisation(non_finite)
         no_update = tf.constant([*_NO_UPDATE, *[0] * (scalars.shape[0] - len(_NO_UPDATE))], scalars.dtype)
         clip, shrink, beta1, beta2, fresh1, fresh2, rate, correction2, eps, *fractions = tf.unstack(
             tf.where(non_finite, no_update, scalars)
@@ -132,6 +134,12 @@ class Trainer:
             for average, fraction in zip(self.averages, fractions, strict=True):
                 average[name].assign_add(fraction * (self.tensors[name] - average[name]))
         return norm
+
+    def _force_normalisation(self, non_finite: tf.Tensor) -> None:
+        """Start the update from weights with normalised rows, see `diffusion_core.optim.normalisation`."""
+        for name, eps in self.program.normalised.items():
+            weight = self.parameters[name]
+            weight.assign(tf.where(non_finite, weight, normalise_weight(weight, eps)))
 
     def _full_step(self, b: Batch, micro_batches: int, scalars: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Run `_accumulate` and `_apply` in one graph: faster, but running out of memory may leave half an update."""

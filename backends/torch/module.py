@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -13,7 +14,7 @@ from backends.torch.device import DeviceContext
 from diffusion_core.networks.program import Node, Training
 from diffusion_core.networks.registry import BlockRules
 
-__all__ = ["MODULES", "Module"]
+__all__ = ["MODULES", "Module", "convolve"]
 
 # One module class per block kind, which takes (node, parameters by name, context).
 MODULES: BlockRules[type[Module]] = BlockRules("PyTorch module", "backends/torch/network.py")
@@ -48,3 +49,11 @@ class Module(nn.Module):
     def mode(self, training: Training | None) -> AbstractContextManager[None]:
         """Return the context of a training or an evaluation pass; blocks of Duet need none."""
         return nullcontext()
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: tuple[int, int, int, int]) -> Tensor:
+    """Return a convolution with zeros on (top, bottom, left, right)."""
+    top, bottom, left, right = padding
+    if top == bottom and left == right:
+        return F.conv2d(x, weight, bias, stride, (top, left))
+    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride)

@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from backends.torch import magnitude as _magnitude  # noqa: F401  fills MODULES
 from backends.torch import tokens as _tokens  # noqa: F401  fills MODULES
 from backends.torch.device import DeviceContext
-from backends.torch.module import MODULES, Module
+from backends.torch.module import MODULES, Module, convolve
 from backends.torch.random import random_words
 from diffusion_core.backend.interface import translate_out_of_memory
 from diffusion_core.networks.blocks import ATTENTION_ORDERS
 from diffusion_core.networks.program import Node, Program, Training
 from diffusion_core.networks.weights import Weights, check_weights
 
-__all__ = ["Network", "build", "convolve", "read_parameters"]
+__all__ = ["Network", "build", "read_parameters"]
 
 
 class Sinusoid(Module):
@@ -71,14 +72,6 @@ class Linear(Module):
 class Conv(Module):
     def forward(self, x: Tensor) -> Tensor:
         return convolve(x, self.weight, self.bias, self.block.stride, self.block.padding)
-
-
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: tuple[int, int, int, int]) -> Tensor:
-    """Return a convolution with zeros on (top, bottom, left, right)."""
-    top, bottom, left, right = padding
-    if top == bottom and left == right:
-        return F.conv2d(x, weight, bias, stride, (top, left))
-    return F.conv2d(F.pad(x, (left, right, top, bottom)), weight, bias, stride)
 
 
 class ConvTranspose(Module):

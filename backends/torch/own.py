@@ -248,7 +248,7 @@ def with_weights(network: nn.Module, arrays: Mapping[str, NDArray]) -> nn.Module
     tensors = {**dict(copied.named_parameters()), **dict(copied.named_buffers())}
     with torch.no_grad():
         for name, array in arrays.items():
-            tensors[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))
+            tensors[name].copy_(torch.from_numpy(np.asarray(array, order="C")))
     return copied
 
 

@@ -79,7 +79,7 @@ class Communicator:
 
     def all_reduce_array(self, array: NDArray) -> NDArray:
         """Return the sum of an array over all processes."""
-        return self.all_reduce([torch.tensor(np.ascontiguousarray(array))])[0].numpy()
+        return self.all_reduce([torch.tensor(np.asarray(array, order="C"))])[0].numpy()
 
 
 def _leave() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from backends.torch.device import DeviceContext
 from backends.torch.loss import Batch, batch_tensors, loss_tensors, split_batch
+from backends.torch.magnitude import normalise_weight
 from backends.torch.network import Network, read_parameters, to_host
 from diffusion_core.backend.interface import (
     StepResult,
@@ -114,6 +115,7 @@ class Trainer:
         self.non_finite = self.non_finite | ~torch.isfinite(norm + loss)
         for name, value in statistics.items():
             self.tensors[name].copy_(torch.where(self.non_finite, self.tensors[name], value))
+        self._force_normalisation()
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         # The flag of a gradient scaler: a step with it set changes nothing and does not count, so count it below.
@@ -126,6 +128,12 @@ class Trainer:
             weight = torch.where(self.non_finite, 0.0, torch.full_like(norm, fraction, dtype=self.context.dtype))
             torch._foreach_lerp_(list(average.values()), tensors, [weight] * len(tensors))
         return norm
+
+    def _force_normalisation(self) -> None:
+        """Start the update from weights with normalised rows, see `diffusion_core.optim.normalisation`."""
+        for name, eps in self.program.normalised.items():
+            weight = self.parameters[name]
+            weight.copy_(torch.where(self.non_finite, weight, normalise_weight(weight, eps)))
 
     def step(
         self, batch: TrainBatch, lr: float, decays: Sequence[float], micro_batches: int = 1, may_repeat: bool = False

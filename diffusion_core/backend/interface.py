@@ -397,6 +397,10 @@ class Trainer(Protocol):
     result is the same up to rounding and needs the memory of one micro-batch. Programs with batch statistics cannot be
     split.
 
+    A parameter of `Program.normalised` is normalised by force (`diffusion_core.optim.normalisation`): losses,
+    gradients and activations of a training pass are those at the normalised weights, whose size has no gradient; a pass
+    leaves the weights as they are, and every update starts from the normalised weights.
+
     After a step whose loss or gradient is not finite the trainer ignores all updates, and only counts them, until
     `clear_non_finite` is called. A late check therefore finds the weights unchanged. The test for it runs on the device
     and does not wait for it.

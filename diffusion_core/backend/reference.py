@@ -14,6 +14,7 @@ import numpy as np
 from einops import rearrange
 from numpy.typing import ArrayLike, NDArray
 
+from diffusion_core.backend import reference_magnitude as _reference_magnitude  # noqa: F401  fills the table
 from diffusion_core.backend import reference_tokens as _reference_tokens  # noqa: F401  fills the table
 from diffusion_core.backend.block_functions import BLOCK_FUNCTIONS, Array, softmax
 from diffusion_core.backend.interface import (
@@ -32,6 +33,7 @@ from diffusion_core.networks.own import Own
 from diffusion_core.networks.program import Program, Training
 from diffusion_core.networks.registry import Block, kind_of
 from diffusion_core.networks.weights import check_weights
+from diffusion_core.optim.normalisation import normalise_weights
 from diffusion_core.sampling.plan import SamplerPlan
 
 __all__ = [
@@ -461,9 +463,9 @@ def per_image_losses(
         weights: by full name.
         batch: see `backend.interface.TrainBatch`.
         distance: one of `backend.interface.DISTANCES`.
-        frozen: the weights of the parts that have no gradient: the first pass of self-conditioning, and the mean in the
-            variational bound; None means `weights`. The derivative of this function by `weights`, with `frozen` fixed,
-            is the gradient that training must compute.
+        frozen: the weights of the parts that have no gradient: the first pass of self-conditioning, the mean in the
+            variational bound, and the size of the rows in forced normalisation; None means `weights`. The derivative of
+            this function by `weights`, with `frozen` fixed, is the gradient that training must compute.
         values: if given, it is filled with the value of each block by name.
     """
 
@@ -472,6 +474,7 @@ def per_image_losses(
         inputs = (batch.c_in[:, None, None, None] * x, batch.c_noise, batch.label, batch.features, estimate)
         return forward(program, weights, *inputs, training=training), training.statistics
 
+    weights, frozen = _force_normalisation(program, weights, frozen)
     x, target = noised(batch)
     channels, estimate = x.shape[-1], None
     if batch.self_conditioning is not None:
@@ -483,6 +486,18 @@ def per_image_losses(
     if batch.variational is not None and frozen is not None:
         detached = run(frozen, estimate)[0][..., :channels] - target
     return _output_losses(program, batch, distance, output, target, detached), statistics
+
+
+def _force_normalisation(
+    program: Program, weights: Mapping[str, NDArray], frozen: Mapping[str, NDArray] | None
+) -> tuple[Mapping[str, NDArray], Mapping[str, NDArray] | None]:
+    """Return the weights and the frozen weights with normalised rows, whose size has no gradient."""
+    if not program.normalised:
+        return weights, frozen
+    if frozen is None:
+        return normalise_weights(weights, program.normalised), None
+    sized = normalise_weights(frozen, program.normalised)
+    return {name: sized[name] + (weights[name] - frozen[name]) for name in weights}, sized
 
 
 def _output_losses(

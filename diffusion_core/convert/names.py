@@ -253,14 +253,14 @@ def read_weights(names: NameMap, program: Program, arrays: Arrays, source: str, 
     weights = {}
     for p in program.parameters:
         array = names[p.name].layout.to_duet(*[_at_least_float32(arrays[name]) for name in names[p.name].names])
-        weights[p.name] = np.ascontiguousarray(array)
+        weights[p.name] = np.asarray(array, order="C")
     return weights
 
 
 def write_weights(names: NameMap, weights: Weights) -> dict[str, NDArray]:
     """Return the foreign arrays of Duet's weights; the inverse of `read_weights`."""
     return {
-        name: np.ascontiguousarray(array)
+        name: np.asarray(array, order="C")
         for ours, entry in names.items()
         for name, array in zip(entry.names, entry.layout.from_duet(weights[ours]), strict=True)
     }

@@ -32,6 +32,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.convert import onnx_magnitude as _onnx_magnitude  # noqa: F401  fills the table
 from diffusion_core.convert import onnx_tokens as _onnx_tokens  # noqa: F401  fills the table
 from diffusion_core.convert.onnx_graph import (
     EMITTERS,

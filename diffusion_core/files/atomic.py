@@ -102,5 +102,5 @@ def flush_directory(path: Path) -> None:
 def pack_safetensors(arrays: Mapping[str, NDArray], facts: Mapping[str, str] | None = None) -> bytes:
     """Return the content of a safetensors file with these arrays and, in its header, these facts."""
     # safetensors stores the memory of an array whatever its strides are, so it must be in C order.
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     return tensors.save(contiguous, facts and dict(facts))

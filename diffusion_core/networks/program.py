@@ -25,6 +25,7 @@ from typing import Any
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
 from diffusion_core.networks import blocks as _blocks  # noqa: F401  registers the block kinds
+from diffusion_core.networks import magnitude_blocks as _magnitude_blocks  # noqa: F401  registers its kinds
 from diffusion_core.networks import token_blocks as _token_blocks  # noqa: F401  registers those of tokens
 from diffusion_core.networks.initialisation import initialised_parameters
 from diffusion_core.networks.registry import Block, Parameter, Shape, kind_of
@@ -129,6 +130,11 @@ class Program:
     def trained(self) -> tuple[Parameter, ...]:
         """The parameters that the optimiser updates, in order."""
         return tuple(p for p in self.parameters if p.trained)
+
+    @cached_property
+    def normalised(self) -> dict[str, float]:
+        """The eps of forced weight normalisation by parameter name, see `optim/normalisation.py`; empty for most."""
+        return {p.name: p.normalised for p in self.parameters if p.normalised is not None}
 
     @property
     def has_batch_statistics(self) -> bool:

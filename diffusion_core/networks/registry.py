@@ -58,10 +58,13 @@ class Parameter:
         name: its name within the block, then within the program.
         shape: in the canonical axes.
         axes: what each axis is, as in ``"o i kh kw"``.
-        init: ``("constant", value)``, ``("uniform", bound)`` or ``("normal", standard deviation)``; ``("given", 0)``
-            for an array that the block came with, see `Block.given`.
+        init: ``("constant", value)``, ``("uniform", bound)``, ``("positive", bound)`` for uniform on (0, bound),
+            ``("normal", standard deviation)``, or ``("given", 0)`` for an array that the block came with, see
+            `Block.given`.
         decay: whether weight decay applies to it (never to biases, norms and embeddings).
         trained: whether the optimiser updates it; running statistics and random frequencies are not trained.
+        normalised: the eps of forced weight normalisation, which each step of training begins with; None for most
+            parameters, which have no such rule. See `optim/normalisation.py`.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Parameter:
     init: tuple[str, float]
     decay: bool = False
     trained: bool = True
+    normalised: float | None = None
 
     @property
     def size(self) -> int:

@@ -68,6 +68,8 @@ def _draw(parameter: Parameter, seed: int) -> NDArray[np.float64]:
     if distribution == "uniform":
         values = stream.uniform([0], int(np.prod(parameter.shape)))
         return (size * (2.0 * values - 1.0)).reshape(parameter.shape)
+    if distribution == "positive":
+        return size * stream.uniform([0], int(np.prod(parameter.shape))).reshape(parameter.shape)
     if distribution == "normal":
         return size * stream.normal([0], parameter.shape)[0]
     raise DuetError(f"{parameter.name}: unknown initial distribution {distribution!r}")

@@ -1,7 +1,7 @@
 """Optimisers and moving averages of the weights, as formulas on NumPy arrays.
 
 `adam` has Adam and the learning rate; `ema` the decays of moving averages (EMA); `posthoc_ema` makes another average
-from stored ones after training.
+from stored ones after training; `normalisation` the rule that some weights have size 1 at each step.
 
 May import: common.
 """

@@ -64,6 +64,20 @@ from diffusion_core.networks.blocks import (
     Unflatten,
     Upsample,
 )
+from diffusion_core.networks.magnitude_blocks import (
+    Clip,
+    MPAttention,
+    MPConcat,
+    MPConv,
+    MPFourier,
+    MPGate,
+    MPLinear,
+    MPSiLU,
+    MPSum,
+    OneHot,
+    PixelNorm,
+    WithConstant,
+)
 from diffusion_core.networks.registry import Block
 from diffusion_core.networks.token_blocks import (
     ConcatTokens,
@@ -319,6 +333,15 @@ BLOCKS: tuple[BlockCase, ...] = (
     _vector("Modulate, shift first", _SINUSOIDS[0], Linear(16, 16, True, 1.0), reads="c_noise",
             join=Modulate(8, shift_first=True)),
     _image("Flatten, Unflatten", Flatten(), Linear(512, 128, True, 1.0), Unflatten(4, 4), Upsample()),
+    _image("MPConv 3x3 with a gain", MPConv(8, 12, 3, True, 1e-4), _point(12, 8)),
+    _image("MPConv 1x1, large eps", MPConv(8, 8, 1, False, 0.3)),
+    _vector("MPFourier, MPLinear with a gain", MPFourier(16, 1e-3), MPLinear(16, 8, True, 1e-4), reads="c_noise"),
+    _vector("OneHot, MPLinear, MPGate", OneHot(4, 2.0), MPLinear(4, 8, False, 1e-2), reads="label", join=MPGate(),
+            classes=4),
+    _image("PixelNorm, MPSiLU", PixelNorm(0.1), MPSiLU(0.596), _point(16, 8), width=16),
+    _image("MPSum, Clip", MPSum(0.3), Clip(0.7), inputs=2),
+    _image("MPConcat, WithConstant", MPConcat(0.4), WithConstant(1.5), _point(21, 8), width=12, inputs=2),
+    _image("MPAttention", MPAttention(8, 2, 0.1), size=4, width=24),
 )  # fmt: skip
 
 

@@ -38,8 +38,10 @@ from diffusion_core.networks.blocks import Conv
 from diffusion_core.networks.weights import Weights, initial_weights
 from diffusion_core.optim import PROFILES, Ema, Power, Warmup, ema_update, make_profile
 from diffusion_core.optim.adam import Adam, LearningRate, adam_update, clip_factor, global_norm
+from diffusion_core.optim.normalisation import normalise_weights
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import TOLERANCES, Check, check, relative, worst
+from diffusion_core.parity.normalisation import Formula, update_errors
 from diffusion_core.sampling import SamplerPlan, make_plan
 
 __all__ = [
@@ -98,6 +100,7 @@ PARTS = {
     "blocks": "every block kind (rung 2)",
     "micro_batches": "micro-batches (rungs 1, 4)",
     "optimiser": "optimiser, clip and averages (rung 5)",
+    "forced_normalisation": "forced weight normalisation (rung 5)",
     "guidance": "guidance (rungs 3, 6)",
     "likelihoods": "likelihoods (rungs 4, 6)",
     "training": "training in lock step (rung 7)",
@@ -125,8 +128,11 @@ def record(
     selected = {name: cases.PLANS[name] for name in plans}
     measures: dict[str, Callable[[], None]] = {
         part.__name__: partial(part, backend, trace)
-        for part in (tables, forward_noising, losses, blocks, micro_batches, optimiser, guidance, likelihoods, training)
-    }
+        for part in (
+            tables, forward_noising, losses, blocks, micro_batches, optimiser, forced_normalisation, guidance,
+            likelihoods, training,
+        )
+    }  # fmt: skip
     measures["sampler_update"] = lambda: sampler_update(backend, trace, selected)
     measures["networks"] = lambda: networks(backend, trace, titles)
     measures["sampling"] = lambda: sampling(backend, trace, trace.states[STEPS].ema, selected)
@@ -393,6 +399,12 @@ def optimiser(backend: Backend, trace: Trace, steps: int = 1000, formula: Callab
         "optimiser, 1000 steps",
         _largest_difference(trainer.state().weights, expected[0]) / lr,
     )
+
+
+def forced_normalisation(backend: Backend, trace: Trace, formula: Formula = normalise_weights) -> None:
+    """Rung 5: updates of parameters that are normalised by force, against `formula` and Adam in NumPy float64."""
+    for name, kind, error in update_errors(backend, formula=formula):
+        trace.add_check(5, name, kind, error)
 
 
 def _changed(a: TrainerState, b: TrainerState) -> float:

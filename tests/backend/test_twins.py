@@ -87,7 +87,7 @@ def methods(backend: str) -> list[str]:
 
 def modules(backend: str) -> dict[str, tuple[str, ...]]:
     """Return the public names of all files that hold modules of block kinds."""
-    files = ("network.py", "tokens.py", "own.py")
+    files = ("network.py", "tokens.py", "magnitude.py", "own.py")
     return {name: given for file in files for name, given in public(backend, file).items()}
 
 
@@ -136,7 +136,7 @@ def test_every_block_kind_has_every_rule():
         missing += [f"{kind}: no reference function"] if kind not in reference.BLOCK_FUNCTIONS else []
         missing += [f"{kind}: no ONNX emitter"] if kind not in onnx.EMITTERS else []
         missing += [
-            f"{kind}: no class in backends/{b}/network.py or tokens.py"
+            f"{kind}: no class in backends/{b}/network.py, tokens.py or magnitude.py"
             for b in FOLDERS
             if f"{kind}.forward" not in classes[b]
         ]
@@ -149,7 +149,7 @@ def test_every_block_kind_has_every_rule():
 def test_every_rule_of_a_block_kind_takes_the_same_inputs(kind):
     """The shape rule, the reference function, the ONNX emitter and the class of each backend."""
     count, mode = BLOCKS[kind].input_count(), BLOCKS[kind].has_training_mode
-    own = ("weight", "bias", "frequencies", "mean", "variance", "memory", "table", "name")
+    own = ("weight", "bias", "frequencies", "mean", "variance", "memory", "table", "gain", "phases", "name")
 
     def inputs(function) -> list[str]:
         return [name for name in inspect.signature(function).parameters if name not in own]

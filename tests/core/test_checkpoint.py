@@ -16,7 +16,8 @@ import pytest
 from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
-from diffusion_core.files.atomic import write_atomically
+from diffusion_core.files.atomic import pack_safetensors, write_atomically
+from diffusion_core.files.safe_read import read_safetensors
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import PlainSpec, UNetSpec, lower
 from diffusion_core.runs import checkpoint as module
@@ -84,6 +85,13 @@ def test_arrays_in_any_memory_layout_are_stored_by_value(tmp_path, dtype):
         state = TrainerState.from_parts(parts, exact.state.updates)
         assert not all(value.flags.c_contiguous for value in state.weights.values())
         assert_same(load_checkpoint(save_checkpoint(tmp_path / layout.__name__, replace(exact, state=state))), exact)
+
+
+def test_an_array_without_axes_keeps_its_shape(tmp_path):
+    """A gain is one number, with the shape ()."""
+    (file := tmp_path / "gain.safetensors").write_bytes(pack_safetensors({"gain": np.float64(0.5)}))
+    gain = read_safetensors(file)["gain"]
+    assert (gain.shape, float(gain)) == ((), 0.5)
 
 
 def test_signed_zeros_and_subnormal_numbers_survive(tmp_path):

@@ -23,12 +23,13 @@ NAMES = ("torch", "tf")
 BLOCKS, NETWORKS, PLANS = len(cases.BLOCKS), len(cases.NETWORKS), len(cases.PLANS)
 SHORT = sum(plan.rows <= 20 for plan in cases.PLANS.values())
 LOSSES, GIVEN = len(cases.LOSSES), sum(case.program.self_conditioned for case in cases.LOSSES)
+TRAINED = sum(case.has_training_mode for case in cases.BLOCKS)
 OWN = {
     1: 2 * 6 + 5 * LOSSES + 2,
-    2: BLOCKS + 3 * 4 + 3 * 2,
+    2: BLOCKS + 2 * TRAINED + 3 * 2,
     3: NETWORKS + GIVEN + 1,
     4: 2 + 1,
-    5: 10,
+    5: 10 + 3,
     6: GIVEN + SHORT + NETWORKS + 4,
 }
 COMPARED = {0: 7, 2: BLOCKS, 4: 3 * (NETWORKS + LOSSES) + 1, 6: 2 * (2 * PLANS + 1) + 2, 7: 14, 8: 2 * 6}

@@ -48,6 +48,10 @@ OPTIMISER = [
     *(f"{what} after {steps}" for what in ("weights", "moving average", "second average")
       for steps in ("1 step", "1000 steps")),
 ]  # fmt: skip
+NORMALISED = [
+    "normalised weights after 10 steps", "normalised moving average after 10 steps",
+    "normalised weights changed by an update that is not finite",
+]  # fmt: skip
 PIECES = ["gradients in pieces", *(f"in pieces, {what}" for what in IN_TRAINING)]
 LIKELIHOODS = ["pullback, output", "pullback", "bound, every term", "bound of a respaced process"]
 
@@ -119,6 +123,12 @@ def test_rung_5_optimiser_clip_and_average(climb, precision, name):
 
 
 @BOTH
+@pytest.mark.parametrize("name", NORMALISED)
+def test_rung_5_forced_weight_normalisation(climb, precision, name):
+    assert_passed(climb(trace.forced_normalisation, precision)[name])
+
+
+@BOTH
 @pytest.mark.parametrize("name", SHORT_PLANS)
 def test_rung_6_short_trajectories(climb, precision, name):
     assert_passed(climb(trace.sampler_update, precision)[f"{name}, untrained"])
@@ -139,7 +149,7 @@ def test_rungs_4_and_6_vjp_and_bound(climb, precision, name):
 
 RUNGS = (
     trace.forward_noising, trace.losses, trace.blocks, trace.micro_batches, trace.optimiser, trace.sampler_update,
-    trace.likelihoods,
+    trace.likelihoods, trace.forced_normalisation,
 )  # fmt: skip
 
 
@@ -151,6 +161,7 @@ def test_every_check_of_a_rung_is_tested_here(climb, rung):
         trace.blocks: BLOCKS,
         trace.micro_batches: PIECES,
         trace.optimiser: OPTIMISER,
+        trace.forced_normalisation: NORMALISED,
         trace.likelihoods: LIKELIHOODS,
         trace.sampler_update: [f"{name}, untrained" for name in SHORT_PLANS],
     }
