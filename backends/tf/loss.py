@@ -1,10 +1,10 @@
-"""The loss of a training batch in TensorFlow: noise, forward, distance, variational bound."""
+"""The loss of a training batch in TensorFlow: noise, forward, distance, variational bound; or the steps of a target."""
 
 from __future__ import annotations
 
 import math
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 
 import tensorflow as tf
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from backends.tf.device import DeviceContext
 from backends.tf.network import Network, to_host
 from diffusion_core.backend.interface import MIN_PROBABILITY, PSEUDO_HUBER_C, TrainBatch
+from diffusion_core.backend.target import MIN_SQUARES, Distance, Pass, Sum, Target, run
 from diffusion_core.networks.program import Training
 
-__all__ = ["Batch", "batch_tensors", "loss_tensors", "noised", "split_batch"]
+__all__ = ["Batch", "batch_tensors", "loss_tensors", "noised", "split_batch", "target_tensors"]
 
 
 def _huber(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
@@ -50,6 +51,7 @@ _TYPES = {
     "c_noise": tf.float64,
     "positions": tf.int64,
     "dropout_key": tf.int64,
+    "times": tf.float64,
 }
 
 
@@ -141,4 +143,79 @@ def loss_tensors(
         losses = tf.exp(-uncertainty) * losses + uncertainty
     if b.variational is not None:
         losses = losses + _variational_bound(b, output[..., :channels] - target, output[..., channels : 2 * channels])
+    return tf.reduce_mean(b.importance * losses), losses, statistics
+
+
+def _known(b: Batch) -> dict[str, tf.Tensor]:
+    """Return the values that the steps of a target begin with."""
+    return {"images": b.images, "noise": b.noise}
+
+
+def _by_name(names: tuple[str, ...], table: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Return the columns of a table by name."""
+    return dict(zip(names, tf.unstack(table, axis=1), strict=True))
+
+
+def _combine(step: Sum, values: Mapping[str, tf.Tensor], columns: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Return a linear combination of values."""
+    total = sum((_to_pixels(columns[c]) if isinstance(c, str) else c) * values[name] for c, name in step.terms)
+    return total if step.bounds is None else tf.clip_by_value(total, *step.bounds)
+
+
+def _evaluate(
+    networks: Mapping[str, Network],
+    b: Batch,
+    step: Pass,
+    values: Mapping[str, tf.Tensor],
+    times: Mapping[str, tf.Tensor],
+    training: Training,
+) -> tuple[tf.Tensor, ...]:
+    """Return (F, and its derivative if the pass has a direction) of a network."""
+    network = networks[step.network]
+    label = tf.fill(tf.shape(b.label), network.program.null_label) if step.null_label else b.label
+    features = b.features[:, : network.program.features]
+    x, c_noise = values[step.x], times[step.c_noise]
+    second = None if step.second_time is None else times[step.second_time]
+    mode = None if step.network == "teacher" else training
+    if step.direction is None:
+        outputs = (network.apply_program(x, c_noise, label, features, None, second, mode),)
+    else:
+        second = tf.zeros_like(c_noise) if second is None else second
+        to = step.direction
+        direction = values[to.x], times[to.c_noise], times[to.second_time]
+        outputs = network.derivative((x, c_noise, second), direction, label, features, mode)
+    output, *rate = (value[..., : x.shape[-1]] for value in outputs)
+    return (output if step.gradient else tf.stop_gradient(output), *map(tf.stop_gradient, rate))
+
+
+def _scored(distance: Distance, residual: tf.Tensor) -> tf.Tensor:
+    """Return the distance of each image."""
+    square, c = tf.square(residual), distance.c
+    if distance.name in ("squares", "norm"):
+        loss = tf.reduce_sum(square, [1, 2, 3])
+        if distance.name == "norm":
+            loss = tf.sqrt(tf.maximum(loss + c**2, tf.constant(MIN_SQUARES, loss.dtype))) - c
+    elif distance.name == "pseudo_huber":
+        loss = tf.reduce_mean(square / (tf.sqrt(square + c**2) + c), [1, 2, 3])
+    else:
+        loss = _DISTANCES[distance.name](residual, tf.zeros_like(residual), None)
+    return loss / (tf.stop_gradient(loss) + distance.eps) ** distance.power if distance.power else loss
+
+
+def target_tensors(
+    networks: Mapping[str, Network], b: Batch, target: Target, values: dict[str, tf.Tensor] | None = None
+) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
+    """Return what `loss_tensors` returns, for a target that needs the network; see `diffusion_core.backend.target`."""
+    columns, times = _by_name(target.columns, b.columns), _by_name(target.times, b.times)
+    statistics: dict[str, tf.Tensor] = {}
+
+    def evaluate(step: Pass, known: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
+        training = Training(b.dropout_key, b.positions, values=values if step.gradient else None)
+        outputs = _evaluate(networks, b, step, known, times, training)
+        if step.gradient:
+            statistics.update(training.statistics)
+        return outputs
+
+    known = run(target, _known(b), lambda step, known: _combine(step, known, columns), evaluate)
+    losses = b.weight * _scored(target.distance, known[target.prediction] - tf.stop_gradient(known[target.target]))
     return tf.reduce_mean(b.importance * losses), losses, statistics

@@ -9,7 +9,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from backends.tf.device import DeviceContext
-from backends.tf.loss import Batch, batch_tensors, loss_tensors, split_batch
+from backends.tf.loss import Batch, batch_tensors, loss_tensors, split_batch, target_tensors
 from backends.tf.magnitude import normalise_weight
 from backends.tf.module import from_canonical
 from backends.tf.network import Network, read_parameters, to_host
@@ -19,6 +19,7 @@ from diffusion_core.backend.interface import (
     TrainerState,
     translate_out_of_memory,
 )
+from diffusion_core.backend.target import Target
 from diffusion_core.common.text import pluralize
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights, check_weights
@@ -36,7 +37,7 @@ class Trainer:
     """See `diffusion_core.backend.interface.Trainer`."""
 
     def __init__(
-        self, program: Program, state: TrainerState, adam: Adam, distance: str, context: DeviceContext
+        self, program: Program, state: TrainerState, adam: Adam, distance: str | Target, context: DeviceContext
     ) -> None:
         self.program, self.adam, self.context = program, adam, context
         self.distance = distance
@@ -44,6 +45,7 @@ class Trainer:
         self.tensors = self.network.tensors_by_name()
         self.parameters = {p.name: self.tensors[p.name] for p in program.trained}
         self.averages = [self._tensors_like(average, "moving average") for average in state.averages]
+        self.networks = self._make_networks(state)
         self.updates, self.values = state.updates, None
         self.decays = frozenset(p.name for p in program.trained if p.decay and adam.weight_decay)
         self.moment1 = self._tensors_like(state.moment1, "first moment")
@@ -66,8 +68,21 @@ class Trainer:
                 for p in self.program.parameters
             }
 
+    def _make_networks(self, state: TrainerState) -> dict[str, Network]:
+        """Return the networks of a target; that of the average has the tensors of the last average."""
+        networks, used = {"trained": self.network}, getattr(self.distance, "networks", ())
+        if "average" in used:
+            average = networks["average"] = Network(self.program, state.averages[-1], self.context)
+            self.averages[-1] = average.tensors_by_name()
+        if "teacher" in used:
+            teacher = self.distance.teacher
+            networks["teacher"] = Network(teacher.program, teacher.weights, self.context)
+        return networks
+
     def _loss(self, b: Batch) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
         """Return the loss, the loss of each image, and the new running statistics by name."""
+        if isinstance(self.distance, Target):
+            return target_tensors(self.networks, b, self.distance, self.values)
         return loss_tensors(self.network, b, self.distance, self.values)
 
     def _loss_and_gradients(self, b: Batch) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor], dict[str, tf.Tensor]]:

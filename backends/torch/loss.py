@@ -1,10 +1,10 @@
-"""The loss of a training batch in PyTorch: noise, forward, distance, variational bound."""
+"""The loss of a training batch in PyTorch: noise, forward, distance, variational bound; or the steps of a target."""
 
 from __future__ import annotations
 
 import math
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor
 from backends.torch.device import DeviceContext
 from backends.torch.network import Network, to_host
 from diffusion_core.backend.interface import MIN_PROBABILITY, PSEUDO_HUBER_C, TrainBatch
+from diffusion_core.backend.target import MIN_SQUARES, Distance, Pass, Sum, Target, run
 from diffusion_core.networks.program import Training
 
-__all__ = ["Batch", "batch_tensors", "loss_tensors", "noised", "split_batch"]
+__all__ = ["Batch", "batch_tensors", "loss_tensors", "noised", "split_batch", "target_tensors"]
 
 
 def _pseudo_huber(a: Tensor, b: Tensor) -> Tensor:
@@ -47,6 +48,7 @@ _TYPES = {
     "c_noise": torch.float64,
     "positions": torch.int64,
     "dropout_key": torch.int64,
+    "times": torch.float64,
 }
 
 
@@ -142,4 +144,80 @@ def loss_tensors(
         losses = torch.exp(-uncertainty) * losses + uncertainty
     if b.variational is not None:
         losses = losses + _variational_bound(b, output[:, :channels] - target, output[:, channels : 2 * channels])
+    return (b.importance * losses).mean(), losses, statistics
+
+
+def _known(b: Batch) -> dict[str, Tensor]:
+    """Return the values that the steps of a target begin with."""
+    return {"images": b.images, "noise": b.noise}
+
+
+def _by_name(names: tuple[str, ...], table: Tensor) -> dict[str, Tensor]:
+    """Return the columns of a table by name."""
+    return dict(zip(names, table.unbind(1), strict=True))
+
+
+def _combine(step: Sum, values: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> Tensor:
+    """Return a linear combination of values."""
+    total = sum((_to_pixels(columns[c]) if isinstance(c, str) else c) * values[name] for c, name in step.terms)
+    return total if step.bounds is None else total.clamp(*step.bounds)
+
+
+def _evaluate(
+    networks: Mapping[str, Network],
+    b: Batch,
+    step: Pass,
+    values: Mapping[str, Tensor],
+    times: Mapping[str, Tensor],
+    training: Training,
+) -> tuple[Tensor, ...]:
+    """Return (F, and its derivative if the pass has a direction) of a network."""
+    network = networks[step.network]
+    label = torch.full_like(b.label, network.program.null_label) if step.null_label else b.label
+    features = b.features[:, : network.program.features]
+    x, c_noise = values[step.x], times[step.c_noise]
+    second = None if step.second_time is None else times[step.second_time]
+    mode = None if step.network == "teacher" else training
+    with torch.set_grad_enabled(step.gradient and torch.is_grad_enabled()):
+        if step.direction is None:
+            outputs = (network.apply_program(x, c_noise, label, features, None, second, mode),)
+        else:
+            second = torch.zeros_like(c_noise) if second is None else second
+            to = step.direction
+            direction = values[to.x], times[to.c_noise], times[to.second_time]
+            outputs = network.derivative((x, c_noise, second), direction, label, features, mode)
+    output, *rate = (value[:, : x.shape[1]] for value in outputs)
+    return (output, *(value.detach() for value in rate))
+
+
+def _scored(distance: Distance, residual: Tensor) -> Tensor:
+    """Return the distance of each image."""
+    square, c = torch.square(residual), distance.c
+    if distance.name in ("squares", "norm"):
+        loss = square.sum(dim=(1, 2, 3))
+        if distance.name == "norm":
+            loss = torch.sqrt((loss + c**2).clamp(min=MIN_SQUARES)) - c
+    elif distance.name == "pseudo_huber":
+        loss = (square / (torch.sqrt(square + c**2) + c)).mean(dim=(1, 2, 3))
+    else:
+        loss = _DISTANCES[distance.name](residual, torch.zeros_like(residual), None)
+    return loss / (loss.detach() + distance.eps) ** distance.power if distance.power else loss
+
+
+def target_tensors(
+    networks: Mapping[str, Network], b: Batch, target: Target, values: dict[str, Tensor] | None = None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return what `loss_tensors` returns, for a target that needs the network; see `diffusion_core.backend.target`."""
+    columns, times = _by_name(target.columns, b.columns), _by_name(target.times, b.times)
+    statistics: dict[str, Tensor] = {}
+
+    def evaluate(step: Pass, known: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        training = Training(b.dropout_key, b.positions, values=values if step.gradient else None)
+        outputs = _evaluate(networks, b, step, known, times, training)
+        if step.gradient:
+            statistics.update(training.statistics)
+        return outputs
+
+    known = run(target, _known(b), lambda step, known: _combine(step, known, columns), evaluate)
+    losses = b.weight * _scored(target.distance, known[target.prediction] - known[target.target].detach())
     return (b.importance * losses).mean(), losses, statistics

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from backends.torch.device import DeviceContext
-from backends.torch.loss import Batch, batch_tensors, loss_tensors, split_batch
+from backends.torch.loss import Batch, batch_tensors, loss_tensors, split_batch, target_tensors
 from backends.torch.magnitude import normalise_weight
 from backends.torch.network import Network, read_parameters, to_host
 from diffusion_core.backend.interface import (
@@ -19,6 +20,7 @@ from diffusion_core.backend.interface import (
     TrainerState,
     translate_out_of_memory,
 )
+from diffusion_core.backend.target import Target
 from diffusion_core.common.text import pluralize
 from diffusion_core.networks.program import Program, Training
 from diffusion_core.networks.weights import Weights, check_weights
@@ -28,11 +30,20 @@ from diffusion_core.optim.adam import Adam
 __all__ = ["Trainer"]
 
 
+@contextmanager
+def _modes(networks: Mapping[str, Network], b: Batch) -> Iterator[None]:
+    """Return the context of a training pass; a teacher is in evaluation mode."""
+    with ExitStack() as stack:
+        for name, network in networks.items():
+            stack.enter_context(network.mode(None if name == "teacher" else Training(b.dropout_key, b.positions)))
+        yield
+
+
 class Trainer:
     """See `diffusion_core.backend.interface.Trainer`."""
 
     def __init__(
-        self, program: Program, state: TrainerState, adam: Adam, distance: str, context: DeviceContext
+        self, program: Program, state: TrainerState, adam: Adam, distance: str | Target, context: DeviceContext
     ) -> None:
         self.program, self.adam, self.context = program, adam, context
         self.distance = distance
@@ -40,6 +51,7 @@ class Trainer:
         self.tensors = self.network.tensors_by_name()
         self.parameters = {p.name: self.tensors[p.name] for p in program.trained}
         self.averages = [self._tensors_like(average, "moving average") for average in state.averages]
+        self.networks = self._make_networks(state)
         self.updates, self.values = state.updates, None
         decays = [self.parameters[p.name] for p in program.trained if p.decay]
         others = [self.parameters[p.name] for p in program.trained if not p.decay]
@@ -73,13 +85,26 @@ class Trainer:
             for name, tensor in (self.parameters if trained else self.tensors).items()
         }
 
+    def _make_networks(self, state: TrainerState) -> dict[str, Network]:
+        """Return the networks of a target; that of the average has the tensors of the last average."""
+        networks, used = {"trained": self.network}, getattr(self.distance, "networks", ())
+        if "average" in used:
+            average = networks["average"] = Network(self.program, state.averages[-1], self.context)
+            self.averages[-1] = {name: tensor.detach() for name, tensor in average.tensors_by_name().items()}
+        if "teacher" in used:
+            teacher = self.distance.teacher
+            networks["teacher"] = Network(teacher.program, teacher.weights, self.context)
+        return networks
+
     def _loss(self, b: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """Return the loss, the loss of each image, and the new running statistics by name."""
+        if isinstance(self.distance, Target):
+            return target_tensors(self.networks, b, self.distance, self.values)
         return loss_tensors(self.network, b, self.distance, self.values)
 
     def _loss_and_gradients(self, b: Batch) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
         """Return the results of `_loss` and the gradients, accumulated since the last `zero_grad`."""
-        with self.network.mode(Training(b.dropout_key, b.positions)):
+        with _modes(self.networks, b):
             loss, losses, statistics = self.loss(b)
             loss.backward()
         return loss.detach(), losses.detach(), [p.grad for p in self.parameters.values()], statistics
@@ -171,7 +196,7 @@ class Trainer:
     def activations(self, batch: TrainBatch) -> dict[str, NDArray]:
         """Return the value of each block in the training pass of a batch, and the loss of each image, by name."""
         self.values, b = {}, batch_tensors(batch, self.context)
-        with self.network.mode(Training(b.dropout_key, b.positions)):
+        with _modes(self.networks, b):
             _, losses, _ = self._loss(b)
         values, self.values = self.values | {"losses": losses}, None
         return {name: to_host(value.to(self.context.dtype)) for name, value in values.items()}

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend.first_call import compile_error
+from diffusion_core.backend.target import Target
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.text import pluralize
 from diffusion_core.networks.own import Manifest
@@ -198,6 +199,9 @@ class TrainBatch:
         dropout_key: the two words of the dropout stream.
         variational: the columns `VARIATIONAL`, with shape (B, 8); None for a loss without the bound.
         self_conditioning: the columns `SELF_CONDITIONING`, with shape (B, 5); None without self-conditioning.
+        columns: the columns of a target that needs the network, with shape (B, K); see `target`. Then `weight` weights
+            its distance, and the process columns describe the level of the prediction. None for a regression.
+        times: its columns of times, float64 with shape (B, L).
     """
 
     images: NDArray
@@ -216,6 +220,8 @@ class TrainBatch:
     dropout_key: NDArray[np.int64]
     variational: NDArray | None = None
     self_conditioning: NDArray | None = None
+    columns: NDArray | None = None
+    times: NDArray[np.float64] | None = None
 
     @property
     def size(self) -> int:
@@ -575,14 +581,14 @@ class Backend:
         return self.networks.Network(program, weights, self.context)
 
     @translate_out_of_memory
-    def trainer(self, program: Program, state: TrainerState, adam: Adam, distance: str) -> Trainer:
+    def trainer(self, program: Program, state: TrainerState, adam: Adam, distance: str | Target) -> Trainer:
         """Build a network for training that starts from `state`.
 
         Args:
             program: the network.
             state: its weights, averages and moments.
             adam: the options of the optimiser.
-            distance: one of `DISTANCES`, or `CROSS_ENTROPY` for a classifier.
+            distance: one of `DISTANCES`, or `CROSS_ENTROPY` for a classifier; or a target that needs the network.
 
         Raises:
             DuetError: if the state does not fit the program.

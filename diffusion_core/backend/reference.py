@@ -426,7 +426,7 @@ def log_softmax(logits: Array) -> Array:
 
 
 # The distance per image, of (output, target, label).
-_DISTANCES: dict[str, Callable[[Array, Array, NDArray], Array]] = {
+DISTANCE_FUNCTIONS: dict[str, Callable[[Array, Array, NDArray], Array]] = {
     "mse": _pixel_mean(np.square),
     "l1": _pixel_mean(np.abs),
     "huber": _pixel_mean(lambda r: np.where(np.abs(r) <= 1.0, 0.5 * r * r, np.abs(r) - 0.5)),
@@ -507,7 +507,7 @@ def _output_losses(
 
     `detached` is the residual in the mean of the variational bound; None means the residual of this output.
     """
-    losses, channels = batch.weight * _DISTANCES[distance](output, target, batch.label), target.shape[-1]
+    losses, channels = batch.weight * DISTANCE_FUNCTIONS[distance](output, target, batch.label), target.shape[-1]
     if program.uncertainty:
         uncertainty = output[..., -1].mean(axis=(1, 2))
         losses = np.exp(-uncertainty) * losses + uncertainty

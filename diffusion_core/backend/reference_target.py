@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["derivative"]
+from diffusion_core.backend import reference
+from diffusion_core.backend.interface import TrainBatch
+from diffusion_core.backend.target import GIVEN, MIN_SQUARES, Distance, Pass, Sum, Target, run
+from diffusion_core.networks.program import Program, Training
+
+__all__ = ["derivative", "scored", "target_losses", "target_values"]
 
 Array = NDArray[np.float64]
+# F of the network of a pass, as a function of (pass, x, c_noise, second_time).
+Evaluate = Callable[[Pass, Array, Array, Array], Array]
 
 # Central differences of order 8: the coefficient of f(x + k h) - f(x - k h), by k.
 _STEP, _DIFFERENCES = 5e-3, {1: 4 / 5, 2: -1 / 5, 3: 4 / 105, 4: -1 / 280}
@@ -28,3 +36,111 @@ def derivative(function: Callable[..., Array], at: Sequence[NDArray], direction:
         return function(*(a + step * d for a, d in zip(at, direction, strict=True)))
 
     return sum(c * (moved(k * _STEP) - moved(-k * _STEP)) for k, c in _DIFFERENCES.items()) / _STEP
+
+
+def _to_pixels(column: NDArray) -> Array:
+    return np.asarray(column, np.float64)[:, None, None, None]
+
+
+def scored(distance: Distance, residual: Array, detached: Array | None = None) -> Array:
+    """Return the distance of each image, with shape (B,).
+
+    Args:
+        distance: its name and options.
+        residual: prediction - target, with shape (B, H, W, C).
+        detached: the residual in the adaptive weight, which has no gradient; None means `residual`.
+    """
+    axes, c = (1, 2, 3), distance.c
+    if distance.name == "squares":
+        loss = np.square(residual).sum(axis=axes)
+    elif distance.name == "norm":
+        loss = np.sqrt(np.maximum(np.square(residual).sum(axis=axes) + c**2, MIN_SQUARES)) - c
+    elif distance.name == "pseudo_huber":
+        loss = (np.square(residual) / (np.sqrt(np.square(residual) + c**2) + c)).mean(axis=axes)
+    else:
+        loss = reference.DISTANCE_FUNCTIONS[distance.name](residual, np.zeros_like(residual), None)
+    if not distance.power:
+        return loss
+    weight = loss if detached is None else scored(replace(distance, power=0.0), detached)
+    return loss / (weight + distance.eps) ** distance.power
+
+
+def target_values(target: Target, batch: TrainBatch, evaluate: Evaluate) -> dict[str, Array]:
+    """Return every value of a target by name.
+
+    Args:
+        target: the steps.
+        batch: its columns and times, images and noise.
+        evaluate: called with a pass and (x, c_noise, label, second_time); returns F of its network.
+    """
+    columns = {} if batch.columns is None else dict(zip(target.columns, batch.columns.T, strict=True))
+    times = {} if batch.times is None else dict(zip(target.times, batch.times.T, strict=True))
+    channels = batch.images.shape[-1]
+
+    def combine(step: Sum, values: Mapping[str, Array]) -> Array:
+        total = sum((_to_pixels(columns[c]) if isinstance(c, str) else c) * values[name] for c, name in step.terms)
+        return total if step.bounds is None else np.clip(total, *step.bounds)
+
+    def passed(step: Pass, values: Mapping[str, Array]) -> tuple[Array, ...]:
+        def output(x: Array, c_noise: Array, second_time: Array) -> Array:
+            return evaluate(step, x, c_noise, second_time)[..., :channels]
+
+        second = np.zeros(batch.size) if step.second_time is None else times[step.second_time]
+        at, to = (values[step.x], times[step.c_noise], second), step.direction
+        if to is None:
+            return (output(*at),)
+        along = values[to.x], times[to.c_noise], times[to.second_time]
+        return output(*at), derivative(output, at, along)
+
+    given = {name: np.asarray(getattr(batch, name), np.float64) for name in GIVEN}
+    return run(target, given, combine, passed)
+
+
+def target_losses(
+    program: Program,
+    weights: Mapping[str, NDArray],
+    batch: TrainBatch,
+    target: Target,
+    average: Mapping[str, NDArray] | None = None,
+    frozen: Mapping[str, NDArray] | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """Return (the loss of each image, with shape (B,); new running statistics by name) of a training step.
+
+    Args:
+        program: the network.
+        weights: by full name.
+        batch: with the columns and times of the target.
+        target: see `target`.
+        average: the weights of the average; None means `weights`.
+        frozen: the weights of the parts that have no gradient, as for `reference.per_image_losses`.
+    """
+    frozen = weights if frozen is None else frozen
+    average = frozen if average is None else average
+    statistics: dict[str, Array] = {}
+
+    def evaluate(step: Pass, own: Mapping[str, NDArray]) -> Callable[..., Array]:
+        teaches, training = step.network == "teacher", Training(batch.dropout_key, batch.positions)
+        network, network_weights = (target.teacher.program, target.teacher.weights) if teaches else (program, own)
+        label = np.full_like(batch.label, network.null_label) if step.null_label else batch.label
+        features, mode = batch.features[:, : network.features], None if teaches else training
+
+        def output(x: Array, c_noise: Array, second: Array) -> Array:
+            inputs = x, c_noise, label, features
+            result = reference.forward(network, network_weights, *inputs, second_time=second, training=mode)
+            if step.gradient:
+                statistics.update(training.statistics)
+            return result
+
+        return output
+
+    def values(live: Mapping[str, NDArray]) -> dict[str, Array]:
+        def of(step: Pass, *inputs: Array) -> Array:
+            own = average if step.network == "average" else live if step.gradient else frozen
+            return evaluate(step, own)(*inputs)
+
+        return target_values(target, batch, of)
+
+    live = values(weights)
+    fixed = live if frozen is weights else values(frozen)
+    residual, detached = (known[target.prediction] - fixed[target.target] for known in (live, fixed))
+    return batch.weight * scored(target.distance, residual, detached), statistics

@@ -1,0 +1,246 @@
+r"""Training targets that need the network, as data: a short list of steps that a backend runs.
+
+The regression of `interface.TrainBatch` compares F with ``target_x0 x_0 + target_eps eps``. Consistency models,
+MeanFlow, shortcut models and distillation compare it with something that a network computes. A `Target` says what, in
+steps that each add a value with a name; ``images`` and ``noise`` are there from the start:
+
+    Sum     name = bounded( sum of column * value )         a number for each image times earlier values
+    Pass    name = F(x, c_noise, label, second_time)        of the trained network, of its average, or of a teacher
+            name.rate = dF along (dx, dc_noise, dsecond_time)        if the pass has a direction
+
+    loss = mean_b importance_b weight_b distance(prediction_b - target_b)
+
+Only passes with `gradient` have one; the target never has. The derivative of a pass has none either: it is a part of
+targets. All passes of a step see the same dropout words; a teacher is in evaluation mode.
+
+Every column is a number per image that the core computes in float64, in `TrainBatch.columns`; times stay float64 in
+every precision, in `TrainBatch.times`. A backend holds no formula of a method.
+
+With S the sum of the squared residuals of an image, the distances are
+
+    mse, l1, huber, pseudo_huber        the mean over its pixels, as in `interface.DISTANCES`; pseudo_huber with c
+    squares                             S
+    norm                                sqrt(S + c^2) - c
+
+and with a power p > 0 each is divided by (itself + eps)^p without gradient (adaptive weighting).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.networks.program import Program
+from diffusion_core.networks.weights import Weights
+
+__all__ = ["DISTANCES", "MIN_SQUARES", "NETWORKS", "Direction", "Distance", "Pass", "Sum", "Target", "Teacher", "run"]
+
+NETWORKS = ("trained", "average", "teacher")
+DISTANCES = ("mse", "l1", "huber", "pseudo_huber", "squares", "norm")
+# Lower bound of S in a norm without c, whose gradient is infinite at 0.
+MIN_SQUARES = 1e-24
+# The values that are there before the first step.
+GIVEN = ("images", "noise")
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A linear combination of values.
+
+    Args:
+        name: of the result.
+        terms: (column, value) pairs; a number in place of a column is the same for every image.
+        bounds: the result is bounded to them; None for no bounds.
+    """
+
+    name: str
+    terms: tuple[tuple[str | float, str], ...]
+    bounds: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Along which a pass is differentiated: a value for x, and columns of times for c_noise and the second time."""
+
+    x: str
+    c_noise: str
+    second_time: str
+
+
+@dataclass(frozen=True)
+class Pass:
+    """An evaluation of a network.
+
+    Args:
+        name: of its output F, restricted to the channels of an image.
+        network: one of `NETWORKS`: ``"average"`` is the last moving average of the trainer.
+        x: the value that is the network's input, already multiplied by c_in.
+        c_noise: a column of times.
+        second_time: a column of times; None is zeros.
+        null_label: whether the network gets its label for "no class" in place of the batch's.
+        gradient: whether the loss has a gradient through it; only of the trained network.
+        direction: gives the derivative ``name.rate``; None for no derivative.
+    """
+
+    name: str
+    network: str
+    x: str
+    c_noise: str
+    second_time: str | None = None
+    null_label: bool = False
+    gradient: bool = False
+    direction: Direction | None = None
+
+
+@dataclass(frozen=True)
+class Distance:
+    """The distance of an image: one of `DISTANCES` with its c, and the power and eps of its adaptive weighting."""
+
+    name: str = "mse"
+    c: float = 0.0
+    power: float = 0.0
+    eps: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.name not in DISTANCES:
+            raise one_of("objective.distance", self.name, DISTANCES)
+        for name in ("c", "power", "eps"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise DuetError(f"objective.{name}: {getattr(self, name)} was given; it must be 0 or a positive number")
+        if self.name == "pseudo_huber" and not self.c:
+            raise DuetError("objective.c: 0 was given; the pseudo-Huber distance needs a positive c, such as 0.03")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Teacher:
+    """A trained network that targets are computed with; it does not change."""
+
+    program: Program
+    weights: Weights
+
+    def __repr__(self) -> str:
+        return f"Teacher({self.program!r})"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A training target: the steps, and what is compared.
+
+    Args:
+        steps: in order.
+        prediction: the value that is compared, through which gradients flow.
+        target: the value that it is compared with.
+        columns: the names of `TrainBatch.columns`.
+        times: the names of `TrainBatch.times`.
+        distance: of prediction and target.
+        teacher: the network of passes of ``"teacher"``.
+
+    Raises:
+        DuetError: if a step reads what does not exist, a name is used twice, or no pass has a gradient.
+
+    Example:
+        The consistency loss between two noise levels, whose networks are the trained one and its average:
+
+        >>> target = Target(
+        ...     steps=(
+        ...         Sum("x_t", (("alpha", "images"), ("sigma", "noise"))),
+        ...         Pass("at_t", "trained", "x_t", "t", gradient=True),
+        ...         Sum("x_r", (("alpha_r", "images"), ("sigma_r", "noise"))),
+        ...         Pass("at_r", "average", "x_r", "r"),
+        ...     ),
+        ...     prediction="at_t",
+        ...     target="at_r",
+        ...     columns=("alpha", "sigma", "alpha_r", "sigma_r"),
+        ...     times=("t", "r"),
+        ... )
+        >>> target.networks
+        ('trained', 'average')
+    """
+
+    steps: tuple[Sum | Pass, ...]
+    prediction: str
+    target: str
+    columns: tuple[str, ...] = ()
+    times: tuple[str, ...] = ()
+    distance: Distance = field(default_factory=Distance)
+    teacher: Teacher | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        known = set(GIVEN)
+        for step in self.steps:
+            reads = [value for _, value in step.terms] if isinstance(step, Sum) else [step.x]
+            reads += [step.direction.x] if isinstance(step, Pass) and step.direction else []
+            for value in reads:
+                _check(step.name, value, known, "no earlier value")
+            if isinstance(step, Sum):
+                for column in (column for column, _ in step.terms if isinstance(column, str)):
+                    _check(step.name, column, self.columns, "no column")
+            else:
+                self._check_pass(step)
+            if step.name in known:
+                raise DuetError(f"target: the name {step.name} is used twice")
+            known |= {step.name} | ({f"{step.name}.rate"} if isinstance(step, Pass) and step.direction else set())
+        for name in ("prediction", "target"):
+            _check(name, getattr(self, name), known, "no value")
+        if not any(step.gradient for step in self.passes):
+            raise DuetError("target: no pass has a gradient, so nothing would be trained")
+
+    def _check_pass(self, step: Pass) -> None:
+        direction = step.direction
+        for column in (
+            step.c_noise,
+            step.second_time,
+            direction and direction.c_noise,
+            direction and direction.second_time,
+        ):
+            if column is not None:
+                _check(step.name, column, self.times, "no column of times")
+        if step.network not in NETWORKS:
+            raise one_of(f"target: network of {step.name}", step.network, NETWORKS)
+        if step.gradient and step.network != "trained":
+            raise DuetError(f"target: {step.name} is a pass of {step.network}, which has no gradient")
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """The evaluations of networks."""
+        return tuple(step for step in self.steps if isinstance(step, Pass))
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """The networks that it evaluates."""
+        return tuple(name for name in NETWORKS if any(step.network == name for step in self.passes))
+
+    @property
+    def forwards(self) -> int:
+        """The number of evaluations of a network without a gradient, for an estimate of the work of a step."""
+        return sum(2 if step.direction else 1 for step in self.passes if not step.gradient)
+
+
+def _check(who: str, name: str, known: Any, what: str) -> None:
+    if name not in known:
+        raise DuetError(f"target: {who} reads {name}, which is {what}")
+
+
+def run(
+    target: Target,
+    given: Mapping[str, Any],
+    combine: Callable[[Sum, Mapping[str, Any]], Any],
+    evaluate: Callable[[Pass, Mapping[str, Any]], Iterator[Any] | tuple[Any, ...]],
+) -> dict[str, Any]:
+    """Run the steps of a target; an executor needs no other loop.
+
+    Args:
+        target: the steps.
+        given: the values of `GIVEN`.
+        combine: computes a sum from the values so far.
+        evaluate: computes (F, and its derivative if the pass has a direction) from the values so far.
+    """
+    values = dict(given)
+    for step in target.steps:
+        if isinstance(step, Sum):
+            values[step.name] = combine(step, values)
+        else:
+            values.update(zip((step.name, f"{step.name}.rate"), evaluate(step, values), strict=False))
+    return values

@@ -1,0 +1,87 @@
+"""The cases of the ladder for targets that need the network: one with every kind of step, and each method."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from diffusion_core.backend.interface import TrainBatch
+from diffusion_core.backend.target import Direction, Distance, Pass, Sum, Target, Teacher
+from diffusion_core.common.random import Stream
+from diffusion_core.networks import Node, Program
+from diffusion_core.networks.blocks import Add, Conv, Dropout, Embedding, Linear, Number, SiLU
+from diffusion_core.parity import cases
+
+SHAPE, CLASSES = (4, 4, 2), 3
+
+
+def _conv(inputs: int, outputs: int) -> Conv:
+    return Conv(inputs, outputs, 3, 1, (1, 1, 1, 1), True, 1.0)
+
+
+# Two times, a class, dropout, and one more output channel than an image has.
+PROGRAM = Program(
+    (
+        Node("number", Number(1.0), ("c_noise",)),
+        Node("time", Linear(1, 6, True, 1.0), ("number",)),
+        Node("second_number", Number(1.0), ("second_time",)),
+        Node("second", Linear(1, 6, True, 1.0), ("second_number",)),
+        Node("class", Embedding(CLASSES + 1, 6), ("label",)),
+        Node("times", Add(1.0), ("time", "second")),
+        Node("embed", Add(1.0), ("times", "class")),
+        Node("first", _conv(2, 6), ("x",)),
+        Node("join", Add(1.0), ("first", "embed")),
+        Node("act", SiLU(), ("join",)),
+        Node("drop", Dropout(0.3, 0), ("act",)),
+        Node("last", _conv(6, 3), ("drop",)),
+    ),
+    null_label=CLASSES,
+    classes=CLASSES,
+)
+TEACHER = Program(
+    (Node("conv", _conv(2, 2), ("x",)), Node("act", SiLU(), ("conv",)), Node("out", _conv(2, 2), ("act",))),
+    null_label=CLASSES,
+    classes=CLASSES,
+)
+WEIGHTS, AVERAGE = (cases.scattered_weights(PROGRAM, gain) for gain in (1.0, 0.7))
+COLUMNS, TIMES = ("alpha", "sigma", "step", "mix"), ("t", "r", "h", "one")
+
+TARGET = Target(
+    steps=(
+        Sum("x_t", (("alpha", "images"), ("sigma", "noise"))),
+        Pass("taught", "teacher", "x_t", "t"),
+        Pass("free", "trained", "x_t", "t", "h", null_label=True),
+        Sum("moved", ((1.0, "x_t"), ("step", "taught"), (-0.5, "free")), bounds=(-1.5, 1.5)),
+        Pass("averaged", "average", "moved", "r"),
+        Pass("u", "trained", "x_t", "t", "h", gradient=True, direction=Direction("moved", "one", "h")),
+        Sum("prediction", (("mix", "u"), ("sigma", "x_t"))),
+        Sum("target", (("mix", "averaged"), ("step", "u.rate"))),
+    ),
+    prediction="prediction",
+    target="target",
+    columns=COLUMNS,
+    times=TIMES,
+    teacher=Teacher(TEACHER, cases.scattered_weights(TEACHER)),
+)
+DISTANCES = {
+    "mse": Distance(),
+    "l1": Distance("l1"),
+    "huber": Distance("huber"),
+    "pseudo_huber": Distance("pseudo_huber", c=0.2),
+    "norm": Distance("norm"),
+    "norm with c": Distance("norm", c=0.3),
+    "adaptive squares": Distance("squares", power=0.75, eps=0.01),
+}
+
+
+def batch(dtype: type = np.float64, size: int = 4) -> TrainBatch:
+    """Return a batch for these targets."""
+    plain = cases.noise_batch(PROGRAM, SHAPE, size)
+    columns, times = (Stream(5, name).uniform(np.arange(size), 4) + 0.2 for name in ("columns", "times"))
+    return cases.cast(replace(plain, columns=columns, times=times), dtype)
+
+
+def with_distance(distance: Distance) -> Target:
+    """Return the target with a distance."""
+    return replace(TARGET, distance=distance)
