@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
@@ -12,6 +15,9 @@ from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.rows import Row, RowSignature
 
 __all__ = ["sample", "sample_tensors"]
+
+# F of the network, F of the guide, and the classifier's gradient.
+Outputs = tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]
 
 # Limits of one loop, in rows and in bytes of noise, so that memory does not grow with the number of steps.
 _MAX_ROWS, _MAX_NOISE_BYTES = 64, 2**24
@@ -44,7 +50,7 @@ def _network_inputs(
 
 def _evaluate(
     network: Network, signature: RowSignature, inputs: tuple[tf.Tensor, ...], label: tf.Tensor, guidance: Guidance
-) -> tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]:
+) -> Outputs:
     """Return (F of the network, F of the guide, the classifier's gradient of log p(class | x)); None without one.
 
     A guide gets no estimate of the previous row, and the features if it takes as many.
@@ -115,24 +121,55 @@ def _update_registers(
     return updated
 
 
-def _finish_row(
-    signature: RowSignature,
-    row: Row,
-    registers: list[tf.Tensor],
-    history: list[tf.Tensor],
-    outputs: tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None],
-    z: tf.Tensor | None,
-    mask: tf.Tensor | None,
-    known: tf.Tensor | None,
-) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """Return (registers, history) after a row."""
+def _estimate(signature: RowSignature, row: Row, x: tf.Tensor, outputs: Outputs) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return (the estimate of x_0 before it is bounded, the output F_i)."""
     output, guide_output, grad_log_prob = outputs
-    x, channels = registers[0], registers[0].shape[-1]
+    channels = x.shape[-1]
     output = _guided_output(signature, row, output, guide_output, channels)
     image = output if output.shape[-1] == channels else output[..., :channels]
     estimate = row.c_skip * x + row.c_out * image
     if grad_log_prob is not None:
         estimate = estimate + row.classifier * (row.c_in * grad_log_prob)
+    return estimate, output
+
+
+def _follow_measurement(
+    network: Network,
+    signature: RowSignature,
+    row: Row,
+    x: tf.Tensor,
+    outputs: Callable[[tf.Tensor], Outputs],
+    guidance: Guidance,
+    follow: Callable[[NDArray, Callable[[NDArray], NDArray]], NDArray],
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    """Return (the estimate before it is bounded, F_i, the shift of register 0 after the row) with a measurement."""
+    context, moves_state = network.context, guidance.measurement.moves_state
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+        tape.watch(x)
+        estimate, output = _estimate(signature, row, x, outputs(x))
+        followed = _clip_estimate(signature, estimate) if moves_state else estimate
+
+    def pull_back(cotangent: NDArray) -> NDArray:
+        return to_host(tape.gradient(followed, x, context.images(cotangent)))
+
+    shift = context.images(follow(to_host(followed), pull_back))
+    return (estimate, output, shift) if moves_state else (estimate + shift, output, None)
+
+
+def _finish_row(
+    signature: RowSignature,
+    row: Row,
+    registers: list[tf.Tensor],
+    history: list[tf.Tensor],
+    estimate: tf.Tensor,
+    output: tf.Tensor,
+    z: tf.Tensor | None,
+    mask: tf.Tensor | None,
+    known: tf.Tensor | None,
+    shift: tf.Tensor | None = None,
+) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """Return (registers, history) after a row."""
+    x, channels = registers[0], registers[0].shape[-1]
     unclipped = estimate
     if signature.unclipped:
         estimate = row.clipped[0] * x + row.clipped[1] * unclipped
@@ -140,9 +177,16 @@ def _finish_row(
     if z is not None and signature.learned:
         z = tf.exp(row.learned[0] + row.learned[1] * output[..., channels : 2 * channels]) * z
     registers = _update_registers(row, registers, history, unclipped, z)
+    if shift is not None:
+        registers[0] = registers[0] + shift
     if mask is not None:
         registers[0] = mask * known + (1.0 - mask) * registers[0]
     return registers, history
+
+
+def _make_row(signature: RowSignature, dtype: tf.DType, coefficients: tf.Tensor) -> Row:
+    row = signature.row(tf.unstack(tf.cast(coefficients, dtype)))
+    return row._replace(c_noise=coefficients[0], second_time=coefficients[-1] if signature.two_times else None)
 
 
 def _make_loop(
@@ -155,16 +199,17 @@ def _make_loop(
     """
     context, guidance = network.context, Guidance(guide, classifier)
 
-    def make_row(coefficients: tf.Tensor) -> Row:
-        row = signature.row(tf.unstack(tf.cast(coefficients, context.dtype)))
-        return row._replace(c_noise=coefficients[0], second_time=coefficients[-1] if signature.two_times else None)
+    make_row = partial(_make_row, signature, context.dtype)
 
     def before(coefficients, x, label, null_label, estimate, *features):
         row = make_row(coefficients)
         return _network_inputs(network, signature, row, x, label, null_label, guide, estimate, *features)
 
-    def after(coefficients, *state):
-        return _finish_row(signature, make_row(coefficients), *state)
+    def after(coefficients, registers, history, outputs, *images):
+        row = make_row(coefficients)
+        return _finish_row(
+            signature, row, registers, history, *_estimate(signature, row, registers[0], outputs), *images
+        )
 
     if not whole:
         before, after = context.function(before), context.function(after)
@@ -190,6 +235,31 @@ def _make_loop(
     return context.function(loop) if whole else loop
 
 
+def _measured_rows(network: Network, signature: RowSignature, guidance: Guidance, plan: SamplerPlan, rows: range):
+    """Return the same function of the state, for rows whose measurement is followed on the host."""
+
+    def loop(coefficients, count, registers, history, label, null_label, noise, mask, known, *features):
+        for k, i in enumerate(rows):
+            row, estimate = _make_row(signature, network.context.dtype, coefficients[k]), history[0]
+
+            def outputs(x: tf.Tensor, row: Row = row, estimate: tf.Tensor = estimate) -> Outputs:
+                rest = label, null_label, guidance.guide, estimate, *features
+                return _evaluate(
+                    network, signature, _network_inputs(network, signature, row, x, *rest), label, guidance
+                )
+
+            follow, z = partial(guidance.measurement.shift, plan, i), None if noise is None else noise[k]
+            estimate, output, shift = _follow_measurement(
+                network, signature, row, registers[0], outputs, guidance, follow
+            )
+            registers, history = _finish_row(
+                signature, row, registers, history, estimate, output, z, mask, known, shift
+            )
+        return registers, history
+
+    return loop
+
+
 def sample(
     network: Network,
     plan: SamplerPlan,
@@ -200,8 +270,8 @@ def sample(
     guidance: Guidance,
 ) -> NDArray:
     """Run a plan; see `diffusion_core.backend.interface.Backend.sample`."""
-    context = network.context
-    return to_host(_run(network, plan, context.images(start), label, noise, callback, guidance, whole=context.compile))
+    context, whole = network.context, network.context.compile and guidance.measurement is None
+    return to_host(_run(network, plan, context.images(start), label, noise, callback, guidance, whole))
 
 
 def sample_tensors(
@@ -251,7 +321,10 @@ def _run(
         registers = [start] + [tf.zeros_like(start) for _ in range(plan.registers - 1)]
         history = [tf.zeros_like(start) for _ in range(plan.history)]
         for signature, rows in plan.segments(longest, () if callback is None else callback.selected_rows(plan.rows)):
-            loop = network.make_once(_make_loop, signature, guidance.guide, guidance.classifier, whole)
+            if guidance.measurement is None:
+                loop = network.make_once(_make_loop, signature, guidance.guide, guidance.classifier, whole)
+            else:
+                loop = _measured_rows(network, signature, guidance, plan, rows)
             # A whole graph has one shape and runs any number of rows in it. A graph of another shape, as with a
             # callback, would round differently.
             length, count = (longest, tf.constant(len(rows))) if whole else (len(rows), len(rows))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from numpy.typing import NDArray
@@ -14,6 +16,9 @@ from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.rows import Row, RowSignature
 
 __all__ = ["sample", "sample_tensors"]
+
+# F of the network, F of the guide, and the classifier's gradient.
+Outputs = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 def _network_inputs(
@@ -45,7 +50,7 @@ def _network_inputs(
 
 def _evaluate(
     network: Network, signature: RowSignature, inputs: tuple[Tensor, ...], label: Tensor, guidance: Guidance
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+) -> Outputs:
     """Return (F of the network, F of the guide, the classifier's gradient of log p(class | x)); None without one.
 
     A guide gets no estimate of the previous row, and the features if it takes as many.
@@ -112,24 +117,56 @@ def _update_registers(
     return updated
 
 
-def _finish_row(
-    signature: RowSignature,
-    row: Row,
-    registers: list[Tensor],
-    history: list[Tensor],
-    outputs: tuple[Tensor, Tensor | None, Tensor | None],
-    z: Tensor | None,
-    mask: Tensor | None,
-    known: Tensor | None,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return (registers, history) after a row."""
+def _estimate(signature: RowSignature, row: Row, x: Tensor, outputs: Outputs) -> tuple[Tensor, Tensor]:
+    """Return (the estimate of x_0 before it is bounded, the output F_i)."""
     output, guide_output, grad_log_prob = outputs
-    x, channels = registers[0], registers[0].shape[1]
+    channels = x.shape[1]
     output = _guided_output(signature, row, output, guide_output, channels)
     image = output if output.shape[1] == channels else output[:, :channels]
     estimate = row.c_skip * x + row.c_out * image
     if grad_log_prob is not None:
         estimate = estimate + row.classifier * (row.c_in * grad_log_prob)
+    return estimate, output
+
+
+def _follow_measurement(
+    network: Network,
+    signature: RowSignature,
+    row: Row,
+    x: Tensor,
+    outputs: Callable[[Tensor], Outputs],
+    guidance: Guidance,
+    follow: Callable[[NDArray, Callable[[NDArray], NDArray]], NDArray],
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return (the estimate before it is bounded, F_i, the shift of register 0 after the row) with a measurement."""
+    context, moves_state = network.context, guidance.measurement.moves_state
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        estimate, output = _estimate(signature, row, x, outputs(x))
+        followed = _clip_estimate(signature, estimate) if moves_state else estimate
+
+    def pull_back(cotangent: NDArray) -> NDArray:
+        return to_host(torch.autograd.grad(followed, x, context.images(cotangent), retain_graph=True)[0])
+
+    shift = context.images(follow(to_host(followed.detach()), pull_back))
+    estimate, output = estimate.detach(), output.detach()
+    return (estimate, output, shift) if moves_state else (estimate + shift, output, None)
+
+
+def _finish_row(
+    signature: RowSignature,
+    row: Row,
+    registers: list[Tensor],
+    history: list[Tensor],
+    estimate: Tensor,
+    output: Tensor,
+    z: Tensor | None,
+    mask: Tensor | None,
+    known: Tensor | None,
+    shift: Tensor | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return (registers, history) after a row."""
+    x, channels = registers[0], registers[0].shape[1]
     unclipped = estimate
     if signature.unclipped:
         estimate = row.clipped[0] * x + row.clipped[1] * unclipped
@@ -137,12 +174,13 @@ def _finish_row(
     if z is not None and signature.learned:
         z = torch.exp(row.learned[0] + row.learned[1] * output[:, channels : 2 * channels]) * z
     registers = _update_registers(row, registers, history, unclipped, z)
+    if shift is not None:
+        registers[0] = registers[0] + shift
     if mask is not None:
         registers[0] = mask * known + (1.0 - mask) * registers[0]
     return registers, history
 
 
-@torch.inference_mode()
 def sample(
     network: Network,
     plan: SamplerPlan,
@@ -153,8 +191,10 @@ def sample(
     guidance: Guidance,
 ) -> NDArray:
     """Run a plan; see `diffusion_core.backend.interface.Backend.sample`."""
-    start = network.context.images(start)
-    return to_host(sample_tensors(network, plan, start, label, noise, callback, guidance))
+    # Tensors made in inference mode do not take part in autograd.
+    with torch.inference_mode() if guidance.measurement is None else torch.no_grad():
+        start = network.context.images(start)
+        return to_host(sample_tensors(network, plan, start, label, noise, callback, guidance))
 
 
 def sample_tensors(
@@ -177,6 +217,13 @@ def sample_tensors(
     null_features = zeros if guidance.null_features is None else context.tensor(guidance.null_features)
     registers = [start] + [torch.zeros_like(start) for _ in range(plan.registers - 1)]
     history = [torch.zeros_like(start) for _ in range(plan.history)]
+
+    def evaluate(signature: RowSignature, row: Row, estimate: Tensor, x: Tensor) -> Outputs:
+        inputs = _network_inputs(
+            network, signature, row, x, label, null_label, guidance.guide, estimate, features, null_features
+        )
+        return _evaluate(network, signature, inputs, label, guidance)
+
     with ExitStack() as stack:
         for each in (network, guidance.guide, guidance.classifier):
             if each is not None:
@@ -186,12 +233,15 @@ def sample_tensors(
                 row = signature.row(coefficients[i].tolist())
                 z = context.images(noise(i)) if noisy[i] else None
                 known = None if mask is None else context.images(guidance.known(i))
-                inputs = _network_inputs(
-                    network, signature, row, registers[0], label, null_label, guidance.guide, history[0], features,
-                    null_features,
-                )  # fmt: skip
-                outputs = _evaluate(network, signature, inputs, label, guidance)
-                registers, history = _finish_row(signature, row, registers, history, outputs, z, mask, known)
+                x, outputs = registers[0], partial(evaluate, signature, row, history[0])
+                if guidance.measurement is None:
+                    estimate, output, shift = *_estimate(signature, row, x, outputs(x)), None
+                else:
+                    follow = partial(guidance.measurement.shift, plan, i)
+                    estimate, output, shift = _follow_measurement(network, signature, row, x, outputs, guidance, follow)
+                registers, history = _finish_row(
+                    signature, row, registers, history, estimate, output, z, mask, known, shift
+                )
             if callback is not None:
                 callback(rows[-1], to_host(registers[0].detach()), to_host(history[0].detach()))
     return registers[0]

@@ -29,6 +29,7 @@ from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights
 from diffusion_core.optim.adam import Adam
 from diffusion_core.runtime.distributed import Collective, ProcessGroup
+from diffusion_core.sampling.measurement import Measurement
 from diffusion_core.sampling.plan import SamplerPlan
 
 __all__ = [
@@ -462,6 +463,7 @@ class Guidance:
         known: returns the known image at the noise level that row i leads to, with shape (B, H, W, C).
         features: numbers in addition to the class, with shape (B, program.features); None means zeros.
         null_features: the same for the evaluation without a class in classifier-free guidance; None means zeros.
+        measurement: what the images agree with, and how; see `sampling.measurement`.
     """
 
     guide: Network | None = None
@@ -470,13 +472,15 @@ class Guidance:
     known: NoiseSource | None = None
     features: NDArray | None = None
     null_features: NDArray | None = None
+    measurement: Measurement | None = None
 
     def check(self, plan: SamplerPlan) -> None:
         """Check that the guidance fits the plan.
 
         Raises:
             DuetError: for a classifier without a weight or a weight without a classifier, a mask without a known image
-                or the reverse, or a mask with a solver whose state is more than one image.
+                or the reverse, a mask with a solver whose state is more than one image, or a measurement with a mask, a
+                classifier or a plan for which its method is not defined.
         """
         if plan.classifier is not None and self.classifier is None:
             raise DuetError("sampler.classifier: a weight was given without a classifier; add classifier=RUN, or use 0")
@@ -488,6 +492,11 @@ class Guidance:
             raise DuetError("inpainting: the mask or the known image is missing; give both, or neither")
         if self.mask is not None:
             plan.check_inpainting()
+        if self.measurement is not None:
+            self.measurement.check(plan)
+            if self.mask is not None or self.classifier is not None:
+                other = "a mask" if self.mask is not None else "a classifier"
+                raise DuetError(f"posterior: a measurement was given with {other}; it takes neither, so leave one out")
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])

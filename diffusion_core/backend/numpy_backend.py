@@ -34,6 +34,9 @@ __all__ = ["NumpyBackend"]
 
 _NO_GRADIENTS = "network: a function of NumPy arrays has no gradients, so {}; use a network of PyTorch or TensorFlow"
 
+# Derivatives by differences take four evaluations per number of a sample.
+_MAX_DIFFERENCES = 1024
+
 
 class _Network:
     """A program with its weights, see `interface.Network`."""
@@ -124,7 +127,12 @@ class NumpyBackend:
         """Run a plan; see `interface.Backend.sample`."""
         guidance = guidance or Guidance()
         guidance.check(plan)
-        classifier, guide = guidance.classifier, guidance.guide
+        classifier, guide, size = guidance.classifier, guidance.guide, int(np.prod(start.shape[1:]))
+        if guidance.measurement is not None and size > _MAX_DIFFERENCES:
+            raise DuetError(
+                f"posterior: a function of NumPy arrays has no gradients, and differences are taken for samples of at "
+                f"most {_MAX_DIFFERENCES} numbers, but these have {size}; use a network of PyTorch or TensorFlow"
+            )
         return reference.sample(
             network.program,
             network.weights(),
@@ -139,4 +147,5 @@ class NumpyBackend:
             known=guidance.known,
             features=guidance.features,
             null_features=guidance.null_features,
+            measurement=guidance.measurement,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from einops import rearrange
@@ -34,6 +35,7 @@ from diffusion_core.networks.program import Program, Training
 from diffusion_core.networks.registry import Block, kind_of
 from diffusion_core.networks.weights import check_weights
 from diffusion_core.optim.normalisation import normalise_weights
+from diffusion_core.sampling.measurement import Measurement
 from diffusion_core.sampling.plan import SamplerPlan
 
 __all__ = [
@@ -597,6 +599,17 @@ def _clip_estimate(plan: SamplerPlan, estimate: Array) -> Array:
     return middle + half * np.clip(y, -bound, bound) * plan.clip / bound
 
 
+def _jacobian(function: Callable[[Array, NDArray], Array], x: Array) -> Array:
+    """Return the derivatives of each image's output by its own pixels, (B, D, D), by fourth-order differences."""
+    batch, size, h = len(x), x[0].size, 1e-3
+    rows, total = np.repeat(np.arange(batch), size), 0.0
+    step = np.tile(np.eye(size), (batch, 1)).reshape(-1, *x.shape[1:])
+    for steps, weight in ((1, 8.0), (2, -1.0)):
+        for side in (1, -1):
+            total = total + side * weight * function(x[rows] + side * steps * h * step, rows)
+    return (total / (12 * h)).reshape(batch, size, size).swapaxes(1, 2)
+
+
 def sample(
     program: Program,
     weights: Mapping[str, NDArray],
@@ -611,6 +624,7 @@ def sample(
     known: NoiseSource | None = None,
     features: NDArray | None = None,
     null_features: NDArray | None = None,
+    measurement: Measurement | None = None,
 ) -> Array:
     """Run a plan; see `backend.interface.Backend.sample` and `backend.interface.Guidance`.
 
@@ -628,31 +642,53 @@ def sample(
         known: returns the known image at the noise level that row i leads to.
         features: numbers in addition to the class; None means zeros.
         null_features: the same for the evaluation without a class.
+        measurement: what the images agree with; its derivatives are differences, so it is for small images.
     """
     registers = [np.asarray(start, np.float64)] + [np.zeros(start.shape) for _ in range(plan.registers - 1)]
     history = [np.zeros(start.shape) for _ in range(plan.history)]
     null_label = np.full_like(label, program.null_label or 0)
     channels = start.shape[-1]
-    for i in range(plan.rows):
-        x = registers[0]
+
+    def evaluate(i: int, x: Array, rows: NDArray) -> tuple[Array, Array]:
+        """Return (the estimate before it is bounded, the rest of the output) of row i, for some rows of the batch."""
         c_noise = np.full(len(x), plan.c_noise[i])
         # A self-conditioned network reads D_{i-1}; a guide does not.
-        previous = {"estimate": history[0]}
+        previous = {"estimate": history[0][rows]}
         if plan.second_time is not None:
             previous["second_time"] = np.full(len(x), plan.second_time[i])
-        output = forward(program, weights, plan.c_in[i] * x, c_noise, label, features=features, **previous)
+        own, null = (None if array is None else array[rows] for array in (features, null_features))
+        output = forward(program, weights, plan.c_in[i] * x, c_noise, label[rows], features=own, **previous)
         image, rest = output[..., :channels], output[..., channels : 2 * channels]
         if plan.is_guided[i]:
             inputs = plan.c_in[i] * x, c_noise
             if guide is None:
-                unconditional = forward(program, weights, *inputs, null_label, features=null_features, **previous)
+                unconditional = forward(program, weights, *inputs, null_label[rows], features=null, **previous)
             else:
-                unconditional = guide(*inputs, label)
+                unconditional = guide(*inputs, label[rows])
             image = _guide_output(plan, i, image, unconditional[..., :channels])
         estimate = plan.c_skip[i] * x + plan.c_out[i] * image
         if plan.classifier is not None:
-            gradient = plan.c_in[i] * grad_log_prob(plan.c_in[i] * x, c_noise, label - program.labels.start)
+            gradient = plan.c_in[i] * grad_log_prob(plan.c_in[i] * x, c_noise, label[rows] - program.labels.start)
             estimate = estimate + plan.classifier[i] * gradient
+        return estimate, rest
+
+    for i in range(plan.rows):
+        x = registers[0]
+        estimate, rest = evaluate(i, x, np.arange(len(x)))
+        if measurement is not None:
+
+            def followed(x: Array, rows: NDArray, i: int = i) -> Array:
+                estimate = evaluate(i, x, rows)[0]
+                return _clip_estimate(plan, estimate) if measurement.moves_state else estimate
+
+            jacobian = _jacobian(followed, x)
+            pull_back = partial(np.einsum, "boi,bo->bi", jacobian)
+            shift = measurement.shift(
+                plan, i, _clip_estimate(plan, estimate) if measurement.moves_state else estimate,
+                lambda v: pull_back(v.reshape(len(v), -1)).reshape(v.shape),  # noqa: B023 - it is called in this row
+            )  # fmt: skip
+            if not measurement.moves_state:
+                estimate = estimate + shift
         unclipped = estimate
         if plan.unclipped is not None:
             estimate = plan.clipped[i, 0] * x + plan.clipped[i, 1] * unclipped
@@ -668,6 +704,8 @@ def sample(
             + plan.noise[i, r] * z
             for r in range(plan.registers)
         ]
+        if measurement is not None and measurement.moves_state:
+            registers[0] = registers[0] + shift
         if mask is not None:
             registers[0] = mask * np.asarray(known(i), np.float64) + (1.0 - mask) * registers[0]
         if callback is not None:

@@ -169,6 +169,8 @@ def generate(
             if edit is not None and edit.mask is not None:
                 known = known_source(plan, edit.images[rows], seed, index, dtype)
                 guides = replace(guidance, mask=edit.mask[rows].astype(dtype), known=known)
+            if edit is not None and edit.measurement is not None:
+                guides = replace(guides, measurement=edit.measurement.rows(rows))
             guides = _rows_of_features(guides, rows)
             noise = noise_source(seed, index, shape, dtype)
             images[rows] = backend.sample(

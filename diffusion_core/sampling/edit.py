@@ -3,6 +3,7 @@ r"""Editing: sampling that starts from images, or keeps a part of them.
     image to image    starts at a row r of a plan, from  x = alpha_r x_0 + sigma_r eps
     interpolation     starts at a row r, from a combination of the x of two images
     inpainting        replaces the known part by  alpha_s x_0 + sigma_s eps  after each row that leads to level s
+    posterior         samples images that agree with a measurement, see `measurement`
 
 The later the row, the more of an image remains. `strength`, the fraction of the rows to run, expresses this for any
 number of steps. At strength 1, on a schedule that ends without signal, image to image is plain sampling with the same
@@ -41,6 +42,7 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import add_noise
+from diffusion_core.sampling.measurement import Measurement
 from diffusion_core.sampling.plan import SamplerPlan
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "image_to_image",
     "inpaint",
     "interpolate",
+    "posterior",
     "start_row",
     "tail",
 ]
@@ -71,6 +74,7 @@ class Edit:
         start: register 0 before the first row, with shape (N, H, W, C); None for pure noise.
         mask: 1 where an image is known and 0 elsewhere, with shape (N, H, W, 1) or (N, H, W, C); None: known nowhere.
         images: the known images, with shape (N, H, W, C).
+        measurement: what the N samples agree with; None for nothing.
     """
 
     plan: SamplerPlan
@@ -78,10 +82,12 @@ class Edit:
     start: Array | None = None
     mask: Array | None = None
     images: Array | None = None
+    measurement: Measurement | None = None
 
     def __repr__(self) -> str:
         start, mask = self.start is not None, self.mask is not None
-        return f"Edit(plan={self.plan.name!r}, samples={len(self.index)}, start={start}, mask={mask})"
+        measured = "" if self.measurement is None else f", {self.measurement!r}"
+        return f"Edit(plan={self.plan.name!r}, samples={len(self.index)}, start={start}, mask={mask}{measured})"
 
 
 def start_row(plan: SamplerPlan, strength: float) -> int:
@@ -234,3 +240,13 @@ def inpaint(plan: SamplerPlan, images: NDArray, mask: ArrayLike) -> Edit:
     if not np.all((mask == 0) | (mask == 1)):
         raise DuetError("mask: it must be 1 where the image is known and 0 elsewhere")
     return Edit(plan, np.arange(len(images)), mask=mask, images=images)
+
+
+def posterior(plan: SamplerPlan, measurement: Measurement) -> Edit:
+    """Sample images that agree with a measurement, from noise.
+
+    Raises:
+        DuetError: if the method of the measurement is not defined for the plan.
+    """
+    measurement.check(plan)
+    return Edit(plan, np.arange(len(measurement.y)), measurement=measurement)
