@@ -144,13 +144,20 @@ def _follow_measurement(
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
     """Return (the estimate before it is bounded, F_i, the shift of register 0 after the row) with a measurement."""
     context, moves_state = network.context, guidance.measurement.moves_state
-    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-        tape.watch(x)
-        estimate, output = _estimate(signature, row, x, outputs(x))
-        followed = _clip_estimate(signature, estimate) if moves_state else estimate
+
+    def evaluate() -> tuple[tf.GradientTape, tf.Tensor, tf.Tensor, tf.Tensor]:
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(x)
+            estimate, output = _estimate(signature, row, x, outputs(x))
+            return tape, estimate, output, _clip_estimate(signature, estimate) if moves_state else estimate
+
+    evaluated = [evaluate()]
+    _, estimate, output, followed = evaluated[0]
 
     def pull_back(cotangent: NDArray) -> NDArray:
-        return to_host(tape.gradient(followed, x, context.images(cotangent)))
+        # Evaluate again for each further product: a persistent tape would trace second derivatives too, for seconds.
+        tape, _, _, target = evaluated.pop() if evaluated else evaluate()
+        return to_host(tape.gradient(target, x, context.images(cotangent)))
 
     shift = context.images(follow(to_host(followed), pull_back))
     return (estimate, output, shift) if moves_state else (estimate + shift, output, None)

@@ -601,13 +601,15 @@ def _clip_estimate(plan: SamplerPlan, estimate: Array) -> Array:
 
 def _jacobian(function: Callable[[Array, NDArray], Array], x: Array) -> Array:
     """Return the derivatives of each image's output by its own pixels, (B, D, D), by fourth-order differences."""
-    batch, size, h = len(x), x[0].size, 1e-3
+    batch, size = len(x), x[0].size
     rows, total = np.repeat(np.arange(batch), size), 0.0
-    step = np.tile(np.eye(size), (batch, 1)).reshape(-1, *x.shape[1:])
+    # Steps grow with an image, so that the rounding of large numbers does not: an image of EDM has a scale of up to 80.
+    h = 1e-3 * np.maximum(1.0, np.abs(x).max(axis=(1, 2, 3)) / 4)
+    step = (h[:, None, None] * np.eye(size)).reshape(-1, *x.shape[1:])
     for steps, weight in ((1, 8.0), (2, -1.0)):
         for side in (1, -1):
-            total = total + side * weight * function(x[rows] + side * steps * h * step, rows)
-    return (total / (12 * h)).reshape(batch, size, size).swapaxes(1, 2)
+            total = total + side * weight * function(x[rows] + side * steps * step, rows)
+    return (total.reshape(batch, size, size) / (12 * h[:, None, None])).swapaxes(1, 2)
 
 
 def sample(

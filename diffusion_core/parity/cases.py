@@ -101,6 +101,8 @@ __all__ = [
     "FEW_LEVELS",
     "FEW_NETWORKS",
     "FEW_PLANS",
+    "MEASURED",
+    "MEASURED_PLANS",
     "MICRO_BATCHED",
     "LOSSES",
     "NETWORKS",
@@ -527,6 +529,14 @@ SHORT = make_plan(_PROCESS, "ddim", steps=4, eta=0.5)
 LEARNED = make_plan(_PROCESS, "ddpm", steps=4, variance="learned_range")
 # All kinds of guidance: a guide, a classifier, and inpainting of a known half.
 GUIDED = make_plan(_PROCESS, "ddim", steps=4, eta=0.5, guidance_scale=2.5, rescale=0.7, threshold=0.9, classifier=0.5)
+
+# Posterior sampling: a small network, since the reference takes derivatives by differences, and a plan for each method.
+MEASURED = UNetSpec(4, 2, 2, 4, (1,), 1, (), norm_groups=2, num_classes=3, zero_init=False)
+MEASURED_PLANS: dict[str, SamplerPlan] = {
+    "mmps": make_plan(FEW_LEVELS, "dpm_solver", steps=3, guidance_scale=1.5),
+    "pigdm": make_plan(FEW_LEVELS, "ddim", steps=3, eta=0.5, clip=None),
+    "dps": make_plan(FEW_LEVELS, "ddim", steps=3, eta=0.5, guidance_scale=1.5),
+}
 
 PLANS: dict[str, SamplerPlan] = {
     "DDPM-1000": make_plan(PARITY.process, "ddpm"),

@@ -42,6 +42,7 @@ from diffusion_core.optim.normalisation import normalise_weights
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import TOLERANCES, Check, check, relative, worst
 from diffusion_core.parity.normalisation import Formula, update_errors
+from diffusion_core.parity.posterior import posterior_errors
 from diffusion_core.sampling import SamplerPlan, make_plan
 
 __all__ = [
@@ -102,6 +103,7 @@ PARTS = {
     "optimiser": "optimiser, clip and averages (rung 5)",
     "forced_normalisation": "forced weight normalisation (rung 5)",
     "guidance": "guidance (rungs 3, 6)",
+    "posterior": "posterior sampling (rung 6)",
     "likelihoods": "likelihoods (rungs 4, 6)",
     "training": "training in lock step (rung 7)",
     "sampler_update": "sampler updates (rung 6)",
@@ -130,7 +132,7 @@ def record(
         part.__name__: partial(part, backend, trace)
         for part in (
             tables, forward_noising, losses, blocks, micro_batches, optimiser, forced_normalisation, guidance,
-            likelihoods, training,
+            posterior, likelihoods, training,
         )
     }  # fmt: skip
     measures["sampler_update"] = lambda: sampler_update(backend, trace, selected)
@@ -479,6 +481,12 @@ def guidance(backend: Backend, trace: Trace, count: int = 2) -> None:
         grad_log_prob=partial(reference.grad_log_prob, classifier_program, logits), mask=mask, known=known,
     )  # fmt: skip
     trace.add_check(6, "steered", "sampling", np.abs(got - wanted).max())
+
+
+def posterior(backend: Backend, trace: Trace) -> None:
+    """Rung 6: posterior sampling from a linear measurement, by each method."""
+    for method, error in posterior_errors(backend).items():
+        trace.add_check(6, f"posterior, {method}", "sampling", error)
 
 
 def likelihoods(backend: Backend, trace: Trace) -> None:

@@ -149,20 +149,21 @@ class Measurement:
         """Check that the method is defined for a plan.
 
         Raises:
-            DuetError: for a plan that leads up to noise or jumps between two times, or a method that moves x with a state of several images.
+            DuetError: for a plan that leads up to noise or jumps between two times, or a method that moves x with a
+                state of several images.
         """
         if plan.sigma[-1] * plan.alpha[0] >= plan.sigma[0] * plan.alpha[-1] and plan.rows > 1:
             raise DuetError(f"posterior: {plan.name} leads up to noise; use a sampler that leads to images")
         if plan.second_time is not None:
             raise DuetError(
-                f"posterior: the network of {plan.name} leads from one time to another and estimates no mean of x_0; use "
-                f"the plan of a network with one time"
+                f"posterior: the network of {plan.name} leads from one time to another and estimates no mean of x_0; "
+                f"use the plan of a network with one time"
             )
         if self.moves_state and plan.registers > 1:
             option = "mode.adaptive=false" if self.adaptive else "mode.method=mmps"
             raise DuetError(
-                f"posterior: {self.method} moves x after each row, but {plan.name} keeps {plan.registers} images; use a "
-                f"sampler of one, such as ddpm, ddim or dpm_solver, or {option}"
+                f"posterior: {self.method} moves x after each row, but {plan.name} keeps {plan.registers} images; use "
+                f"a sampler of one, such as ddpm, ddim or dpm_solver, or {option}"
             )
 
     def shift(self, plan: SamplerPlan, row: int, estimate: NDArray, pull_back: PullBack) -> Array:

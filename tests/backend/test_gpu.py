@@ -57,6 +57,7 @@ RUNGS = (
     networks,
     trace.optimiser,
     trace.guidance,
+    trace.posterior,
     trace.likelihoods,
 )
 # In bfloat16 there is no tolerance for the samples of an untrained network.

@@ -142,6 +142,12 @@ def test_rungs_3_and_6_guidance(climb, precision):
 
 
 @BOTH
+@pytest.mark.parametrize("name", cases.MEASURED_PLANS)
+def test_rung_6_posterior_sampling(climb, precision, name):
+    assert_passed(climb(trace.posterior, precision)[f"posterior, {name}"])
+
+
+@BOTH
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_rungs_4_and_6_vjp_and_bound(climb, precision, name):
     assert_passed(climb(trace.likelihoods, precision)[name])

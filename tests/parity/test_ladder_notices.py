@@ -32,6 +32,8 @@ from diffusion_core.parity import cases, trace
 from diffusion_core.parity.compare import compare_arrays, differing
 from diffusion_core.parity.ladder import Check, check, l2_of_all, relative
 from diffusion_core.sampling import SamplerPlan
+from diffusion_core.sampling.linear_operators import LinearOperator
+from diffusion_core.sampling.measurement import Measurement
 
 # The faults concern comparisons, which both backends share, so one backend is enough.
 pytestmark = [pytest.mark.backend, pytest.mark.either]
@@ -1155,6 +1157,49 @@ def test_rung_6_passes_steered_without_a_fault(exact):
 @pytest.mark.parametrize("faults", STEERING_FAULTS.values(), ids=STEERING_FAULTS)
 def test_rung_6_notices_steered(exact, faults):
     assert_noticed(climbed(trace.guidance, exact, faults), "steered")
+
+
+def told_measurement(change: Callable[[Measurement], dict[str, Any]]) -> dict[str, Callable]:
+    """Change the measurement, without the checks that would refuse the change."""
+
+    def told(*given: Any) -> tuple:
+        measurement = copy.copy(given[-1].measurement)
+        vars(measurement).update(change(measurement))
+        return (*given[:-1], replace(given[-1], measurement=measurement))
+
+    return {"sample": told}
+
+
+def with_pseudo_inverse(operator: LinearOperator) -> LinearOperator:
+    """Return the operator of `trace.posterior` with 4 A^T, which repeats each mean of four pixels, for A^T."""
+    return replace(operator, adjoint=lambda y: 4 * operator.adjoint(y))
+
+
+POSTERIOR_FAULTS: dict[str, tuple[dict[str, Callable], tuple[str, ...]]] = {
+    "nothing measured": (told_steering(measurement=None), ("mmps", "pigdm", "dps")),
+    "y a little larger": (told_measurement(lambda m: {"y": 1.001 * m.y}), ("mmps", "pigdm", "dps")),
+    "variance for standard deviation": (told_measurement(lambda m: {"noise": m.noise**2}), ("mmps", "pigdm")),
+    "followed a little less": (told_measurement(lambda m: {"scale": 0.9999}), ("mmps", "pigdm", "dps")),
+    "one conjugate gradient less": (told_measurement(lambda m: {"iterations": 2}), ("mmps",)),
+    "the pseudo-inverse for the adjoint": (
+        told_measurement(lambda m: {"operator": with_pseudo_inverse(m.operator)}),
+        ("mmps", "pigdm", "dps"),
+    ),
+    "another method": (told_measurement(lambda m: {"method": "pigdm"}), ("mmps", "dps")),
+    "bounded before the shift": (told_plan(lambda p: {"clip": 0.99}), ("mmps", "dps")),
+    "guided less": (told_plan(lambda p: {"guidance_scale": p.guidance_scale - 0.01}), ("mmps", "dps")),
+}
+
+
+@pytest.mark.parametrize("method", cases.MEASURED_PLANS)
+def test_rung_6_passes_posterior_sampling_without_a_fault(exact, method):
+    assert climbed(trace.posterior, exact, {})[f"posterior, {method}"].passed
+
+
+@pytest.mark.parametrize("faults, methods", POSTERIOR_FAULTS.values(), ids=POSTERIOR_FAULTS)
+def test_rung_6_notices_in_posterior_sampling(exact, faults, methods):
+    checks = climbed(trace.posterior, exact, faults)
+    assert_noticed(checks, *(f"posterior, {method}" for method in methods))
 
 
 UNCLIPPED = "DDIM-10, eps of the network, dynamic threshold at most 2"
