@@ -18,6 +18,7 @@ With ``x_t = alpha x_0 + sigma eps`` and the network's raw output F, every param
     iddpm        eps                            1/alpha                   -r                           1/p    level
     posterior_mean    k_x x_t + k_0 x_0         -k_x/k_0                  1/k_0                        1      t
     velocity     alpha' x_0 + sigma' eps        sigma'/w                  -sigma/w                     1      t
+    velocity_to_data  -velocity                 sigma'/w                  sigma/w                      1      t
     denoiser     x_0                            0                         1                            1/alpha  r
 
     r = sigma/alpha,   m = sigma_data,   q = sqrt(m^2 alpha^2 + sigma^2),   p = sqrt(alpha^2 + sigma^2)
@@ -56,8 +57,9 @@ x0 with a positive `t_floor` reads the output F of the network as the velocity t
 on the straight line. Its error is then bounded near clean data, in the loss (weighting velocity) and in the sampler.
 
 velocity is dx_t/dt along the schedule's own continuous time, which increases with the noise, with the derivatives
-alpha' and sigma' and ``w = alpha sigma' - sigma alpha'``, see `continuous`. On the straight line it is flow. Code whose
-time runs from noise to data, such as flow_matching, has the opposite sign. All columns are float64.
+alpha' and sigma' and ``w = alpha sigma' - sigma alpha'``, see `continuous`. On the straight line it is flow.
+velocity_to_data is the same along a time that runs from noise to data, as SiT and flow_matching have it, with the
+opposite sign. All columns are float64.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239
@@ -219,6 +221,12 @@ def _velocity(at: _NoiseLevel) -> Columns:
     return _columns(at, sigma_rate / w, -at.sigma / w, alpha_rate, sigma_rate)
 
 
+def _velocity_to_data(at: _NoiseLevel) -> Columns:
+    columns = _velocity(at)
+    signs = {name: -getattr(columns, name) for name in ("c_out", "target_x0", "target_eps")}
+    return replace(columns, **signs)
+
+
 def _edm(at: _NoiseLevel) -> Columns:
     m, q = at.sigma_data, np.hypot(at.sigma_data * at.alpha, at.sigma)
     return _columns(
@@ -278,10 +286,11 @@ PREDICTIONS: dict[str, Callable[[_NoiseLevel], Columns]] = {
     "iddpm": _iddpm,
     "posterior_mean": _posterior_mean,
     "velocity": _velocity,
+    "velocity_to_data": _velocity_to_data,
     "denoiser": _denoiser,
 }
 # Predictions that are defined where alpha is 0, and predictions that need the timesteps of a table.
-_WITHOUT_SIGNAL = ("x0", "v", "flow", "next_level", "posterior_mean", "velocity")
+_WITHOUT_SIGNAL = ("x0", "v", "flow", "next_level", "posterior_mean", "velocity", "velocity_to_data")
 _TABLE_ONLY = ("next_level", "posterior_mean", "iddpm")
 
 
@@ -301,7 +310,7 @@ def unsupported_reason(schedule: AnySchedule, prediction: str) -> str | None:
     """Return why a prediction is not defined on a schedule, as text; None if it is defined."""
     if prediction in _TABLE_ONLY and not schedule.is_table:
         return f"it needs the timesteps of a table, but the time of {schedule.name} is continuous"
-    if prediction == "velocity" and (why := _without_velocity(schedule)):
+    if prediction in ("velocity", "velocity_to_data") and (why := _without_velocity(schedule)):
         return why
     if prediction not in _WITHOUT_SIGNAL and schedule.log_ratio_range[1] == np.inf:
         problem = (

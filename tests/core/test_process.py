@@ -92,6 +92,9 @@ def test_the_exact_target_returns_x0_at_any_time(prediction, data, fraction, x0,
     assert_gives_x0_back(name, prediction, np.array([fraction]), np.array([x0]), np.array([eps]))
 
 
+VELOCITIES = {"velocity", "velocity_to_data"}
+
+
 @pytest.mark.parametrize("name", MADE)
 def test_unpreconditioned_networks_receive_x_and_t(name):
     t = MADE[name].even_timesteps(7)
@@ -103,7 +106,7 @@ def test_unpreconditioned_networks_receive_x_and_t(name):
             assert column.shape == (7,) and column.dtype == np.float64 and np.all(np.isfinite(column))
         scaled = Process(MADE[name], prediction, time_scale=999.0).columns(t)
         np.testing.assert_array_equal(scaled.c_noise, 999.0 * columns.c_noise)
-        if prediction in ("eps", "x0", "v", "score", "flow", "next_level", "posterior_mean", "velocity"):
+        if prediction in ("eps", "x0", "v", "score", "flow", "next_level", "posterior_mean", *VELOCITIES):
             np.testing.assert_array_equal(columns.c_in, 1)
             np.testing.assert_array_equal(columns.c_noise, t)
 
@@ -254,7 +257,7 @@ def test_targets_are_the_named_quantities():
         "iddpm": EPS,
         "denoiser": X0,
     }
-    assert expected.keys() == PREDICTIONS.keys() - {"velocity"}
+    assert expected.keys() == PREDICTIONS.keys() - VELOCITIES
     for prediction, wanted in expected.items():
         columns = Process(linear(), prediction).columns(t)
         target = process.add_noise(X0, EPS, columns.target_x0, columns.target_eps)
@@ -297,6 +300,27 @@ def test_velocity_on_the_straight_line_is_flow():
         velocity, flow_columns = (Process(schedule, name).columns(t) for name in ("velocity", "flow"))
         for name, column in vars(flow_columns).items():
             np.testing.assert_allclose(getattr(velocity, name), column, rtol=1e-14, err_msg=name)
+
+
+def test_velocity_to_data_is_the_velocity_of_a_time_from_noise_to_data():
+    """As SiT on its three paths: x_s = alpha x_1 + sigma x_0 with the data x_1, by the time s = 1 - t."""
+    s, h = np.linspace(0.1, 0.9, 5), 1e-6
+    paths = {
+        "flow_continuous": lambda s: (s, 1 - s),
+        "cosine_continuous": lambda s: (np.sin(np.pi * s / 2), np.cos(np.pi * s / 2)),
+        "vp_sde": lambda s: (
+            np.exp(-0.25 * (1 - s) ** 2 * 19.9 - 0.5 * (1 - s) * 0.1),
+            np.sqrt(1 - np.exp(-0.5 * (1 - s) ** 2 * 19.9 - (1 - s) * 0.1)),
+        ),
+    }
+    for name, path in paths.items():
+        options = {"log_snr_min": -60.0, "log_snr_max": 60.0} if name == "cosine_continuous" else {}
+        columns = Process(make_schedule(name, **options), "velocity_to_data", time_scale=-1.0, time_offset=1.0).columns(
+            1 - s
+        )
+        np.testing.assert_allclose(columns.c_noise, s, rtol=1e-14)
+        slopes = [(after - before) / (2 * h) for after, before in zip(path(s + h), path(s - h), strict=True)]
+        np.testing.assert_allclose([columns.target_x0, columns.target_eps], slopes, rtol=1e-6, err_msg=name)
 
 
 def test_velocity_needs_a_continuous_schedule_that_moves():

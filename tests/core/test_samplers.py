@@ -27,7 +27,7 @@ from diffusion_core.sampling.spacing import SPACINGS
 
 M, S = 0.3, 0.5
 # The rows of a plan do not depend on the prediction, so each prediction is tested on one schedule.
-ON_TABLES = [p for p in PREDICTIONS if p != "velocity"]
+ON_TABLES = [p for p in PREDICTIONS if p not in ("velocity", "velocity_to_data")]
 PAIRS = [(name, "v") for name in SCHEDULES] + [("linear", p) for p in ON_TABLES if p != "v"]
 
 
