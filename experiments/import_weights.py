@@ -8,6 +8,7 @@
     python3 -m duet import_weights source=edm path=weights.safetensors out=DIR
     python3 -m duet import_weights source=dome272 path=ckpt.pt out=DIR source.ema=ema_ckpt.pt
     python3 -m duet import_weights source=denoising_diffusion_pytorch path=model-10.pt out=DIR source.image_size=32
+    python3 -m duet import_weights source=dit path=DiT-XL-2-256x256.pt out=DIR
     python3 -m duet sample backend=tf from=outputs/imported out=outputs/samples
     python3 -m duet train from=outputs/imported data=image_folder data.options.path=FOLDER trainer.images=64000
 

@@ -19,6 +19,7 @@ from diffusion_core.convert.ddpm_torch import import_ddpm_torch
 from diffusion_core.convert.denoising_diffusion_pytorch import import_denoising_diffusion_pytorch
 from diffusion_core.convert.diffusers import import_diffusers
 from diffusion_core.convert.diffusers_export import export_pipeline
+from diffusion_core.convert.dit import import_dit, import_sit
 from diffusion_core.convert.dome272 import import_dome272
 from diffusion_core.convert.edm import import_edm
 from diffusion_core.convert.export_state_dict import export_state_dict
@@ -35,6 +36,8 @@ SOURCES: dict[str, Callable[..., Imported]] = {
     "edm": import_edm,
     "dome272": import_dome272,
     "denoising_diffusion_pytorch": import_denoising_diffusion_pytorch,
+    "dit": import_dit,
+    "sit": import_sit,
 }
 
 

@@ -15,10 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.convert import ddpm_tf, ddpm_torch, denoising_diffusion_pytorch, dome272, edm, guided_diffusion
+from diffusion_core.convert import ddpm_tf, ddpm_torch, denoising_diffusion_pytorch, dit, dome272, edm, guided_diffusion
 from diffusion_core.convert.names import NameMap, write_weights
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.networks import DoubleConvSpec, LinearAttentionSpec, NetworkSpec, Program, UNetSpec, lower
+from diffusion_core.networks import (
+    DiTSpec,
+    DoubleConvSpec,
+    LinearAttentionSpec,
+    NetworkSpec,
+    Program,
+    UNetSpec,
+    lower,
+)
 from diffusion_core.networks.weights import Weights
 
 __all__ = ["PROJECTS", "export_state_dict"]
@@ -55,6 +63,14 @@ def _read_lucid(arrays: _Arrays, spec: LinearAttentionSpec) -> NetworkSpec:
     return denoising_diffusion_pytorch.read_spec(arrays, "", spec.image_size, spec.dropout, spec.self_conditioning)
 
 
+def _read_dit(arrays: _Arrays, spec: DiTSpec) -> NetworkSpec:
+    return dit.read_spec(arrays, "", spec.heads, spec.null_class)
+
+
+def _read_sit(arrays: _Arrays, spec: DiTSpec) -> NetworkSpec:
+    return dit.read_spec(arrays, "", spec.heads, spec.null_class, discards=True)
+
+
 # By project: the architecture, the name map, and what reads the network back.
 PROJECTS: dict[str, tuple[type[NetworkSpec], Callable[..., NameMap], Callable[..., NetworkSpec]]] = {
     "guided_diffusion": (UNetSpec, guided_diffusion.make_name_map, _read_guided),
@@ -62,6 +78,8 @@ PROJECTS: dict[str, tuple[type[NetworkSpec], Callable[..., NameMap], Callable[..
     "ddpm_torch": (UNetSpec, ddpm_torch.make_name_map, _read_ddpm_torch),
     "edm": (UNetSpec, edm.make_name_map, _read_edm),
     "dome272": (DoubleConvSpec, dome272.make_name_map, _read_dome272),
+    "dit": (DiTSpec, dit.make_name_map, _read_dit),
+    "sit": (DiTSpec, dit.make_name_map, _read_sit),
     "denoising_diffusion_pytorch": (LinearAttentionSpec, denoising_diffusion_pytorch.make_name_map, _read_lucid),
 }
 

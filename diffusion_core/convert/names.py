@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.networks import Node, Program, UNetSpec
+from diffusion_core.networks import NetworkSpec, Node, Program
 from diffusion_core.networks.blocks import ATTENTION_ORDERS, Attention
 from diffusion_core.networks.weights import Weights, describe_mismatches, describe_non_finite
 
@@ -100,7 +100,7 @@ def shape_of(arrays: Arrays, name: str, axes: int, source: str, what: str) -> tu
 
 
 def make_model(
-    spec: UNetSpec,
+    spec: NetworkSpec,
     process: Mapping[str, Any] | None,
     own: Mapping[str, Any] | None = None,
     variance: str = "fixed",

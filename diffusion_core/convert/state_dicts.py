@@ -40,6 +40,7 @@ ANCHORS = {
     "edm": "map_layer0.weight",
     "dome272": "inc.double_conv.0.weight",
     "denoising_diffusion_pytorch": "init_conv.weight",
+    "dit": "x_embedder.proj.weight",
 }
 _WRAPPERS = re.compile(r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _AVERAGE = re.compile(r"ema|averag|shadow|polyak|(^|_)swa", re.IGNORECASE)

@@ -1,8 +1,8 @@
 """DiT and SiT: a transformer on the patches of an image, whose blocks a vector of the time and the class modulates.
 
 patch:  image -> Conv p x p of stride p -> tokens + sines of row and column        one token per patch
-embed:  c_noise -> Sinusoid -> Linear -> SiLU -> Linear (+ class) -> SiLU          a vector per sample
-        second_time -> the same with layers of its own, added to it               if it reads a second time
+embed:  c_noise -> Sinusoid -> Linear -> SiLU -> Linear (+ class) -> SiLU          a vector per sample, one for all
+        second_time -> the same with layers of its own, added to it               blocks, or one for each
 block:  x + gate Attention((1 + scale) LayerNorm(x) + shift)                       shift, scale and gate, twice, are one
         x + gate MLP((1 + scale) LayerNorm(x) + shift)                             linear function of the vector
 final:  Linear((1 + scale) LayerNorm(x) + shift) -> the pixels of each patch
@@ -39,7 +39,11 @@ from diffusion_core.networks.token_blocks import Patchify, SinePositions, Slice,
 
 __all__ = ["DiTSpec", "TokenBuilder"]
 
-_DIVISORS = ("half", "half_minus_one")
+_CHOICES = {
+    "null_class": ("last", "none"),
+    "embedding_divisor": ("half", "half_minus_one"),
+    "embedders": ("shared", "per_block"),
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,6 +63,10 @@ class DiTSpec(NetworkSpec):
         null_class: embedding of "no class": the ``"last"`` row of the table, or ``"none"``, for a network that is
             trained without label dropout and has no such row.
         discarded_channels: channels that are computed in addition and cut off, as SiT does with those of a variance.
+        qkv_bias: whether q, k and v have biases.
+        embedders: whether one embedding of the time and the class is ``"shared"`` by all blocks, or computed
+            ``"per_block"`` with layers of its own, as in networks that diffusers has trained; the last layer then reads
+            that of the first block.
         second_time: whether a second time is embedded as the first one is, and added to it, as in MeanFlow.
         embedding_features: number of sines and cosines of the time.
         embedding_divisor: ``"half"``, or ``"half_minus_one"`` as in diffusers, see `blocks.Sinusoid`.
@@ -80,6 +88,8 @@ class DiTSpec(NetworkSpec):
     mlp_ratio: float = 4.0
     null_class: str = "last"
     discarded_channels: int = 0
+    qkv_bias: bool = True
+    embedders: str = "shared"
     second_time: bool = False
     embedding_features: int = 256
     embedding_divisor: str = "half"
@@ -99,10 +109,9 @@ class DiTSpec(NetworkSpec):
                 f"model.heads: {self.heads} heads do not divide {self.channels} channels; give a divisor of "
                 f"{self.channels}"
             )
-        if self.null_class not in ("last", "none"):
-            raise one_of("model.null_class", self.null_class, ("last", "none"))
-        if self.embedding_divisor not in _DIVISORS:
-            raise one_of("model.embedding_divisor", self.embedding_divisor, _DIVISORS)
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise one_of(f"model.{name}", getattr(self, name), allowed)
         if self.embedding_features % 2 or self.embedding_features < 4:
             raise DuetError(
                 f"model.embedding_features: {self.embedding_features} was given; it must be an even number >= 4"
@@ -172,9 +181,13 @@ class _DiTBuilder(TokenBuilder):
         patch = (spec.channels, spec.patch_size, spec.patch_size, (0,) * 4)
         x = self.add("patch.tokens", Patchify(1), self.conv("patch.conv", self.image(), *patch))
         x = self.add("positions", SinePositions(spec.side, spec.side, spec.channels), x)
-        vector = self.embedding()
-        for i in range(spec.depth):
-            x = self.block(f"block.{i}", x, vector)
+        if spec.embedders == "shared":
+            vectors = [self.embedding("embed")] * spec.depth
+        else:
+            vectors = [self.embedding(f"block.{i}.embed") for i in range(spec.depth)]
+        for i, own in enumerate(vectors):
+            x = self.block(f"block.{i}", x, own)
+        vector = vectors[0]
         modulation = self.linear("final.modulation", vector, 2 * spec.channels, scale=0.0)
         x = self.modulated("final", x, spec.norm_eps, modulation, 0)
         outputs = spec.out_channels + spec.discarded_channels
@@ -186,26 +199,26 @@ class _DiTBuilder(TokenBuilder):
             spec.num_classes if spec.num_classes and spec.null_class == "last" else None, spec.num_classes
         )
 
-    def embedding(self) -> str:
+    def embedding(self, name: str) -> str:
         """Add the embedding of the times and the class, a vector, with the SiLU that precedes every modulation."""
         spec = self.spec
         divisor = spec.embedding_features / 2 - (spec.embedding_divisor == "half_minus_one")
         sizes = (spec.embedding_features, divisor, spec.channels)
-        h = self.time("embed", "c_noise", *sizes)
+        h = self.time(name, "c_noise", *sizes)
         if spec.second_time:
-            h = self.add("embed.add_second", Add(1.0), h, self.time("embed.second", "second_time", *sizes))
+            h = self.add(f"{name}.add_second", Add(1.0), h, self.time(f"{name}.second", "second_time", *sizes))
         if spec.num_classes:
             rows = spec.num_classes + (spec.null_class == "last")
-            label = self.add("embed.label", Embedding(rows, spec.channels), "label")
-            h = self.add("embed.add", Add(1.0), h, label)
-        return self.act("embed.act1", h)
+            label = self.add(f"{name}.label", Embedding(rows, spec.channels), "label")
+            h = self.add(f"{name}.add", Add(1.0), h, label)
+        return self.act(f"{name}.act1", h)
 
     def block(self, name: str, x: str, vector: str) -> str:
         """Add attention and an MLP, each with its shift, scale and gate."""
         spec, width = self.spec, self.spec.channels
         modulation = self.linear(f"{name}.modulation", vector, 6 * width, scale=0.0)
         h = self.modulated(f"{name}.attn", x, spec.norm_eps, modulation, 0)
-        h = self.linear(f"{name}.attn.qkv", h, 3 * width)
+        h = self.linear(f"{name}.attn.qkv", h, 3 * width, spec.qkv_bias)
         h = self.linear(f"{name}.attn.proj", self.add(f"{name}.attn.attend", Attention(width, spec.heads), h), width)
         x = self.gated_sum(f"{name}.attn", x, h, modulation, 2)
         h = self.modulated(f"{name}.mlp", x, spec.mlp_norm_eps, modulation, 3)

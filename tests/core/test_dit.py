@@ -36,7 +36,7 @@ CHANGES = {
     "image_size": 12, "in_channels": 3, "out_channels": 4, "num_classes": 4, "self_conditioning": True,
     "patch_size": 4, "channels": 12, "depth": 1, "heads": 4, "mlp_ratio": 3.5, "null_class": "none",
     "discarded_channels": 1, "second_time": True, "embedding_features": 10, "embedding_divisor": "half_minus_one",
-    "norm_eps": 1e-5, "mlp_norm_eps": 1e-5,
+    "norm_eps": 1e-5, "mlp_norm_eps": 1e-5, "qkv_bias": False, "embedders": "per_block",
 }  # fmt: skip
 
 
@@ -57,6 +57,11 @@ def test_a_preset_has_the_counts_of_the_original(kind, size):
 def test_the_counts_without_learned_sigma():
     dit, sit = network("dit_xl_2", out_channels=4), network("sit_xl_2", discarded_channels=0)
     assert count(dit) == count(sit) == (675_111_184, 674_816_272)
+
+
+def test_the_count_of_diffusers_which_embeds_in_every_block():
+    total, trained = count(network("dit_xl_2", embedders="per_block"))
+    assert (trained, total - trained) == (749_826_464, 294_912)
 
 
 def test_multiply_adds_of_dit_xl_2_are_those_of_the_paper():
@@ -136,6 +141,7 @@ def test_the_modulated_blocks_start_as_the_identity():
         ({"heads": 3}, "model.heads: 3 heads do not divide 8 channels"),
         ({"channels": 6, "heads": 2}, "model.channels: 6 was given.* a multiple of 4"),
         ({"null_class": "zero"}, "model.null_class: 'zero' was given; it must be one of last, none"),
+        ({"embedders": "each"}, "model.embedders: 'each' was given; it must be one of shared, per_block"),
         ({"embedding_divisor": "third"}, "model.embedding_divisor: 'third'"),
         ({"embedding_features": 7}, "model.embedding_features: 7 was given; it must be an even number"),
         ({"discarded_channels": -1}, "model.discarded_channels: -1 was given"),

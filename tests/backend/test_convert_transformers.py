@@ -1,0 +1,189 @@
+"""Imported transformers compute what their own networks compute; PyTorch's environment owns these formats."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from diffusion_core.backend import reference
+from diffusion_core.common.errors import DuetError
+from diffusion_core.convert import Imported, dit, export_state_dict, import_weights
+from diffusion_core.convert.names import read_weights
+from diffusion_core.model.diffusion_model import DiffusionModel
+from diffusion_core.networks import DiTSpec, lower
+from diffusion_core.networks.weights import initial_weights
+
+IMAGES = np.random.default_rng(0).standard_normal((2, 8, 8, 3))
+T, LABELS = np.array([0.37, 812.0]), np.array([1, 3])
+
+# By name: the source, the options of the network, those of the import, and those of the spec that it finds.
+DITS: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "DiT": ("dit", {}, {}, {"out_channels": 6, "num_classes": 3, "depth": 2}),
+    "without learned sigma": ("dit", {"learn_sigma": False, "patch": 4}, {}, {"out_channels": 3, "patch_size": 4}),
+    "without label dropout": (
+        "dit", {"depth": 1}, {"null_class": "none"}, {"num_classes": 4, "null_class": "none", "depth": 1},
+    ),
+    "an uneven MLP": ("dit", {"depth": 1, "hidden": 43, "features": 20}, {}, {"embedding_features": 20}),
+    "SiT": ("sit", {"discards": True}, {}, {"out_channels": 3, "discarded_channels": 3}),
+    "SiT without learned sigma": ("sit", {"learn_sigma": False}, {}, {"out_channels": 3, "discarded_channels": 0}),
+}  # fmt: skip
+
+
+def load(name: str) -> ModuleType:
+    found = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def oracles() -> ModuleType:
+    return load("transformer_oracles")
+
+
+@pytest.fixture(scope="module")
+def randomised() -> Any:
+    return load("torch_oracles").randomised
+
+
+def never(path: Path) -> dict[str, NDArray]:
+    raise AssertionError(f"{path} was given to a framework")
+
+
+def theirs(net: Any, *inputs: NDArray) -> NDArray:
+    """The output of a PyTorch network for images b h w c."""
+    import torch
+
+    with torch.no_grad():
+        x, *rest = (torch.from_numpy(np.asarray(value)) for value in inputs)
+        output = net(x.permute(0, 3, 1, 2), *rest)
+        return getattr(output, "sample", output).permute(0, 2, 3, 1).numpy()
+
+
+def make(oracles: ModuleType, randomised: Any, **options: Any) -> Any:
+    """A network in float64 with random weights, whose table of positions is the fixed one."""
+    net = oracles.DiT(**options)
+    table = net.pos_embed.detach().clone()
+    net = randomised(net).double()
+    net.pos_embed.data = table.double()
+    return net
+
+
+def imported(net: Any, source: str, path: Path, **options: Any) -> Imported:
+    import torch
+
+    torch.save(net.state_dict(), path / "net.pt")
+    return import_weights(source, path / "net.pt", never, None, {"heads": 4, **options})
+
+
+def same_as(expected: NDArray, found: Imported, **inputs: NDArray) -> None:
+    assert np.abs(expected).max() > 0.5, "an output of unit scale"
+    ours = reference.forward(found.model.program, found.weights, IMAGES, T, LABELS, **inputs)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("source, options, how, spec", DITS.values(), ids=DITS)
+def test_a_dit_computes_the_same(source, options, how, spec, tmp_path, open_backend, oracles, randomised):
+    net = make(oracles, randomised, **options)
+    found = imported(net, source, tmp_path, **how)
+    assert {name: getattr(found.model.spec, name) for name in spec} == spec
+    expected = theirs(net, IMAGES, T, LABELS)
+    same_as(expected, found)
+    network = open_backend("float64").network(found.model.program, found.weights)
+    np.testing.assert_allclose(
+        network.forward(IMAGES, T, LABELS), expected, rtol=0, atol=1e-12 * np.abs(expected).max()
+    )
+
+
+@pytest.mark.parametrize("source, options, how, spec", DITS.values(), ids=DITS)
+def test_an_exported_dit_loads_with_the_same_bits(source, options, how, spec, tmp_path, oracles, randomised):
+    import torch
+
+    net = make(oracles, randomised, **options).float()
+    found = imported(net, source, tmp_path, **how)
+    arrays = export_state_dict(found.model, found.weights, source)
+    again = oracles.DiT(**options)
+    again.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+    for name, value in net.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_the_processes_are_those_of_the_code(tmp_path, oracles, randomised):
+    dit = imported(make(oracles, randomised, depth=1), "dit", tmp_path)
+    assert dit.model.variance == "learned_range" and dit.model.prediction == "eps"
+    assert dit.objective == {"label_dropout": 0.1}
+    assert dit.process_source == "that of DiT's code, since these files do not say it; set process=NAME for another"
+    sit = imported(make(oracles, randomised, depth=1, discards=True), "sit", tmp_path)
+    columns = sit.model.process.columns(np.array([0.25]))
+    # x_s = s data + (1 - s) noise at s = 0.75, and the network predicts data - noise from s.
+    assert (columns.c_noise, columns.target_x0, columns.target_eps) == (0.75, 1.0, -1.0)
+
+
+def test_a_checkpoint_of_its_training_has_both_networks(tmp_path, oracles, randomised):
+    """With the optimiser's state and the arguments of the command line next to them, as its script saves them."""
+    import torch
+
+    net, average = (make(oracles, randomised, depth=1, width=16) for _ in range(2))
+    average.pos_embed.data = net.pos_embed.data
+    average.final_layer.linear.bias.data += 1.0
+    state = {"model": net.state_dict(), "ema": average.state_dict(), "opt": {"state": {}, "param_groups": []},
+             "args": argparse.Namespace(model="DiT-S/2")}  # fmt: skip
+    torch.save(state, tmp_path / "0050000.pt")
+    found = import_weights("dit", tmp_path / "0050000.pt", never, None, {"heads": 4})
+    difference = found.ema["final.dense.bias"] - found.weights["final.dense.bias"]
+    np.testing.assert_allclose(difference, 1.0)
+    assert "moving average under ema" in found.note
+
+
+def test_two_times_are_embedded_and_added(oracles, randomised):
+    """The network of MeanFlow: c = t + h + y."""
+    net = make(oracles, randomised, depth=1, two_times=True, learn_sigma=False)
+    spec = DiTSpec(8, 3, 3, num_classes=3, channels=16, depth=1, heads=4, embedding_features=32, second_time=True)
+    arrays = {name: value.numpy() for name, value in net.state_dict().items()}
+    names = {"embed.second.dense0": "h_embedder.mlp.0", "embed.second.dense1": "h_embedder.mlp.2"}
+    one_time = lower(replace(spec, second_time=False))
+    rest = {name: value for name, value in arrays.items() if not name.startswith("h_embedder")}
+    weights = read_weights(dit.make_name_map(spec, one_time), one_time, rest, "")
+    weights |= {
+        f"{ours}.{leaf}": arrays[f"{other}.{leaf}"] for ours, other in names.items() for leaf in ("weight", "bias")
+    }
+    h = np.array([0.2, 0.9])
+    expected = theirs(net, IMAGES, T, LABELS, h)
+    ours = reference.forward(lower(spec), weights, IMAGES, T, LABELS, second_time=h)
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({}, {}, "source.heads: no value was given; the weights do not determine it for 16 channels"),
+        ({}, {"heads": 5}, "model.heads: 5 heads do not divide 16 channels"),
+        ({}, {"heads": 4, "null_class": "zero"}, "source.null_class: 'zero' was given; it must be one of last, none"),
+        ({"blocks.0.mlp.fc1.weight": None}, {"heads": 4}, "blocks.0.mlp.fc1.weight is missing"),
+        ({"blocks.1.attn.proj.bias": None}, {"heads": 4}, "blocks.1.attn.proj.bias"),
+        ({"pos_embed": np.zeros((1, 15, 16))}, {"heads": 4}, "pos_embed has 15 rows"),
+        ({"final_layer.linear.weight": np.zeros((20, 16))}, {"heads": 4}, "final_layer.linear has 20 rows"),
+        ({"x_embedder.proj.weight": None}, {"heads": 4}, "x_embedder.proj.weight is missing; this is not a state dict"),
+        ({"h_embedder.mlp.0.weight": np.zeros((16, 32))}, {"heads": 4}, "h_embedder.mlp.0.weight: no parameter"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, options, message, tmp_path, oracles, randomised):
+    arrays = {name: value.numpy() for name, value in make(oracles, randomised).state_dict().items()} | change
+    np.savez(tmp_path / "net.npz", **{name: value for name, value in arrays.items() if value is not None})
+    with pytest.raises(DuetError, match=message):
+        import_weights("dit", tmp_path / "net.npz", never, None, options)
+
+
+def test_a_network_that_the_project_has_not_is_not_written():
+    spec = DiTSpec(8, 3, 3, num_classes=3, channels=16, depth=1, heads=4, norm_eps=1e-5, mlp_norm_eps=1e-5)
+    model = DiffusionModel(spec, "linear", "eps")
+    with pytest.raises(DuetError, match=r"model\.(mlp_)?norm_eps: 1e-05 was given; a network of dit has 1e-06"):
+        export_state_dict(model, initial_weights(model.program, 0), "dit")
