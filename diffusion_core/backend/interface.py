@@ -234,6 +234,10 @@ class TrainBatch:
         """The fields by name, except those that are None."""
         return {name: array for name, array in vars(self).items() if array is not None}
 
+    def rows(self, rows: slice) -> TrainBatch:
+        """Return a part of the batch."""
+        return replace(self, **{name: array[rows] for name, array in self.arrays.items() if name != "dropout_key"})
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainerState:

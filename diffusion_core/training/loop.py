@@ -307,12 +307,18 @@ class TrainingCallbacks:
 
 
 def make_batch(
-    loader: Loader, objective: Objective, images_seen: int, size: int, history: LossHistory | None = None
+    loader: Loader,
+    objective: Objective,
+    images_seen: int,
+    size: int,
+    history: LossHistory | None = None,
+    group: ProcessGroup | None = None,
 ) -> TrainBatch:
     """Return the batch of the step that starts at `images_seen`.
 
     Where `loader` returns only the part of one process, so does this function. The importance of its images is scaled
-    such that the losses and gradients of all parts sum to those of the whole batch.
+    such that the losses and gradients of all parts sum to those of the whole batch. An objective that needs the whole
+    batch gets it from `loader`, and the part of the process is cut out of the finished batch.
 
     Args:
         loader: the data.
@@ -320,10 +326,21 @@ def make_batch(
         images_seen: before the step.
         size: images of the whole batch.
         history: the losses so far, for an objective whose timestep distribution depends on them.
+        group: the processes of the run; None is one process.
+
+    Raises:
+        DuetError: if the objective needs the whole batch and the loader returned a part.
     """
     images = loader.batch(images_seen, size)
     features = images.features if objective.features else None  # a network without features ignores conditions
+    if objective.needs_whole_batch and len(images.labels) != size:
+        raise DuetError(
+            f"process.coupling: {objective.coupling['name']} needs the {size} images of the whole batch, but the loader "
+            f"returned {len(images.labels)}; give it all of them, Loader(..., group=ProcessGroup())"
+        )
     batch = objective.batch(images.pixels, images.labels, images.counters, loader.dtype, history, features)
+    if objective.needs_whole_batch and group is not None and group.size > 1:
+        batch = batch.rows(group.slice_of(size))
     return batch if batch.size == size else replace(batch, importance=batch.importance * (batch.size / size))
 
 
@@ -506,7 +523,8 @@ class _Loop:
 
     def _prepare(self, pool: ThreadPoolExecutor) -> Future[TrainBatch]:
         """Make the next batch on a thread."""
-        arguments = self.loader, self.objective, self.images_seen, self.config.batch, self.history
+        group = self.collective.group
+        arguments = self.loader, self.objective, self.images_seen, self.config.batch, self.history, group
         return pool.submit(make_batch, *arguments)
 
     def _rates(self) -> tuple[float, tuple[float, ...]]:

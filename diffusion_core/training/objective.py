@@ -25,6 +25,9 @@ equations for image and noise: with the determinant ``d = alpha target_eps - sig
 
 and the batch holds these.
 
+A coupling (`coupling`) says which noise of a batch belongs to which image; by default each image has the noise of its
+own position. It needs the whole batch.
+
 If the loss contains the variational bound, the batch has its columns, see `variational`. A self-conditioned network
 receives an estimate of the image as an additional input. For half of the images, those whose number in
 "train/self_condition" is below 1/2, this is its own estimate from a first pass at the same noise level, and for the
@@ -71,14 +74,17 @@ from diffusion_core.diffusion.timestep_sampling import (
 from diffusion_core.diffusion.variational import BOUNDS, VARIANCES, bound_columns
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.own_call import samples_to_images
+from diffusion_core.training.coupling import Coupling, make_coupling
 
 __all__ = ["Objective", "network_labels"]
 
 # Options that the user sets; everything else follows from the model.
 OPTIONS = (
     "distance", "label_dropout", "first_t", "weighting", "timestep_sampling", "offset_noise", "input_perturbation",
-    "bound", "bound_weight",
+    "bound", "bound_weight", "coupling",
 )  # fmt: skip
+# Options with a name and options of their own.
+_NAMED = ("weighting", "timestep_sampling", "coupling")
 
 
 def network_labels(labels: ArrayLike, classes: int, null_label: int | None) -> NDArray[np.int32]:
@@ -138,6 +144,7 @@ class Objective:
         uncertainty: whether the network estimates the uncertainty of its loss.
         self_conditioned: whether the network takes its own estimate of the image as an input.
         value_range: the network's values of black and white.
+        coupling: name and options of the coupling of noise and images, see `coupling.make_coupling`.
 
     Raises:
         DuetError: if a value is out of range or two options contradict each other.
@@ -169,9 +176,10 @@ class Objective:
     uncertainty: bool = False
     self_conditioned: bool = False
     value_range: tuple[float, float] = (-1.0, 1.0)
+    coupling: Mapping[str, Any] = field(default_factory=lambda: {"name": "independent"})
 
     def __post_init__(self) -> None:
-        for name in ("weighting", "timestep_sampling"):
+        for name in _NAMED:
             if isinstance(value := getattr(self, name), str):  # a name alone is given the default options
                 object.__setattr__(self, name, {"name": value})
         check_fields("process", self)
@@ -200,6 +208,13 @@ class Objective:
             raise DuetError(f"{what} was given, but process.bound={self.bound} ignores it; use hybrid")
         # Computed here so that a mistake is found before training starts.
         _ = self.loss_weights, self.timestep_sampler, self.variational
+        if self.coupled.per_class and not (self.classes or self.null_label):
+            raise DuetError("process.coupling.per_class: true was given, but the network has no classes; use false")
+        if self.needs_whole_batch and self.variance != "fixed":
+            raise DuetError(
+                f"process.coupling: {self.coupling['name']} was given with process.variance={self.variance}, but the "
+                "variational bound needs noise that is independent of the images; use independent, or variance=fixed"
+            )
 
     def _check_bound(self) -> None:
         """Refuse options of the variational bound that the loss would ignore."""
@@ -229,7 +244,7 @@ class Objective:
             model: the network and its process.
             seed: the seed of the run.
             options: any of distance, label_dropout, first_t, weighting, timestep_sampling, offset_noise,
-                input_perturbation, bound and bound_weight, as for `Objective`. The distance of a classifier is
+                input_perturbation, bound, bound_weight and coupling, as for `Objective`. The distance of a classifier is
                 ``"cross_entropy"`` unless another one is given.
 
         Raises:
@@ -294,6 +309,16 @@ class Objective:
         """The timestep distribution of a run without a loss history."""
         return make_timestep_sampler(self.process.schedule, self.first_t, **self.timestep_sampling)
 
+    @cached_property
+    def coupled(self) -> Coupling:
+        """The coupling of noise and images."""
+        return make_coupling(**self.coupling)
+
+    @property
+    def needs_whole_batch(self) -> bool:
+        """Whether an image's noise depends on the other images of its batch."""
+        return not self.coupled.is_independent
+
     def draw_timesteps(
         self, positions: ArrayLike, history: LossHistory | None = None
     ) -> tuple[NDArray, NDArray[np.float64]]:
@@ -324,14 +349,35 @@ class Objective:
         offset = Stream(self.seed, f"{streams}/offset_noise").normal(positions, (1, 1, shape[-1]))
         return (stream.normal(positions, shape) + self.offset_noise * offset).astype(dtype)
 
-    def _perturbed(self, images: NDArray, positions: NDArray, t: NDArray) -> tuple[NDArray, NDArray]:
+    def _paired(
+        self,
+        streams: str,
+        images: NDArray,
+        noise: NDArray,
+        labels: NDArray,
+        positions: NDArray,
+        features: NDArray | None,
+    ) -> tuple[NDArray, NDArray, NDArray, NDArray | None]:
+        """Return images, noise, labels and features as the coupling pairs them."""
+        if not self.needs_whole_batch:
+            return images, noise, labels, features
+
+        def u() -> NDArray[np.float64]:
+            return Stream(self.seed, f"{streams}/coupling").uniform(positions, 1)[:, 0]
+
+        i, j = self.coupled.pairs(images, noise, labels, u)
+        return images[j], noise[i], labels[j], None if features is None else features[j]
+
+    def _perturbed(self, images: NDArray, noise: NDArray, positions: NDArray, t: NDArray) -> tuple[NDArray, NDArray]:
         """Return the (images, noise) in float64 whose x_t contains more noise than their target."""
         (alpha, sigma), columns = self.process.schedule(t), self.process.columns(t)
         determinant = alpha * columns.target_eps - sigma * columns.target_x0
         xi = Stream(self.seed, "train/perturbation").normal(positions, images.shape[1:])
         more = (self.input_perturbation * sigma / determinant)[:, None, None, None] * xi
-        x0, eps = images.astype(np.float64), self._noise("train", positions, images.shape[1:], np.float64)
-        return x0 + columns.target_eps[:, None, None, None] * more, eps - columns.target_x0[:, None, None, None] * more
+        x0 = images.astype(np.float64)
+        return x0 + columns.target_eps[:, None, None, None] * more, noise - columns.target_x0[
+            :, None, None, None
+        ] * more
 
     def _labels(self, labels: ArrayLike) -> NDArray[np.int32]:
         return network_labels(labels, self.classes or self.null_label or 0, self.null_label)
@@ -359,14 +405,14 @@ class Objective:
             DuetError: if a label is out of range, or the features have another shape than the network takes.
         """
         images, labels = samples_to_images(images, "channels_last"), self._labels(labels)
+        noise = self._noise("train", positions, images.shape[1:], np.float64 if self.input_perturbation else dtype)
+        images, noise, labels, features = self._paired("train", images, noise, labels, positions, features)
         t, importance = self.draw_timesteps(positions, history)
         if self.label_dropout:
             dropped = Stream(self.seed, "train/drop_label").uniform(positions, 1)[:, 0] < self.label_dropout
             labels = np.where(dropped, self.null_label, labels)
         if self.input_perturbation:
-            images, noise = self._perturbed(images, positions, t)
-        else:
-            noise = self._noise("train", positions, images.shape[1:], dtype)
+            images, noise = self._perturbed(images, noise, positions, t)
         return self._assemble("train", images, noise, labels, positions, t, importance, dtype, features)
 
     def evaluation_batch(
@@ -395,8 +441,10 @@ class Objective:
         """
         images = samples_to_images(images, "channels_last")
         noise = self._noise(streams, positions, images.shape[1:], dtype)
+        pairs = self._paired(streams, images, noise, self._labels(labels), positions, features)
+        images, noise, labels, features = pairs
         importance = np.ones(len(t))
-        return self._assemble(streams, images, noise, self._labels(labels), positions, t, importance, dtype, features)
+        return self._assemble(streams, images, noise, labels, positions, t, importance, dtype, features)
 
     def _assemble(
         self,

@@ -94,9 +94,9 @@ def loss(
         variance=variance, value_range=value_range, distance=distance, **options,
     )  # fmt: skip
     # What is drawn does not depend on the images, so they stay where they are. Input perturbation adds to them on the
-    # host, and bytes are converted there.
+    # host, a coupling compares them with the noise there, and bytes are converted there.
     has_tensors = hasattr(opened, "losses")
-    stays = has_tensors and kind == "float" and not objective.input_perturbation
+    stays = has_tensors and kind == "float" and not (objective.input_perturbation or objective.needs_whole_batch)
     values = np.broadcast_to(np.zeros((), dtype), (count, *spec.image_shape))
     if not stays:
         array = own.backend.own.to_array(images)

@@ -76,7 +76,7 @@ __all__ = [
 # The options of a training objective in the group `process`.
 _OBJECTIVE = (
     "distance", "label_dropout", "first_t", "weighting", "timestep_sampling", "offset_noise", "input_perturbation",
-    "bound", "bound_weight",
+    "bound", "bound_weight", "coupling",
 )  # fmt: skip
 
 

@@ -183,7 +183,10 @@ def _function_keys(group: str) -> Iterator[tuple[str, str]]:
                     yield key, _describe([metric.fit], option) or _TEXTS.get(key, "")
         return
     fixed = {"source": SOURCES, "target": TARGETS}.get(group)
-    for path in (group, *(f"{group}.{part}" for part in ("options", "schedule", "weighting", "timestep_sampling"))):
+    for path in (
+        group,
+        *(f"{group}.{part}" for part in ("options", "schedule", "weighting", "timestep_sampling", "coupling")),
+    ):
         functions = fixed if fixed and path == group else named_functions(path)
         options: dict[str, list[str]] = {}
         for name, function in functions.items():

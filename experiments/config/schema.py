@@ -129,7 +129,7 @@ class DataSchema:
 class ProcessSchema:
     """The diffusion process and the training objective.
 
-    `schedule`, `weighting` and `timestep_sampling` have a name and options. `first_t` is the lowest timestep that is
+    `schedule`, `weighting`, `timestep_sampling` and `coupling` have a name and options. `first_t` is the lowest timestep that is
     trained. `sigma_data` is the standard deviation of the data, which prediction edm and weighting edm use.
 
     `variance` is that of the reverse steps in the variational `bound`; "fixed" trains without the bound. A network with
@@ -159,6 +159,8 @@ class ProcessSchema:
     time_scale: float = 1.0  # factor of the timestep that the network sees
     sigma_data: float = 0.5  # standard deviation of the data, for prediction and weighting edm
     time_offset: float = 0.0  # added to the scaled timestep that the network sees; with time_scale -1, 1 is 1 - t
+    # which noise of a batch belongs to which image: {name: optimal_transport} ...
+    coupling: dict[str, Any] = field(default_factory=lambda: {"name": "independent"})
     t_floor: float = 0.0  # the least t that the velocity of prediction x0 is divided by (flow_continuous)
 
 
@@ -568,7 +570,7 @@ def register() -> None:
             OmegaConf.set_struct(node.sampler, False)
         if schema is TrainSchema:
             # Options of the named function, which checks them when it is called.
-            for group in ("schedule", "weighting", "timestep_sampling"):
+            for group in ("schedule", "weighting", "timestep_sampling", "coupling"):
                 OmegaConf.set_struct(node.process[group], False)
         store.store(name=f"{name}_schema", node=node)
     for name, schema in MODELS.items():

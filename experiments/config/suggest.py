@@ -20,6 +20,7 @@ from diffusion_core.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
 from diffusion_core.metrics.evaluate import METRICS, metric_options
 from diffusion_core.optim import PROFILES
 from diffusion_core.sampling import SAMPLERS
+from diffusion_core.training.coupling import COUPLINGS
 from experiments.config.schema import MODELS, SCHEMAS
 from experiments.config.synonyms import other_name
 from experiments.features import FEATURES
@@ -61,6 +62,7 @@ _OPTIONS: dict[str, Mapping[str, Callable[..., Any]]] = {
     "data.options": DATASETS,
     "ema": PROFILES,
     "features": FEATURES,
+    "process.coupling": COUPLINGS,
     "process.schedule": SCHEDULES | CONTINUOUS | LISTED,
     "process.timestep_sampling": TIMESTEP_SAMPLERS,
     "process.weighting": WEIGHTINGS,

@@ -104,6 +104,8 @@ process.weighting: snr_gamma min_snr min_snr_gamma min_snr_loss_weight loss_weig
     in process.weighting={name: min_snr, gamma: 5}
 process.timestep_sampling: schedule_sampler t_sampler p_mean p_std timestep_sampler
 process.offset_noise: noise_offset offset_noise_strength
+process.coupling: ot_coupling ot_sampler ot_method minibatch_ot optimal_transport immiscible | as in
+    process.coupling.name=optimal_transport
 backend.device or device: device gpu gpus cuda accelerator use_gpu use_cuda devices
 backend.compile or compile: torch_compile jit_compile xla jit use_compile compile
 backend.threads or threads: num_threads n_threads threads omp_num_threads intra_op

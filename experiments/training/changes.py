@@ -24,6 +24,7 @@ from diffusion_core.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.runs.training_record import DataRecord
+from diffusion_core.training.coupling import COUPLINGS
 from experiments.training.record import data_record
 from experiments.training.setup import TrainingSetup
 
@@ -33,6 +34,7 @@ __all__ = ["changed_objective", "check_data", "check_process", "describe_changes
 _REGISTRIES: Mapping[str, Mapping[str, Any]] = {
     "process.weighting": WEIGHTINGS,
     "process.timestep_sampling": TIMESTEP_SAMPLERS,
+    "process.coupling": COUPLINGS,
 }
 _SHOWN = 3
 
@@ -44,8 +46,13 @@ def objective_notes(setup: TrainingSetup) -> dict[str, Any]:
 
 
 def changed_objective(checkpoint: Checkpoint, setup: TrainingSetup) -> dict[str, tuple[Any, Any]]:
-    """Return by key what a checkpoint was trained with and what is given now; keys that it does not note are equal."""
+    """Return by key what a checkpoint was trained with and what is given now.
+
+    A checkpoint of an earlier version does not note the options that it did not have, which then had their defaults; one
+    that notes nothing, of imported weights, is equal.
+    """
     stored, current = checkpoint.notes.get("trained_for", {}), objective_notes(setup)
+    stored = stored and {"process.coupling": {"name": "independent"}} | dict(stored)
     pairs = {name: (stored[name], current.get(name)) for name in stored}
     return {
         name: (one, other) for name, (one, other) in pairs.items() if _complete(name, one) != _complete(name, other)

@@ -153,11 +153,12 @@ class TrainingSetup:
             config = replace(config, validation_images=interval)
         if loader not in LOADERS:
             raise one_of("data.loader", loader, LOADERS)
+        own_part = replace(data, group=backend.group)
         return TrainingSetup(
             model=model,
             objective=made_objective,
             loader=data,
-            batches=LOADERS[loader](replace(data, group=backend.group), workers),
+            batches=LOADERS[loader](data if made_objective.needs_whole_batch else own_part, workers),
             adam=adam or Adam(),
             learning_rate=learning_rate,
             ema=ema,
