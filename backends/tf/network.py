@@ -107,7 +107,9 @@ class RMSNorm(Module):
     def __call__(self, x: tf.Tensor) -> tf.Tensor:
         x = tf.cast(x, self.context.dtype)
         square = tf.reduce_sum(tf.square(x), -1, keepdims=True)
-        square = tf.maximum(square, tf.constant(self.block.eps**2, x.dtype))
+        least = self.block.channels * self.block.eps if self.block.mean_square else self.block.eps**2
+        least = tf.constant(least, x.dtype)
+        square = square + least if self.block.mean_square else tf.maximum(square, least)
         return x * (tf.math.rsqrt(square) * tf.constant(self.block.channels**0.5, x.dtype)) * self.weight
 
 

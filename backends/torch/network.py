@@ -104,7 +104,8 @@ class LayerNorm(Module):
 class RMSNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.context.dtype)
-        square = x.square().sum(dim=_channels(x), keepdim=True).clamp_min(self.block.eps**2)
+        square, eps = x.square().sum(dim=_channels(x), keepdim=True), self.block.eps
+        square = square + self.block.channels * eps if self.block.mean_square else square.clamp_min(eps**2)
         weight = self.weight[:, None, None] if x.ndim == 4 else self.weight
         return x * (torch.rsqrt(square) * self.block.channels**0.5) * weight
 
@@ -290,10 +291,9 @@ class Network(nn.Module):
             *path, leaf = name.split(".")
             parent: nn.Module = self
             for part in path:
-                if part not in parent._modules:
-                    parent.add_module(part, nn.Module())
-                parent = parent._modules[part]
-            parent.add_module(leaf, module)
+                # Not add_module, which refuses names of attributes, as a node "context" has.
+                parent = parent._modules.setdefault(part, nn.Module())
+            parent._modules[leaf] = module
         self.call = context.function(self.apply_program)
 
     def __repr__(self) -> str:

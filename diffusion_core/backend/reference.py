@@ -126,6 +126,8 @@ def _layer_norm(b: blocks.LayerNorm, x: Array, weight: float | Array = 1.0, bias
 
 @BLOCK_FUNCTIONS(blocks.RMSNorm)
 def _rms_norm(b: blocks.RMSNorm, x: Array, weight: Array) -> Array:
+    if b.mean_square:
+        return x / np.sqrt(np.square(x).mean(axis=-1, keepdims=True) + b.eps) * weight
     length = np.sqrt(np.square(x).sum(axis=-1, keepdims=True))
     return x * np.sqrt(b.channels) / np.maximum(length, b.eps) * weight
 

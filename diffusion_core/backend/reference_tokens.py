@@ -6,7 +6,9 @@ import numpy as np
 from einops import rearrange
 
 from diffusion_core.backend.block_functions import BLOCK_FUNCTIONS, Array, softmax
+from diffusion_core.common.random import random_words
 from diffusion_core.networks import token_blocks
+from diffusion_core.networks.program import Training
 
 __all__: list[str] = []
 
@@ -52,3 +54,34 @@ def _cross_attention(b: token_blocks.CrossAttention, q: Array, kv: Array) -> Arr
     k, v = rearrange(kv, "b t (two n d) -> two b n t d", two=2, n=b.heads)
     mixed = softmax(q @ k.swapaxes(-1, -2) / np.sqrt(b.channels // b.heads), -1) @ v
     return rearrange(mixed, "b n t d -> b t (n d)")
+
+
+@BLOCK_FUNCTIONS(token_blocks.SwiGLU)
+def _swiglu(b: token_blocks.SwiGLU, x: Array) -> Array:
+    gate, value = np.split(x, 2, axis=-1)
+    return gate / (1.0 + np.exp(-gate)) * value
+
+
+@BLOCK_FUNCTIONS(token_blocks.QKNorm)
+def _qk_norm(b: token_blocks.QKNorm, qkv: Array, query: Array, key: Array) -> Array:
+    parts = rearrange(qkv, "b t (three n d) -> three b t n d", three=3, n=b.heads)
+    normal = parts / np.sqrt(np.square(parts).mean(axis=-1, keepdims=True) + b.eps)
+    return rearrange(np.stack([normal[0] * query, normal[1] * key, parts[2]]), "three b t n d -> b t (three n d)")
+
+
+@BLOCK_FUNCTIONS(token_blocks.RotaryPositions)
+def _rotary_positions(b: token_blocks.RotaryPositions, qkv: Array) -> Array:
+    one, other = rearrange(qkv, "b t (three n d pair) -> pair b t three n d", three=3, n=b.heads, pair=2)
+    cos, sin = b.rotation()
+    turned = np.stack([one * cos - other * sin, one * sin + other * cos])
+    return rearrange(turned, "pair b t three n d -> b t (three n d pair)")
+
+
+@BLOCK_FUNCTIONS(token_blocks.DropoutAttention)
+def _dropout_attention(b: token_blocks.DropoutAttention, qkv: Array, name: str, training: Training | None) -> Array:
+    q, k, v = rearrange(qkv, "b t (three n d) -> three b n t d", three=3, n=b.heads)
+    weights = softmax(q @ k.swapaxes(-1, -2) / np.sqrt(b.channels // b.heads), -1)
+    if training is not None:
+        words = random_words(tuple(map(int, training.key)), training.positions, weights[0].size, b.row)
+        weights = np.where(words.reshape(weights.shape) >= b.threshold, weights / (1.0 - b.rate), 0.0)
+    return rearrange(weights @ v, "b n t d -> b t (n d)")

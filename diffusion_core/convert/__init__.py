@@ -24,7 +24,9 @@ from diffusion_core.convert.dome272 import import_dome272
 from diffusion_core.convert.edm import import_edm
 from diffusion_core.convert.export_state_dict import export_state_dict
 from diffusion_core.convert.guided_diffusion import import_guided_diffusion
+from diffusion_core.convert.jit import import_jit
 from diffusion_core.convert.names import Imported
+from diffusion_core.convert.uvit import import_uvit
 
 __all__ = ["SOURCES", "Imported", "export_pipeline", "export_state_dict", "import_weights"]
 
@@ -38,6 +40,8 @@ SOURCES: dict[str, Callable[..., Imported]] = {
     "denoising_diffusion_pytorch": import_denoising_diffusion_pytorch,
     "dit": import_dit,
     "sit": import_sit,
+    "uvit": import_uvit,
+    "jit": import_jit,
 }
 
 

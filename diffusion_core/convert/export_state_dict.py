@@ -15,16 +15,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.convert import ddpm_tf, ddpm_torch, denoising_diffusion_pytorch, dit, dome272, edm, guided_diffusion
+from diffusion_core.convert import (
+    ddpm_tf,
+    ddpm_torch,
+    denoising_diffusion_pytorch,
+    dit,
+    dome272,
+    edm,
+    guided_diffusion,
+    jit,
+    uvit,
+)
 from diffusion_core.convert.names import NameMap, write_weights
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import (
     DiTSpec,
     DoubleConvSpec,
+    JiTSpec,
     LinearAttentionSpec,
     NetworkSpec,
     Program,
     UNetSpec,
+    UViTSpec,
     lower,
 )
 from diffusion_core.networks.weights import Weights
@@ -71,6 +83,14 @@ def _read_sit(arrays: _Arrays, spec: DiTSpec) -> NetworkSpec:
     return dit.read_spec(arrays, "", spec.heads, spec.null_class, discards=True)
 
 
+def _read_uvit(arrays: _Arrays, spec: UViTSpec) -> NetworkSpec:
+    return uvit.read_spec(arrays, "", spec.heads, spec.null_class if spec.num_classes else None)
+
+
+def _read_jit(arrays: _Arrays, spec: JiTSpec) -> NetworkSpec:
+    return jit.read_spec(arrays, "", spec.context_start, spec.dropout, spec.attention_dropout)
+
+
 # By project: the architecture, the name map, and what reads the network back.
 PROJECTS: dict[str, tuple[type[NetworkSpec], Callable[..., NameMap], Callable[..., NetworkSpec]]] = {
     "guided_diffusion": (UNetSpec, guided_diffusion.make_name_map, _read_guided),
@@ -81,6 +101,8 @@ PROJECTS: dict[str, tuple[type[NetworkSpec], Callable[..., NameMap], Callable[..
     "dit": (DiTSpec, dit.make_name_map, _read_dit),
     "sit": (DiTSpec, dit.make_name_map, _read_sit),
     "denoising_diffusion_pytorch": (LinearAttentionSpec, denoising_diffusion_pytorch.make_name_map, _read_lucid),
+    "uvit": (UViTSpec, uvit.make_name_map, _read_uvit),
+    "jit": (JiTSpec, jit.make_name_map, _read_jit),
 }
 
 

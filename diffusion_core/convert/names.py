@@ -37,6 +37,7 @@ __all__ = [
     "SAME",
     "TRANSPOSED",
     "TRANSPOSED_1X1",
+    "WITH_BATCH",
     "Arrays",
     "Entry",
     "Imported",
@@ -164,6 +165,7 @@ HWIO = Layout(lambda a: a.transpose(3, 2, 0, 1), lambda a: (a.transpose(2, 3, 1,
 DENSE_1X1 = Layout(lambda a: a[:, :, None, None], lambda a: (a[:, :, 0, 0],))
 TRANSPOSED_1X1 = Layout(lambda a: a.T[:, :, None, None], lambda a: (a[:, :, 0, 0].T,))
 CONV1D = Layout(lambda a: a[:, :, :, None], lambda a: (a[:, :, :, 0],))
+WITH_BATCH = Layout(lambda a: a[0], lambda a: (a[None],))
 
 
 def qkv(layout: Layout, attention: Attention) -> Layout:

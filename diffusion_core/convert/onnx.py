@@ -146,6 +146,10 @@ def _layer_norm(g: Graph, b: blocks.LayerNorm, x: Value, weight: str | None = No
 
 @EMITTERS(blocks.RMSNorm)
 def _rms_norm(g: Graph, b: blocks.RMSNorm, x: Value, weight: str) -> str:
+    if b.mean_square:
+        square = g.add("ReduceMean", g.add("Mul", x, x), int64(x.channels))
+        size = g.add("Sqrt", g.add("Add", square, np.array(b.eps, np.float32)))
+        return g.add("Mul", g.add("Div", x, size), _like(g, weight, x))
     length = g.add("ReduceL2", x, int64(x.channels))
     bounded = g.add("Max", length, np.array(b.eps, np.float32))
     normal = g.add("Mul", g.add("Div", x, bounded), np.array(b.channels**0.5, np.float32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from diffusion_core.convert.onnx_graph import EMITTERS, Graph, Value, int64, reshape
-from diffusion_core.networks import token_blocks
+from diffusion_core.networks import blocks, token_blocks
 
 __all__: list[str] = []
 
@@ -63,3 +63,39 @@ def _cross_attention(g: Graph, b: token_blocks.CrossAttention, q: Value, kv: Val
     logits = g.add("MatMul", q_heads, g.add("Transpose", k, perm=[0, 2, 3, 1]))
     mixed = g.add("MatMul", g.add("Softmax", logits, axis=-1), g.add("Transpose", v, perm=[0, 2, 1, 3]))
     return reshape(g, g.add("Transpose", mixed, perm=[0, 2, 1, 3]), q.shape[0], b.channels)
+
+
+@EMITTERS(token_blocks.SwiGLU)
+def _swiglu(g: Graph, b: token_blocks.SwiGLU, x: Value) -> str:
+    half, axis = x.count // 2, int64(x.channels)
+    gate, value = (g.add("Slice", x, int64(start), int64(start + half), axis) for start in (0, half))
+    return g.add("Mul", g.add("Mul", gate, g.add("Sigmoid", gate)), value)
+
+
+@EMITTERS(token_blocks.QKNorm)
+def _qk_norm(g: Graph, b: token_blocks.QKNorm, qkv: Value, query: str, key: str) -> str:
+    parts = reshape(g, qkv, qkv.shape[0], 3, b.heads, b.channels // b.heads)
+    q, k, v = (g.add("Slice", parts, int64(i), int64(i + 1), int64(2)) for i in range(3))
+    normal = []
+    for part, scale in ((q, query), (k, key)):
+        square = g.add("ReduceMean", g.add("Mul", part, part), int64(4))
+        size = g.add("Sqrt", g.add("Add", square, np.array(b.eps, np.float32)))
+        normal.append(g.add("Mul", g.add("Div", part, size), scale))
+    return reshape(g, g.add("Concat", *normal, v, axis=2), *qkv.shape)
+
+
+@EMITTERS(token_blocks.RotaryPositions)
+def _rotary_positions(g: Graph, b: token_blocks.RotaryPositions, qkv: Value) -> str:
+    parts = reshape(g, qkv, qkv.shape[0], 3, b.heads, b.channels // b.heads // 2, 2)
+    one, other = (g.add("Slice", parts, int64(i), int64(i + 1), int64(5)) for i in range(2))
+    cos, sin = (table[..., None].astype(np.float32) for table in b.rotation())
+    turned = (
+        g.add("Sub", g.add("Mul", one, cos), g.add("Mul", other, sin)),
+        g.add("Add", g.add("Mul", one, sin), g.add("Mul", other, cos)),
+    )
+    return reshape(g, g.add("Concat", *turned, axis=5), *qkv.shape)
+
+
+@EMITTERS(token_blocks.DropoutAttention)
+def _dropout_attention(g: Graph, b: token_blocks.DropoutAttention, qkv: Value) -> str:
+    return EMITTERS["Attention"](g, blocks.Attention(b.channels, b.heads), qkv)

@@ -41,6 +41,8 @@ ANCHORS = {
     "dome272": "inc.double_conv.0.weight",
     "denoising_diffusion_pytorch": "init_conv.weight",
     "dit": "x_embedder.proj.weight",
+    "uvit": "mid_block.norm1.weight",
+    "jit": "x_embedder.proj1.weight",
 }
 _WRAPPERS = re.compile(r"(^|\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _AVERAGE = re.compile(r"ema|averag|shadow|polyak|(^|_)swa", re.IGNORECASE)

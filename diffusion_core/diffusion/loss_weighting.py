@@ -22,13 +22,14 @@ for noise per unit of signal, and lambda = log SNR:
     velocity   (w / sigma)^2                     (w / alpha)^2                   w^2
     sigmoid    SNR sigmoid(bias - lambda)        sigmoid(bias - lambda)
 
-In velocity, w = alpha sigma' - sigma alpha' is the Wronskian of a continuous schedule (`continuous`): it is the simple
-weighting of prediction velocity, 1 / t^2 for x_0 on the straight line, and with prediction x0 and a `t_floor` the v-loss
-of JiT, 1 / max(t, t_floor)^2.
+In velocity, w = alpha sigma' - sigma alpha' is the Wronskian of a continuous schedule (`continuous`): it is the
+simple weighting of prediction velocity, 1 / t^2 for x_0 on the straight line, and with prediction x0 and a `t_floor`
+the v-loss of JiT, 1 / max(t, t_floor)^2.
 
 Each is written so that it is finite where SNR is 0: w is 0 there, except for edm, where it is 1 / sigma_data^2, for
 velocity and for simple. The equality holds for the squared distance; another distance of the target is multiplied by
-the same weights. All weights are float64; t = 0 means one noise step, and a continuous schedule has weights at every t of its span.
+the same weights. All weights are float64; t = 0 means one noise step, and a continuous schedule has weights at every
+t of its span.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), eq. 14, https://arxiv.org/abs/2006.11239

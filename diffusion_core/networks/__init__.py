@@ -16,6 +16,7 @@ from diffusion_core.networks.builder import NetworkSpec, lower, with_uncertainty
 from diffusion_core.networks.classifier import ClassifierSpec
 from diffusion_core.networks.dit import DiTSpec
 from diffusion_core.networks.double_conv import DoubleConvSpec
+from diffusion_core.networks.jit import JiTSpec
 from diffusion_core.networks.linear_attention import LinearAttentionSpec
 from diffusion_core.networks.own import OwnSpec
 from diffusion_core.networks.plain import PlainSpec
@@ -23,12 +24,14 @@ from diffusion_core.networks.program import Node, Program, Training
 from diffusion_core.networks.simple import SimpleSpec
 from diffusion_core.networks.sixteen_step import SixteenStepSpec
 from diffusion_core.networks.unet_spec import UNetSpec
+from diffusion_core.networks.uvit import UViTSpec
 
 __all__ = [
     "ARCHITECTURES",
     "ClassifierSpec",
     "DiTSpec",
     "DoubleConvSpec",
+    "JiTSpec",
     "LinearAttentionSpec",
     "NetworkSpec",
     "Node",
@@ -39,6 +42,7 @@ __all__ = [
     "SixteenStepSpec",
     "Training",
     "UNetSpec",
+    "UViTSpec",
     "lower",
     "make_spec",
     "with_uncertainty",
@@ -53,6 +57,8 @@ ARCHITECTURES: dict[str, type[NetworkSpec]] = {
     "sixteen_step": SixteenStepSpec,
     "plain": PlainSpec,
     "dit": DiTSpec,
+    "uvit": UViTSpec,
+    "jit": JiTSpec,
     "classifier": ClassifierSpec,
     "own": OwnSpec,
 }

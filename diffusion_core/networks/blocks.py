@@ -327,10 +327,16 @@ class LayerNorm(Elementwise):
 @register
 @dataclass(frozen=True)
 class RMSNorm(Elementwise):
-    """x sqrt(c) / max(|x|, eps) over the channels of each pixel (Zhang & Sennrich, 2019), with a scale per channel."""
+    """x sqrt(c) / max(|x|, eps) over the channels of each pixel (Zhang & Sennrich, 2019), with a scale per channel.
+
+    With `mean_square` it is x / sqrt(mean x^2 + eps), as in most transformers.
+    """
 
     channels: int
     eps: float
+    mean_square: bool = False
+
+    later_options: ClassVar[tuple[str, ...]] = ("mean_square",)
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Return the scale (o,)."""

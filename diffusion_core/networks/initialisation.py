@@ -1,4 +1,4 @@
-"""Initial distributions of the parameters: where networks of DDPM, Keras, PyTorch and DiT start.
+"""Initial distributions of the parameters: where networks of DDPM, Keras, PyTorch, DiT and U-ViT start.
 
 `fan_in` and `fan_out` are the numbers of weights per output and per input; U(b) is uniform on (-b, b).
 
@@ -17,6 +17,9 @@ framework: `MultiHeadAttention` of Keras draws q, k, v and the projection as fou
 counts the axes of these kernels in another way), `MultiheadAttention` of PyTorch draws q, k and v as one 3c x c matrix.
 `dit` is the Glorot uniform initialiser too, with the area of a kernel counted as inputs only, U(sqrt(6 /
 (out + in k^2))), as of a dense layer on patches. Tables of classes and the dense layers of a time start as N(0, .02^2).
+`uvit` starts dense layers as N(0, .02^2) with biases 0, convolutions as `torch`, and tables of classes as N(0, 1). The
+code of U-ViT says truncated normal, but the cuts, at -2 and 2, are 100 standard deviations away: they cut nothing. (A
+float32 word of exactly 0, one in 2^24, becomes -infinity there and is clamped to -2; Duet's has no such weights.)
 
 Norms start at scale 1 and shift 0 everywhere, and a layer with variance scale 0 (`model.zero_init`) starts at zero.
 
@@ -25,6 +28,7 @@ References:
     Understanding the difficulty of training deep feedforward neural networks (Glorot & Bengio, 2010)
     Delving Deep into Rectifiers (He et al., 2015), https://arxiv.org/abs/1502.01852
     Scalable Diffusion Models with Transformers (Peebles & Xie, 2022), https://arxiv.org/abs/2212.09748
+    All are Worth Words: A ViT Backbone for Diffusion Models (Bao et al., 2022), https://arxiv.org/abs/2209.12152
 """
 
 from __future__ import annotations
@@ -87,8 +91,14 @@ def _dit(block: Block, parameter: Parameter, role: str) -> Distribution:
     return parameter.init
 
 
+def _uvit(block: Block, parameter: Parameter, role: str) -> Distribution:
+    if isinstance(block, Linear) and parameter.name == "weight":
+        return "normal", 0.02
+    return _torch(block, parameter, "") if isinstance(block, Conv) else parameter.init
+
+
 # The choices of `model.init`.
-INITS: dict[str, Convention] = {"ddpm": _ddpm, "keras": _keras, "torch": _torch, "dit": _dit}
+INITS: dict[str, Convention] = {"ddpm": _ddpm, "keras": _keras, "torch": _torch, "dit": _dit, "uvit": _uvit}
 
 
 def check_init(name: str) -> None:

@@ -10,17 +10,25 @@ Tokens are values ``b n c``: n vectors of c channels per image. The tokens of an
     SinePositions     x + a fixed table of sines and cosines of the row and the column
     LearnedPositions  x + a learned table
     CrossAttention    softmax(q k^T / sqrt(d)) v, where q is read from one value, k and v from another
+    SwiGLU            silu(a) b of the two halves of the channels
+    QKNorm            RMSNorm of each head's q and k
+    RotaryPositions   q and k turned by the row and the column of their token
+    DropoutAttention  attention with dropout of its weights
 
 The norms, activations, sums and attention of `blocks.py` take tokens as they take pixels.
 
 References:
     An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale (Dosovitskiy et al., 2020),
     https://arxiv.org/abs/2010.11929
+    GLU Variants Improve Transformer (Shazeer, 2020), https://arxiv.org/abs/2002.05202
+    Query-Key Normalization for Transformers (Henry et al., 2020), https://arxiv.org/abs/2010.04245
+    RoFormer: Enhanced Transformer with Rotary Position Embedding (Su et al., 2021), https://arxiv.org/abs/2104.09864
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,17 +41,22 @@ from diffusion_core.networks.registry import (
     Shape,
     check_image,
     check_tokens,
+    positions,
     register,
 )
 
 __all__ = [
     "ConcatTokens",
     "CrossAttention",
+    "DropoutAttention",
     "LearnedPositions",
     "Patchify",
+    "QKNorm",
     "Repeat",
+    "RotaryPositions",
     "SinePositions",
     "Slice",
+    "SwiGLU",
     "Unpatchify",
     "sine_table",
 ]
@@ -203,6 +216,11 @@ class LearnedPositions(_Positions):
         return (Parameter("table", (self.count, self.channels), "n o", ("normal", self.std)),)
 
 
+def _check_heads(channels: int, heads: int) -> None:
+    if channels % heads:
+        raise DuetError(f"model.heads: {heads} heads do not divide {channels} channels; give a divisor of {channels}")
+
+
 @register
 @dataclass(frozen=True)
 class CrossAttention(Block):
@@ -212,11 +230,7 @@ class CrossAttention(Block):
     heads: int
 
     def __post_init__(self) -> None:
-        if self.channels % self.heads:
-            raise DuetError(
-                f"model.heads: {self.heads} heads do not divide {self.channels} channels; "
-                f"give a divisor of {self.channels}"
-            )
+        _check_heads(self.channels, self.heads)
 
     def output_shape(self, q: Shape, kv: Shape) -> Shape:
         check_tokens("CrossAttention", q)
@@ -230,3 +244,128 @@ class CrossAttention(Block):
 
     def multiply_adds(self, q: Shape, kv: Shape) -> int:
         return 2 * q[0] * kv[0] * self.channels
+
+
+@register
+@dataclass(frozen=True)
+class SwiGLU(NoProducts):
+    """silu(a) b, where the channels hold the gate a, then the value b (Shazeer, 2020)."""
+
+    def output_shape(self, x: Shape) -> Shape:
+        if len(x) not in (1, 2) or x[-1] % 2:
+            raise DuetError(
+                f"block SwiGLU: a value of the shape {x} was given; it reads vectors or tokens of an even number of "
+                f"channels"
+            )
+        return *positions(x), x[-1] // 2
+
+
+def _check_qkv(kind: str, channels: int, qkv: Shape) -> None:
+    check_tokens(kind, qkv)
+    if qkv[1] != 3 * channels:
+        raise DuetError(
+            f"block {kind}: tokens of the shape {qkv} were given; it reads q, k and v of {3 * channels} channels in all"
+        )
+
+
+@register
+@dataclass(frozen=True)
+class QKNorm(NoProducts):
+    """x / sqrt(mean x^2 + eps) over the channels of each head of q and k, then a scale; v stays (Henry et al., 2020).
+
+    It reads tokens of 3c channels: all of q, head by head, then k, then v. All heads share the scales.
+    """
+
+    channels: int
+    heads: int
+    eps: float
+
+    def __post_init__(self) -> None:
+        _check_heads(self.channels, self.heads)
+
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Return the scale of q (o,) and that of k (o,)."""
+        shape = (self.channels // self.heads,)
+        return tuple(Parameter(name, shape, "o", ("constant", 1.0)) for name in ("query", "key"))
+
+    def output_shape(self, qkv: Shape) -> Shape:
+        _check_qkv("QKNorm", self.channels, qkv)
+        return qkv
+
+
+@register
+@dataclass(frozen=True)
+class RotaryPositions(NoProducts):
+    """Rotate q and k by the place of their token (Su et al., 2021), in tokens of 3c channels as `QKNorm` reads them.
+
+    Each pair of neighbouring channels of a head is a point of the plane. The first half of the pairs turns by the
+    token's row, the second by its column, both times the frequencies 10000^(-i / n) of the n pairs. The first `skipped`
+    tokens do not turn; the others are `height` rows of `width`.
+    """
+
+    channels: int
+    heads: int
+    height: int
+    width: int
+    skipped: int
+
+    def __post_init__(self) -> None:
+        _check_heads(self.channels, self.heads)
+        if self.channels // self.heads % 4:
+            raise DuetError(
+                f"model.heads: {self.heads} was given for {self.channels} channels; each head needs a multiple of 4 "
+                f"channels, for the pairs that the row and the column rotate"
+            )
+
+    def rotation(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the cosine and the sine of each angle, both with shape (n, 3, 1, pairs of a head); v does not turn."""
+        count = self.channels // self.heads // 4
+        frequencies = 10000.0 ** (-np.arange(count) / count)
+        places = np.divmod(np.arange(self.height * self.width), self.width)
+        angles = np.zeros((self.skipped + len(places[0]), 3, 1, 2 * count))
+        angles[self.skipped :, :2, 0] = np.concatenate([at[:, None] * frequencies for at in places], axis=1)[:, None]
+        return np.cos(angles), np.sin(angles)
+
+    def output_shape(self, qkv: Shape) -> Shape:
+        _check_qkv("RotaryPositions", self.channels, qkv)
+        if qkv[0] != self.skipped + self.height * self.width:
+            raise DuetError(
+                f"block RotaryPositions: {qkv[0]} tokens were given; it reads {self.skipped} and {self.height} x "
+                f"{self.width} more"
+            )
+        return qkv
+
+
+@register
+@dataclass(frozen=True)
+class DropoutAttention(Block):
+    """`Attention` on tokens, all of q first, with dropout of its weights in training.
+
+    The weight of a query and a key of a head is one element, counted in the order head, query, key; see `Dropout`.
+    """
+
+    channels: int
+    heads: int
+    rate: float
+    row: int
+
+    has_training_mode: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_heads(self.channels, self.heads)
+        if not 0 <= self.rate < 1:
+            raise DuetError(
+                f"model.attention_dropout: {self.rate} was given; it must be a probability, 0 <= dropout < 1"
+            )
+
+    @property
+    def threshold(self) -> int:
+        """The word below which a weight is dropped."""
+        return round(self.rate * 2**32)
+
+    def output_shape(self, qkv: Shape) -> Shape:
+        _check_qkv("DropoutAttention", self.channels, qkv)
+        return qkv[0], self.channels
+
+    def multiply_adds(self, qkv: Shape) -> int:
+        return 2 * qkv[0] ** 2 * self.channels

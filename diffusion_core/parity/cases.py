@@ -21,6 +21,7 @@ from diffusion_core.networks import (
     ClassifierSpec,
     DiTSpec,
     DoubleConvSpec,
+    JiTSpec,
     LinearAttentionSpec,
     NetworkSpec,
     Node,
@@ -29,6 +30,7 @@ from diffusion_core.networks import (
     SimpleSpec,
     SixteenStepSpec,
     UNetSpec,
+    UViTSpec,
     with_uncertainty,
 )
 from diffusion_core.networks.blocks import (
@@ -82,11 +84,15 @@ from diffusion_core.networks.registry import Block
 from diffusion_core.networks.token_blocks import (
     ConcatTokens,
     CrossAttention,
+    DropoutAttention,
     LearnedPositions,
     Patchify,
+    QKNorm,
     Repeat,
+    RotaryPositions,
     SinePositions,
     Slice,
+    SwiGLU,
     Unpatchify,
 )
 from diffusion_core.networks.weights import Weights, initial_weights
@@ -329,6 +335,18 @@ BLOCKS: tuple[BlockCase, ...] = (
             ("attend", CrossAttention(8, 2), ("q", "kv"))),
     _tokens("Tokens: Flatten", ("flat", Flatten(), ("t",)), ("dense", _dense(128, 8), ("flat",)),
             ("last", Multiply(), ("t", "dense"))),
+    _tokens("Tokens: RMSNorm by the mean square, SwiGLU", ("norm", RMSNorm(8, 1e-2, mean_square=True), ("t",)),
+            ("wide", _dense(8, 12), ("norm",)), ("gate", SwiGLU(), ("wide",)), ("last", _dense(6, 8), ("gate",))),
+    _image("RMSNorm of an image by the mean square", RMSNorm(8, 1e-2, mean_square=True)),
+    _vector("SwiGLU of a vector, RMSNorm by the mean square", _SINUSOIDS[0], SwiGLU(),
+            RMSNorm(8, 1e-6, mean_square=True), reads="c_noise"),
+    _tokens("QKNorm, RotaryPositions", ("qkv", _dense(8, 24), ("t",)), ("norm", QKNorm(8, 2, 1e-2), ("qkv",)),
+            ("rotary", RotaryPositions(8, 2, 4, 4, 0), ("norm",)), ("attend", Attention(8, 2), ("rotary",)), gain=2.0),
+    _tokens("RotaryPositions of a part of the tokens", ("v", _SINUSOIDS[0], ("c_noise",)),
+            ("v8", _dense(16, 8), ("v",)), ("first", Repeat(2), ("v8",)), ("all", ConcatTokens(), ("first", "t")),
+            ("qkv", _dense(8, 24), ("all",)), ("rotary", RotaryPositions(8, 1, 4, 4, 2), ("qkv",)),
+            ("attend", Attention(8, 1), ("rotary",)), ("image", Slice("tokens", 2, 16), ("attend",))),
+    _tokens("DropoutAttention", ("qkv", _dense(8, 24), ("t",)), ("attend", DropoutAttention(8, 2, 0.3, 5), ("qkv",))),
     _image("GELU by tanh", GELU(tanh=True)),
     _image("LayerNorm of channels, not affine", LayerNorm((8,), 1e-6, affine=False)),
     _image("LayerNorm of images, not affine", LayerNorm((8, 8, 8), 1e-6, affine=False)),
@@ -479,6 +497,11 @@ NETWORKS: dict[str, NetworkSpec] = {
     "SiT of diffusers' embedding, no null row": DiTSpec(
         8, 2, 2, num_classes=10, patch_size=4, channels=16, depth=1, heads=2, mlp_ratio=2.0, embedding_features=16,
         null_class="none", discarded_channels=2, embedding_divisor="half_minus_one", mlp_norm_eps=1e-5,
+    ),
+    "U-ViT": UViTSpec(8, 1, 1, num_classes=3, channels=16, depth=2, heads=2, patch_size=2, time_mlp=True),
+    "JiT": JiTSpec(
+        8, 1, 1, num_classes=3, patch_size=2, bottleneck=6, channels=16, depth=4, heads=2, context=2, context_start=1,
+        dropout=0.2, attention_dropout=0.1,
     ),
 }  # fmt: skip
 

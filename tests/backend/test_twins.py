@@ -149,7 +149,10 @@ def test_every_block_kind_has_every_rule():
 def test_every_rule_of_a_block_kind_takes_the_same_inputs(kind):
     """The shape rule, the reference function, the ONNX emitter and the class of each backend."""
     count, mode = BLOCKS[kind].input_count(), BLOCKS[kind].has_training_mode
-    own = ("weight", "bias", "frequencies", "mean", "variance", "memory", "table", "gain", "phases", "name")
+    own = (
+        "weight", "bias", "frequencies", "mean", "variance", "memory", "table", "gain", "phases", "query", "key",
+        "name",
+    )  # fmt: skip
 
     def inputs(function) -> list[str]:
         return [name for name in inspect.signature(function).parameters if name not in own]

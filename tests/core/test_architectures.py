@@ -16,6 +16,7 @@ from diffusion_core.networks import (
     ARCHITECTURES,
     DiTSpec,
     DoubleConvSpec,
+    JiTSpec,
     LinearAttentionSpec,
     NetworkSpec,
     OwnSpec,
@@ -24,6 +25,7 @@ from diffusion_core.networks import (
     SimpleSpec,
     SixteenStepSpec,
     UNetSpec,
+    UViTSpec,
     lower,
 )
 from diffusion_core.networks.blocks import Resample
@@ -406,7 +408,7 @@ def test_every_option_changes_the_program(name):
 
 def test_every_architecture_is_tested_here():
     # The standard UNet, the classifier, transformers and own networks have test files of their own.
-    others = {UNetSpec, ClassifierSpec, DiTSpec, OwnSpec}
+    others = {UNetSpec, ClassifierSpec, DiTSpec, UViTSpec, JiTSpec, OwnSpec}
     assert {type(spec) for spec in TINY.values()} | others == set(ARCHITECTURES.values())
 
 
