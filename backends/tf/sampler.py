@@ -76,6 +76,8 @@ def _guided_output(
         output, guide_output = tf.split(output, 2)
     image, rest, negative = output[..., :channels], output[..., channels:], guide_output[..., :channels]
     guided = negative + row.guidance_scale * (image - negative)
+    if (first := signature.guidance_channels) is not None:
+        guided = tf.concat([guided[..., :first], image[..., first:]], axis=-1)
     if signature.rescale:
         ratio = _std(image) / tf.maximum(_std(guided), tf.constant(MIN_STD, guided.dtype))
         guided = (signature.rescale * ratio + (1.0 - signature.rescale)) * guided

@@ -75,6 +75,8 @@ def _guided_output(
         output, guide_output = output.chunk(2)
     image, rest, negative = output[:, :channels], output[:, channels:], guide_output[:, :channels]
     guided = negative + row.guidance_scale * (image - negative)
+    if (first := signature.guidance_channels) is not None:
+        guided = torch.cat([guided[:, :first], image[:, first:]], dim=1)
     if signature.rescale:
         ratio = _std(image) / _std(guided).clamp(min=MIN_STD)
         guided = (signature.rescale * ratio + (1.0 - signature.rescale)) * guided

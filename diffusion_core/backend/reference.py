@@ -582,6 +582,8 @@ def _decoder_bits(images: Array, u: Array, e: Array, half_bin: Array, lowest: Ar
 def _guide_output(plan: SamplerPlan, i: int, conditional: Array, unconditional: Array) -> Array:
     """Apply classifier-free guidance to the outputs of row i."""
     guided = unconditional + plan.guidance_scale[i] * (conditional - unconditional)
+    if plan.guidance_channels is not None:
+        guided[..., plan.guidance_channels :] = conditional[..., plan.guidance_channels :]
     if not plan.rescale:
         return guided
     std, guided_std = (v.std(axis=(1, 2, 3), keepdims=True) for v in (conditional, guided))

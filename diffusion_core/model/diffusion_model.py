@@ -157,6 +157,11 @@ class DiffusionModel:
         """
         self.check_generates()
         plan = make_plan(self.process, sampler, **options).with_value_range(self.value_range)
+        if (plan.guidance_channels or 0) > self.spec.in_channels:
+            raise DuetError(
+                f"sampler.guidance_channels: {plan.guidance_channels} was given, but the images have "
+                f"{self.spec.in_channels}; use null for all"
+            )
         if plan.learned is not None and self.spec.out_channels == self.spec.in_channels:
             raise DuetError(
                 f"sampler.variance: {options['variance']} was given, but the network does not predict a variance; "

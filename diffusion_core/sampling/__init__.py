@@ -53,6 +53,7 @@ def make_plan(
     guidance_convention: str = "from_null",
     interval: Sequence[float] | None = None,
     rescale: float = 0.0,
+    guidance_channels: int | None = None,
     classifier: float = 0.0,
     threshold: float | None = None,
     threshold_max: float | None = None,
@@ -68,6 +69,7 @@ def make_plan(
         guidance_scale: weight of classifier-free guidance: a number, one per row, or a ramp, see `guidance.per_row`.
         guidance_convention: the meaning of that weight, one of `guidance.CONVENTIONS`.
         interval: smallest and largest sigma/alpha with guidance; None for all rows, see `SamplerPlan.with_guidance`.
+        guidance_channels: number of channels that guidance applies to; None for all.
         rescale: fraction by which guided outputs are rescaled, see `SamplerPlan`.
         classifier: weight of a classifier's gradient.
         threshold: quantile of dynamic thresholding, see `SamplerPlan`.
@@ -91,9 +93,8 @@ def make_plan(
     shown = {"threshold": threshold, "threshold_max": threshold_max, "rescale": rescale, "classifier": classifier}
     check_options("sampler", {name: make_plan}, name, shown | {"name": name}, arguments=1)
     weight = per_row(guidance_scale, plan.rows, guidance_convention)
-    return replace(plan, threshold=threshold, threshold_max=threshold_max).with_guidance(
-        weight, interval, rescale, classifier
-    )
+    plan = replace(plan, threshold=threshold, threshold_max=threshold_max, guidance_channels=guidance_channels)
+    return plan.with_guidance(weight, interval, rescale, classifier)
 
 
 def _with_levels(

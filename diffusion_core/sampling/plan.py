@@ -28,6 +28,8 @@ others. F_null is the output of the same network without the class, or of a weak
 
     F <- rescale std(F_class)/std(F) F + (1 - rescale) F
 
+`guidance_channels` guides the first channels of an image only; the others are those of F_class, as DiT and SiT do.
+
 With y = (D - middle)/half, for the middle and half of the value range, estimates are bounded to |y| <= clip. With a
 dynamic threshold each image has its own bound s, the quantile `threshold` of its |y| if that exceeds clip, but at most
 `threshold_max`,
@@ -91,6 +93,7 @@ class SamplerPlan:
         threshold: the quantile of dynamic thresholding, 0 to 1; None for the same bound on every image.
         threshold_max: the largest bound s of dynamic thresholding, at least clip; None for no limit.
         rescale: fraction of the rescaling of guided outputs, 0 to 1.
+        guidance_channels: number of channels that guidance applies to; None for all.
         classifier: weight of the gradient of a classifier's log-probability, with shape (N,); None for no classifier.
         learned: (a, b) of a learned variance, with shape (N, 2); None for a fixed one.
         clipped: weights of register 0 and of the unclipped estimate in the estimate before it is clipped, with shape
@@ -140,6 +143,7 @@ class SamplerPlan:
     clipped: Array | None = None
     unclipped: Array | None = None
     second_time: Array | None = None
+    guidance_channels: int | None = None
     preserves: str = "marginals"
 
     def __post_init__(self) -> None:
@@ -178,6 +182,12 @@ class SamplerPlan:
             raise DuetError(f"plan {self.name}: clipped and unclipped must be given together")
         if not 0 <= self.rescale <= 1:
             raise DuetError(f"sampler.rescale: {self.rescale} was given; it must be between 0 (no rescaling) and 1")
+        channels = self.guidance_channels
+        if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
+            raise DuetError(
+                f"sampler.guidance_channels: {channels} was given; it must be a number of channels, at least 1, or null "
+                "for all"
+            )
         if self.preserves not in PRESERVES:
             raise one_of(f"plan {self.name}: preserves", self.preserves, PRESERVES)
         if self.preserves != "nothing":
@@ -305,6 +315,7 @@ class SamplerPlan:
             threshold_max=self.threshold_max,
             unclipped=self.unclipped is not None,
             two_times=self.second_time is not None,
+            guidance_channels=self.guidance_channels if guided else None,
         )
 
     @property

@@ -65,6 +65,7 @@ class RowSignature:
         rescale: fraction of the rescaling of guided outputs.
         threshold_max: the largest bound of dynamic thresholding, or None.
         unclipped: whether the unclipped estimate is used besides the clipped one.
+        guidance_channels: number of channels that guidance applies to, or None for all.
         two_times: whether each row has a second time, the last of its numbers.
     """
 
@@ -81,6 +82,7 @@ class RowSignature:
     threshold_max: float | None = None
     unclipped: bool = False
     two_times: bool = False
+    guidance_channels: int | None = None
 
     def row(self, numbers: Sequence[Number]) -> Row:
         """Unpack one row of `SamplerPlan.coefficients`."""

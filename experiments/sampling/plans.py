@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 # Of the options that every sampler has, those of classifier-free guidance.
-GUIDANCE_OPTIONS = ("guidance_scale", "guidance_convention", "interval", "rescale")
+GUIDANCE_OPTIONS = ("guidance_scale", "guidance_convention", "interval", "rescale", "guidance_channels")
 
 
 def shared_options() -> dict[str, Any]:

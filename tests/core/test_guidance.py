@@ -114,6 +114,37 @@ def test_full_rescaling_restores_the_std_of_the_class_output():
     assert np.all(np.abs(unscaled / std - 1) > 0.01)
 
 
+def of_two_channels(channels: int | None, scale: float = 3.0) -> np.ndarray:
+    """One step of ddim, whose result is a linear function of the output of a network of two channels."""
+    spec = UNetSpec(8, 2, 2, 8, (1,), 1, norm_groups=4, num_classes=3, zero_init=False)
+    model = DiffusionModel(spec, "linear", "eps")
+    options = {"guidance_scale": scale, "guidance_channels": channels}
+    plan = replace(model.plan("ddim", steps=1, spacing=[500], **options), clip=None)
+    start = Stream(1, "start").normal(np.arange(2), (8, 8, 2))
+    weights = cases.scattered_weights(model.program)
+    return reference.sample(model.program, weights, plan, start, np.array([0, 2]), lambda row: np.zeros(start.shape))
+
+
+def test_guidance_of_the_first_channels_leaves_the_others_with_the_class():
+    """As `forward_with_cfg` of DiT and SiT does with three of four channels."""
+    some, every, none = of_two_channels(1), of_two_channels(None), of_two_channels(None, 1.0)
+    np.testing.assert_array_equal(some[..., 0], every[..., 0])
+    np.testing.assert_array_equal(some[..., 1], none[..., 1])
+    assert np.abs(every - none).max(axis=(0, 1, 2)).min() > 0.1
+    np.testing.assert_array_equal(of_two_channels(2), every)
+
+
+@pytest.mark.parametrize("channels", [0, -1, True, "3", 1.5])
+def test_a_number_of_guided_channels_is_a_whole_number(channels):
+    with pytest.raises(DuetError, match=rf"sampler.guidance_channels: {channels} was given; it must be a number of"):
+        make_plan(PROCESS, "ddim", steps=4, guidance_channels=channels)
+
+
+def test_no_more_channels_are_guided_than_there_are():
+    with pytest.raises(DuetError, match=r"sampler.guidance_channels: 3 was given, but the images have 1; use null"):
+        cases.PARITY.plan("ddim", steps=4, guidance_channels=3)
+
+
 def test_autoguidance_by_the_network_itself_changes_nothing():
     itself = partial(reference.forward, cases.PARITY.program, WEIGHTS)
     np.testing.assert_allclose(sampled(PLAN.with_guidance(5.0), guide=itself), sampled(PLAN), rtol=0, atol=1e-12)

@@ -52,7 +52,7 @@ COUNTS = {
     "denoising_autoencoder": 1_883_267,
     "digits": 396_121,
     "digits_classifier": 626_122,
-    "dit_digits": 1_040_068,
+    "dit_digits": 316_676,
     "double_conv_attention": 23_331_457,
     "improved_32": 52_546_438,
     "landscape": 23_334_275,

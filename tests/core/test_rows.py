@@ -64,6 +64,7 @@ def test_plans_with_the_same_computation_share_a_signature():
     assert form(short, 0) == form(long, 49) and hash(form(short, 0)) == hash(form(long, 49))
     others = [
         short.with_guidance(2.0),
+        replace(short.with_guidance(2.0), guidance_channels=1),
         replace(short, clip=2.0),
         short.with_value_range((0.0, 1.0)),
         RECURRENCE,
