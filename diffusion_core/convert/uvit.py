@@ -24,7 +24,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion_core.common.errors import DuetError
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.text import pluralize
 from diffusion_core.convert.arrays import Reader, read_arrays
 from diffusion_core.convert.names import (
     WITH_BATCH,
@@ -97,7 +98,9 @@ def import_uvit(
     if ema is not None:
         second = choose_state_dicts(read_arrays(Path(ema), read), _FORMAT, _WHAT, ema, key)
     weights, average = read_both(make_name_map(spec, model.program), model.program, found, second)
-    note = f"a U-ViT of {spec.depth + 1} blocks with {spec.heads} heads{_describe_classes(spec)}{found.note}"
+    note = (
+        f"a U-ViT of {spec.depth + 1} blocks with {pluralize(spec.heads, 'head')}{_describe_classes(spec)}{found.note}"
+    )
     objective = {"label_dropout": 0.1} if spec.num_classes and spec.null_class == "last" and process is None else {}
     return Imported(model, weights, weights if average is None else average, note, process_source, None, objective)
 
@@ -137,6 +140,10 @@ def read_spec(arrays: Arrays, source: str, heads: int | None = None, null_class:
             f"{source}: pos_embed has {tokens} places of patches and decoder_pred {outputs} rows; this is not {_WHAT}, "
             f"whose patches form a square"
         )
+    if null_class is not None and null_class not in ("last", "none"):
+        raise one_of("source.null_class", null_class, ("last", "none"))
+    if null_class is not None and not rows:
+        raise DuetError(f"source.null_class: {null_class} was given, but {source} has no classes; leave it out")
     if null_class is None:
         null_class = "last" if rows == _CLASSES + 1 else "none"
     if heads is None:
