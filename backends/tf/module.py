@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from backends.tf.device import DeviceContext
 from diffusion_core.networks.program import Node, Training
-from diffusion_core.networks.registry import BlockRules
+from diffusion_core.networks.registry import BlockRules, Parameter
 
-__all__ = ["MODULES", "Module", "convolve", "from_canonical", "to_canonical"]
+__all__ = ["MODULES", "Module", "canonical_order", "convolve", "from_canonical", "to_canonical"]
 
 # The axes that TensorFlow's kernels want, by the canonical axes of a parameter; other axes stay as they are.
 _NATIVE_AXES = {"o i kh kw": "kh kw i o", "i o kh kw": "kh kw o i", "o i": "i o", "o h w": "h w o"}
@@ -27,6 +27,18 @@ def from_canonical(array: NDArray, axes: str) -> NDArray:
 def to_canonical(array: NDArray, axes: str) -> NDArray:
     """Return an array of TensorFlow in the canonical axes."""
     return rearrange(array, f"{_NATIVE_AXES[axes]} -> {axes}") if axes in _NATIVE_AXES else array
+
+
+def canonical_order(parameter: Parameter) -> list[int]:
+    """Return the order of the axes of a parameter's variable that makes them the canonical ones.
+
+    The kernels of own networks end with inputs and outputs, as those of Keras; they become (o, i, ...).
+    """
+    axes, count = parameter.axes, len(parameter.shape)
+    if not axes and count > 1:
+        return [count - 1, count - 2, *range(count - 2)]
+    names, native = axes.split(), _NATIVE_AXES.get(axes, axes).split()
+    return [native.index(name) for name in names] if axes else list(range(count))
 
 
 # One module class per block kind, which takes (node, parameters by name, context).

@@ -1,4 +1,4 @@
-"""The training step in TensorFlow: loss, backward, clip, AdamW, moving averages, in one graph."""
+"""The training step in TensorFlow: loss, backward, clip, optimiser, moving averages, in one graph."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from backends.tf.loss import Batch, batch_tensors, loss_tensors, split_batch, ta
 from backends.tf.magnitude import normalise_weight
 from backends.tf.module import from_canonical
 from backends.tf.network import Network, read_parameters, to_host
+from backends.tf.optimiser import Updater
 from diffusion_core.backend.interface import (
     StepResult,
     TrainBatch,
@@ -24,22 +25,23 @@ from diffusion_core.common.text import pluralize
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights, check_weights
 from diffusion_core.optim import update_fractions
-from diffusion_core.optim.adam import Adam
+from diffusion_core.optim.optimiser import Optimiser
 
 __all__ = ["Trainer"]
-
-
-# The scalars of an update that changes nothing; the fractions of the averages, which follow them, are then 0.
-_NO_UPDATE = (1, 1, 1, 1, 0, 0, 0, 1, 1)
 
 
 class Trainer:
     """See `diffusion_core.backend.interface.Trainer`."""
 
     def __init__(
-        self, program: Program, state: TrainerState, adam: Adam, distance: str | Target, context: DeviceContext
+        self,
+        program: Program,
+        state: TrainerState,
+        optimiser: Optimiser,
+        distance: str | Target,
+        context: DeviceContext,
     ) -> None:
-        self.program, self.adam, self.context = program, adam, context
+        self.program, self.optimiser, self.context = program, optimiser, context
         self.distance = distance
         self.network = Network(program, state.weights, context)
         self.tensors = self.network.tensors_by_name()
@@ -47,9 +49,7 @@ class Trainer:
         self.averages = [self._tensors_like(average, "moving average") for average in state.averages]
         self.networks = self._make_networks(state)
         self.updates, self.values = state.updates, None
-        self.decays = frozenset(p.name for p in program.trained if p.decay and adam.weight_decay)
-        self.moment1 = self._tensors_like(state.moment1, "first moment")
-        self.moment2 = self._tensors_like(state.moment2, "second moment")
+        self.updater = Updater(optimiser, program, state, self.tensors, context)
         with tf.device(context.device):
             self.non_finite = tf.Variable(False)
         self.accumulate = context.function(self._accumulate)
@@ -128,33 +128,28 @@ class Trainer:
         """
         norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in gradients]))
         non_finite = self.non_finite.assign(self.non_finite | ~tf.math.is_finite(norm + loss))
-        for name, value in statistics.items():
-            self.tensors[name].assign(tf.where(non_finite, self.tensors[name], value))
-        self._force_normalisation(non_finite)
-        no_update = tf.constant([*_NO_UPDATE, *[0] * (scalars.shape[0] - len(_NO_UPDATE))], scalars.dtype)
-        clip, shrink, beta1, beta2, fresh1, fresh2, rate, correction2, eps, *fractions = tf.unstack(
-            tf.where(non_finite, no_update, scalars)
-        )
+        names = list(self.optimiser.scalars(1, 1.0))
+        clip, *rest = tf.unstack(scalars)
         factor = tf.minimum(tf.constant(1, norm.dtype), clip / (norm + tf.constant(1e-6, norm.dtype)))
-        factor = tf.where(non_finite, tf.zeros_like(factor), factor)
-        for (name, p), gradient in zip(self.parameters.items(), gradients, strict=True):
-            g = tf.math.multiply_no_nan(gradient, factor)
-            m = self.moment1[name].assign(beta1 * self.moment1[name] + fresh1 * g)
-            v = self.moment2[name].assign(beta2 * self.moment2[name] + fresh2 * tf.square(g))
-            decayed = p * shrink if name in self.decays else p
-            p = p.assign(decayed - rate * m / (tf.sqrt(v) / correction2 + eps))
-            for average, fraction in zip(self.averages, fractions, strict=True):
-                average[name].assign_add(fraction * (p - average[name]))
-        for name in self.tensors.keys() - self.parameters.keys():
-            for average, fraction in zip(self.averages, fractions, strict=True):
-                average[name].assign_add(fraction * (self.tensors[name] - average[name]))
+
+        def update() -> tf.Tensor:
+            for name, value in statistics.items():
+                self.tensors[name].assign(value)
+            self._force_normalisation()
+            self.updater.apply([g * factor for g in gradients], dict(zip(names, rest, strict=False)))
+            for name, tensor in (self.tensors | self.updater.moved).items():
+                for average, fraction in zip(self.averages, rest[len(names) :], strict=True):
+                    average[name].assign_add(fraction * (tensor - average[name]))
+            return non_finite
+
+        tf.cond(non_finite, lambda: non_finite, update)
         return norm
 
-    def _force_normalisation(self, non_finite: tf.Tensor) -> None:
+    def _force_normalisation(self) -> None:
         """Start the update from weights with normalised rows, see `diffusion_core.optim.normalisation`."""
         for name, eps in self.program.normalised.items():
             weight = self.parameters[name]
-            weight.assign(tf.where(non_finite, weight, normalise_weight(weight, eps)))
+            weight.assign(normalise_weight(weight, eps))
 
     def _full_step(self, b: Batch, micro_batches: int, scalars: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         """Run `_accumulate` and `_apply` in one graph: faster, but running out of memory may leave half an update."""
@@ -163,16 +158,9 @@ class Trainer:
 
     def _update_scalars(self, lr: float, decays: Sequence[float]) -> tf.Tensor:
         """Return the scalars of the next update, computed in float64 on the host and cast at the end."""
-        adam, fractions = self.adam, update_fractions(decays, len(self.averages))
-        correction1, correction2 = adam.bias_corrections(self.updates + 1)
-        clip = np.inf if adam.clip is None else adam.clip
-        shrink = 1.0 - lr * adam.weight_decay
-        fresh = (1.0 - adam.beta1, 1.0 - adam.beta2)
-        return self.context.tensor(
-            np.array(
-                [clip, shrink, adam.beta1, adam.beta2, *fresh, lr / correction1, correction2, adam.eps, *fractions]
-            )
-        )
+        clip = np.inf if self.optimiser.clip is None else self.optimiser.clip
+        own = self.optimiser.scalars(self.updates + 1, lr).values()
+        return self.context.tensor(np.array([clip, *own, *update_fractions(decays, len(self.averages))]))
 
     def step(
         self, batch: TrainBatch, lr: float, decays: Sequence[float], micro_batches: int = 1, may_repeat: bool = False
@@ -223,9 +211,8 @@ class Trainer:
     def state(self) -> TrainerState:
         """Return all that is needed to resume exactly."""
         return TrainerState(
-            weights=self.network.weights(),
+            weights=self.network.weights() | read_parameters(self.program, self.updater.moved),
             averages=tuple(read_parameters(self.program, average) for average in self.averages),
-            moment1=read_parameters(self.program, self.moment1),
-            moment2=read_parameters(self.program, self.moment2),
+            slots=self.updater.read_slots(),
             updates=self.updates,
         )

@@ -1,4 +1,4 @@
-"""The training step in PyTorch: loss, backward, clip, AdamW, moving averages."""
+"""The training step in PyTorch: loss, backward, clip, optimiser, moving averages."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from backends.torch.device import DeviceContext
 from backends.torch.loss import Batch, batch_tensors, loss_tensors, split_batch, target_tensors
 from backends.torch.magnitude import normalise_weight
 from backends.torch.network import Network, read_parameters, to_host
+from backends.torch.optimiser import Updater
 from diffusion_core.backend.interface import (
     StepResult,
     TrainBatch,
@@ -25,7 +26,7 @@ from diffusion_core.common.text import pluralize
 from diffusion_core.networks.program import Program, Training
 from diffusion_core.networks.weights import Weights, check_weights
 from diffusion_core.optim import update_fractions
-from diffusion_core.optim.adam import Adam
+from diffusion_core.optim.optimiser import Optimiser
 
 __all__ = ["Trainer"]
 
@@ -39,13 +40,23 @@ def _modes(networks: Mapping[str, Network], b: Batch) -> Iterator[None]:
         yield
 
 
+def _forget_gradients(parameters: Mapping[str, Tensor]) -> None:
+    for parameter in parameters.values():
+        parameter.grad = None
+
+
 class Trainer:
     """See `diffusion_core.backend.interface.Trainer`."""
 
     def __init__(
-        self, program: Program, state: TrainerState, adam: Adam, distance: str | Target, context: DeviceContext
+        self,
+        program: Program,
+        state: TrainerState,
+        optimiser: Optimiser,
+        distance: str | Target,
+        context: DeviceContext,
     ) -> None:
-        self.program, self.adam, self.context = program, adam, context
+        self.program, self.optimiser, self.context = program, optimiser, context
         self.distance = distance
         self.network = Network(program, state.weights, context)
         self.tensors = self.network.tensors_by_name()
@@ -53,23 +64,7 @@ class Trainer:
         self.averages = [self._tensors_like(average, "moving average") for average in state.averages]
         self.networks = self._make_networks(state)
         self.updates, self.values = state.updates, None
-        decays = [self.parameters[p.name] for p in program.trained if p.decay]
-        others = [self.parameters[p.name] for p in program.trained if not p.decay]
-        groups = [
-            {"params": decays, "weight_decay": adam.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
-        self.optimiser = torch.optim.AdamW(
-            [group for group in groups if group["params"]], betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=True
-        )
-        self.moment1 = self._tensors_like(state.moment1, "first moment")
-        self.moment2 = self._tensors_like(state.moment2, "second moment")
-        for name, parameter in self.parameters.items():
-            self.optimiser.state[parameter] = {
-                "step": torch.tensor(float(state.updates), device=context.device),
-                "exp_avg": self.moment1[name],
-                "exp_avg_sq": self.moment2[name],
-            }
+        self.updater = Updater(optimiser, program, state, self.tensors, context)
         self.non_finite = torch.zeros((), dtype=torch.bool, device=context.device)
         self.loss = context.function(self._loss)
         self.accumulate = self._accumulate
@@ -111,7 +106,7 @@ class Trainer:
 
     def _accumulate(self, b: Batch, micro_batches: int) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
         """Return what `_loss_and_gradients` returns, summed over equal micro-batches."""
-        self.optimiser.zero_grad(set_to_none=True)  # of an abandoned step
+        _forget_gradients(self.parameters)  # of an abandoned step
         total, image_losses = 0.0, []
         for micro_batch in split_batch(b, micro_batches):
             loss, losses, gradients, statistics = self._loss_and_gradients(micro_batch)
@@ -136,19 +131,14 @@ class Trainer:
         for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
             parameter.grad = gradient
         fractions = update_fractions(decays, len(self.averages))
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.adam.clip or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.optimiser.clip or math.inf)
         self.non_finite = self.non_finite | ~torch.isfinite(norm + loss)
         for name, value in statistics.items():
             self.tensors[name].copy_(torch.where(self.non_finite, self.tensors[name], value))
         self._force_normalisation()
-        for group in self.optimiser.param_groups:
-            group["lr"] = lr
-        # The flag of a gradient scaler: a step with it set changes nothing and does not count, so count it below.
-        self.optimiser.found_inf = self.non_finite.to(torch.float32)
-        self.optimiser.step()
-        torch._foreach_add_([each["step"] for each in self.optimiser.state.values()], self.optimiser.found_inf)
-        self.optimiser.zero_grad(set_to_none=True)
-        tensors = [tensor.detach() for tensor in self.tensors.values()]
+        self.updater.apply(gradients, self.non_finite, self.updates + 1, lr)
+        _forget_gradients(self.parameters)
+        tensors = [tensor.detach() for tensor in (self.tensors | self.updater.moved).values()]
         for average, fraction in zip(self.averages, fractions, strict=True):
             weight = torch.where(self.non_finite, 0.0, torch.full_like(norm, fraction, dtype=self.context.dtype))
             torch._foreach_lerp_(list(average.values()), tensors, [weight] * len(tensors))
@@ -181,7 +171,7 @@ class Trainer:
         """Return (loss, gradients by name) of the first half of a step, unclipped; change nothing."""
         loss, _, gradients, _ = self.accumulate(batch_tensors(batch, self.context), micro_batches)
         loss, gradients = self._all_reduce(loss, gradients)
-        self.optimiser.zero_grad(set_to_none=True)
+        _forget_gradients(self.parameters)
         return float(loss), read_parameters(dict(zip(self.parameters, gradients, strict=True)))
 
     def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
@@ -204,9 +194,8 @@ class Trainer:
     def state(self) -> TrainerState:
         """Return all that is needed to resume exactly."""
         return TrainerState(
-            weights=self.network.weights(),
+            weights=self.network.weights() | read_parameters(self.updater.moved),
             averages=tuple(read_parameters(average) for average in self.averages),
-            moment1=read_parameters(self.moment1),
-            moment2=read_parameters(self.moment2),
+            slots=self.updater.read_slots(),
             updates=self.updates,
         )

@@ -27,7 +27,7 @@ from diffusion_core.common.text import pluralize
 from diffusion_core.networks.own import Manifest
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights
-from diffusion_core.optim.adam import Adam
+from diffusion_core.optim.optimiser import Optimiser
 from diffusion_core.runtime.distributed import Collective, ProcessGroup
 from diffusion_core.sampling.measurement import Measurement
 from diffusion_core.sampling.plan import SamplerPlan
@@ -241,15 +241,16 @@ class TrainBatch:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainerState:
-    """The state of training: weights, moving averages and optimiser moments, each by parameter name.
+    """The state of training: weights, moving averages and the slots of the optimiser, each by parameter name.
 
-    Every part has every name of the manifest; the moments of parameters that are not trained stay zero.
+    Weights and averages have every name of the manifest, and so have slots with the shape of the parameters; those of
+    parameters that are not trained stay as they started.
 
     Args:
-        weights: the weights in the canonical axes.
+        weights: the weights in the canonical axes, at which the network is evaluated.
         averages: the moving averages of the weights, at least one; sampling uses the first.
-        moment1: Adam's first moments.
-        moment2: Adam's second moments.
+        slots: what the optimiser keeps, by slot and parameter; those of Adam are moment1 and moment2. Empty before the
+            first update: a trainer then starts them, see `optim.optimiser.start_slots`.
         updates: number of optimiser steps so far.
 
     Example:
@@ -259,8 +260,7 @@ class TrainerState:
 
     weights: Weights
     averages: tuple[Weights, ...]
-    moment1: Weights
-    moment2: Weights
+    slots: Mapping[str, Weights] = field(default_factory=dict)
     updates: int = 0
 
     def __repr__(self) -> str:
@@ -270,9 +270,8 @@ class TrainerState:
 
     @staticmethod
     def fresh(weights: Weights, averages: int = 1) -> TrainerState:
-        """Return the state before the first step: averages equal to the weights, moments equal to zero."""
-        zeros = {name: np.zeros_like(value) for name, value in weights.items()}
-        return TrainerState(weights, (weights,) * averages, zeros, zeros)
+        """Return the state before the first step, for any optimiser: averages equal to the weights, and no slots."""
+        return TrainerState(weights, (weights,) * averages)
 
     @property
     def ema(self) -> Weights:
@@ -280,16 +279,21 @@ class TrainerState:
         return self.averages[0]
 
     @property
+    def evaluated(self) -> dict[str, Weights]:
+        """What can be evaluated, by part: the weights, and ema (ema1, ema2 ... for further averages)."""
+        return {"weights": self.weights, **dict(zip(average_names(len(self.averages)), self.averages, strict=True))}
+
+    @property
     def parts(self) -> dict[str, Weights]:
-        """All arrays by part: weights, ema (ema1, ema2 ... for further averages), moment1, moment2."""
-        averages = dict(zip(average_names(len(self.averages)), self.averages, strict=True))
-        return {"weights": self.weights, **averages, "moment1": self.moment1, "moment2": self.moment2}
+        """All arrays by part: those of `evaluated`, and the slots of the optimiser."""
+        return {**self.evaluated, **self.slots}
 
     @staticmethod
     def from_parts(parts: Mapping[str, Weights], updates: int) -> TrainerState:
         """Return the state with these `parts`."""
-        averages = tuple(parts[name] for name in average_names(len(parts) - 3))
-        return TrainerState(parts["weights"], averages, parts["moment1"], parts["moment2"], updates)
+        names = [name for name in average_names(len(parts)) if name in parts]
+        slots = {name: part for name, part in parts.items() if name not in ("weights", *names)}
+        return TrainerState(parts["weights"], tuple(parts[name] for name in names), slots, updates)
 
 
 def average_names(count: int) -> tuple[str, ...]:
@@ -594,20 +598,20 @@ class Backend:
         return self.networks.Network(program, weights, self.context)
 
     @translate_out_of_memory
-    def trainer(self, program: Program, state: TrainerState, adam: Adam, distance: str | Target) -> Trainer:
+    def trainer(self, program: Program, state: TrainerState, optimiser: Optimiser, distance: str | Target) -> Trainer:
         """Build a network for training that starts from `state`.
 
         Args:
             program: the network.
-            state: its weights, averages and moments.
-            adam: the options of the optimiser.
+            state: its weights, averages and slots of the optimiser; a fresh state has none.
+            optimiser: what a step does to each parameter.
             distance: one of `DISTANCES`, or `CROSS_ENTROPY` for a classifier; or a target that needs the network.
 
         Raises:
-            DuetError: if the state does not fit the program.
+            DuetError: if the state does not fit the program or the optimiser.
             OutOfMemory: if the device has too little memory.
         """
-        return self.trainers.Trainer(program, state, adam, distance, self.context)
+        return self.trainers.Trainer(program, state, optimiser, distance, self.context)
 
     @translate_out_of_memory
     def noised(self, batch: TrainBatch) -> tuple[NDArray, NDArray]:

@@ -1,16 +1,19 @@
-r"""Adam with decoupled weight decay, one formula for every framework.
+r"""Adam with its conventions by name, one formula for every framework; and the learning rate.
 
-With the gradient g and the number k = 1, 2, ... of the update::
+With the clipped gradient g and the number k = 1, 2, ... of the update::
 
-    norm = sqrt(sum of g^2 over all parameters)
-    g  <- g min(1, clip / (norm + 1e-6))                  if there is a clip
-    p  <- p (1 - lr weight_decay)                         for parameters that decay
+    p  <- p (1 - lr weight_decay)                         decay: decoupled, for parameters that decay
+    g  <- g + weight_decay p                              decay: l2, instead
     m  <- beta1 m + (1 - beta1) g
     v  <- beta2 v + (1 - beta2) g^2
-    p  <- p - lr/(1 - beta1^k) m / ( sqrt(v)/sqrt(1 - beta2^k) + eps )
+    p  <- p - lr/(1 - beta1^k) m / ( sqrt(v)/sqrt(1 - beta2^k) + eps )                  epsilon: torch
+    p  <- p - lr sqrt(1 - beta2^k)/(1 - beta1^k) m / ( sqrt(v) + eps )                  epsilon: keras
 
-The two bias corrections are float64 numbers computed on the host. The Adam of Keras is another formula: its eps is
-inside the correction, so no constant eps makes the two equal.
+PyTorch and optax add eps to the corrected root, Keras to the uncorrected one ("epsilon hat" of the paper), so no
+constant eps makes the two equal. AMSGrad has another v in the last line: the largest v so far (amsgrad: torch, which is
+also that of Keras), or the largest corrected v/(1 - beta2^k) so far (amsgrad: optax).
+
+The two bias corrections are float64 numbers computed on the host.
 
 The learning rate is a function of images seen, including the batch of the step itself, so the first step of a warm-up
 has a rate above zero.
@@ -18,33 +21,49 @@ has a rate above zero.
 References:
     Adam: A Method for Stochastic Optimization (Kingma & Ba, 2014), https://arxiv.org/abs/1412.6980
     Decoupled Weight Decay Regularization (Loshchilov & Hutter, 2017), https://arxiv.org/abs/1711.05101
+    On the Convergence of Adam and Beyond (Reddi et al., 2018), https://arxiv.org/abs/1904.09237 (AMSGrad)
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.optim.ops import ArrayOps
+from diffusion_core.optim.optimiser import (
+    Arrays,
+    Optimiser,
+    Role,
+    Slot,
+    check_choice,
+    check_common,
+    clip_factor,
+    correction,
+    global_norm,
+    optimiser_update,
+)
 
 __all__ = ["Adam", "LearningRate", "adam_update", "clip_factor", "global_norm"]
 
-Arrays = dict[str, NDArray]
-
 
 @dataclass(frozen=True)
-class Adam:
-    """The options of Adam (weight_decay = 0) and AdamW (Kingma & Ba, 2014; Loshchilov & Hutter, 2017).
+class Adam(Optimiser):
+    """Adam (weight_decay = 0) and AdamW (Kingma & Ba, 2014; Loshchilov & Hutter, 2017), and AMSGrad.
 
     Args:
         beta1: decay of the first moment.
         beta2: decay of the second moment.
-        eps: added to the bias-corrected root of the second moment.
-        weight_decay: decoupled weight decay; applies only to the weights of dense layers and convolutions.
+        eps: added to the root of the second moment.
+        weight_decay: applies only to the weights of dense layers and convolutions.
         clip: largest global norm of the gradient; None does not clip.
+        epsilon: what eps is added to: ``"torch"``, the bias-corrected root, or ``"keras"``, the uncorrected one.
+        decay: ``"decoupled"`` weight decay, or ``"l2"``, which is added to the gradient.
+        amsgrad: ``"none"``, ``"torch"`` (the largest second moment) or ``"optax"`` (the largest corrected one).
 
     Raises:
         DuetError: if a value is out of range.
@@ -60,31 +79,65 @@ class Adam:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip: float | None = 1.0
+    epsilon: str = "torch"
+    decay: str = "decoupled"
+    amsgrad: str = "none"
 
     def __post_init__(self) -> None:
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            raise DuetError(f"optimiser: beta1 {self.beta1} and beta2 {self.beta2} were given; both must be in [0, 1)")
-        if not (self.eps > 0 and self.weight_decay >= 0 and (self.clip is None or self.clip > 0)):
-            raise DuetError(
-                f"optimiser: eps {self.eps}, clip {self.clip} and weight_decay {self.weight_decay} were given; eps and "
-                f"clip must be positive (or clip null), and weight_decay at least 0"
-            )
+        check_common({"beta1": self.beta1, "beta2": self.beta2}, self.eps, self.weight_decay, self.clip)
+        check_choice("epsilon", self.epsilon, ("torch", "keras"))
+        check_choice("decay", self.decay, ("decoupled", "l2"))
+        check_choice("amsgrad", self.amsgrad, ("none", "torch", "optax"))
+        if self.amsgrad == "optax" and self.epsilon == "keras":
+            raise DuetError("optimiser.epsilon: keras was given with amsgrad optax, which needs epsilon torch")
+
+    @property
+    def is_adamw(self) -> bool:
+        """Whether it is the AdamW of PyTorch, for which frameworks have fast kernels."""
+        return (self.epsilon, self.decay, self.amsgrad) == ("torch", "decoupled", "none")
 
     def bias_corrections(self, update: int) -> tuple[float, float]:
         """Return (1 - beta1^k, sqrt(1 - beta2^k)) for update k = 1, 2, ..."""
-        return -math.expm1(update * math.log(self.beta1)) if self.beta1 else 1.0, math.sqrt(
-            -math.expm1(update * math.log(self.beta2)) if self.beta2 else 1.0
-        )
+        return correction(self.beta1, update), math.sqrt(correction(self.beta2, update))
+
+    def slots(self, role: Role) -> dict[str, Slot]:
+        """See `Optimiser.slots`."""
+        names = ["moment1", "moment2"] + (["largest_moment2"] if self.amsgrad != "none" else [])
+        return {name: Slot(role.shape) for name in names}
+
+    def scalars(self, update: int, lr: float) -> dict[str, float]:
+        """See `Optimiser.scalars`."""
+        correction1, correction2 = self.bias_corrections(update)
+        if self.epsilon == "keras":
+            correction1, correction2 = correction1 / correction2, 1.0
+        return {"shrink": 1.0 - lr * self.weight_decay, "rate": lr / correction1, "correction2": correction2}
+
+    def update(
+        self, ops: ArrayOps, role: Role, p: Any, g: Any, slots: Mapping[str, Any], s: Mapping[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """See `Optimiser.update`."""
+        p, g = decayed(self, role, p, g, s)
+        m = self.beta1 * slots["moment1"] + (1.0 - self.beta1) * g
+        v = self.beta2 * slots["moment2"] + (1.0 - self.beta2) * ops.square(g)
+        new = {"moment1": m, "moment2": v}
+        root = ops.sqrt(v) / s["correction2"]
+        if self.amsgrad == "torch":
+            new["largest_moment2"] = ops.maximum(slots["largest_moment2"], v)
+            root = ops.sqrt(new["largest_moment2"]) / s["correction2"]
+        elif self.amsgrad == "optax":
+            new["largest_moment2"] = ops.maximum(slots["largest_moment2"], v / ops.square(s["correction2"]))
+            root = ops.sqrt(new["largest_moment2"])
+        return p - s["rate"] * m / (root + self.eps), new
 
 
-def global_norm(gradients: Arrays) -> float:
-    """Return the square root of the sum of squares over all arrays, in float64, summed per array first."""
-    return math.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in gradients.values()))
+def decayed(optimiser: Any, role: Role, p: Any, g: Any, s: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the parameter and its gradient with weight decay, decoupled or added to the gradient (l2).
 
-
-def clip_factor(norm: float, clip: float | None) -> float:
-    """Return the factor that limits gradients with this global norm to `clip`."""
-    return 1.0 if clip is None else min(1.0, clip / (norm + 1e-6))
+    `optimiser` has `weight_decay` and `decay`; its scalars have shrink = 1 - lr weight_decay.
+    """
+    if not (optimiser.weight_decay and role.decays):
+        return p, g
+    return (p * s["shrink"], g) if optimiser.decay == "decoupled" else (p, g + optimiser.weight_decay * p)
 
 
 def adam_update(
@@ -97,7 +150,7 @@ def adam_update(
     lr: float,
     decays: frozenset[str] = frozenset(),
 ) -> tuple[Arrays, Arrays, Arrays]:
-    """Return (weights, moment1, moment2) after one update; the reference for every backend.
+    """Return (weights, moment1, moment2) after one update of Adam; see `optimiser_update`.
 
     Args:
         adam: the options.
@@ -109,17 +162,10 @@ def adam_update(
         lr: learning rate of this update.
         decays: names of the parameters that weight decay applies to.
     """
-    factor = clip_factor(global_norm(gradients), adam.clip)
-    correction1, correction2 = adam.bias_corrections(update)
-    new_weights, new_moment1, new_moment2 = {}, {}, {}
-    for name, gradient in gradients.items():
-        g = gradient * factor
-        p = weights[name] * (1.0 - lr * adam.weight_decay) if name in decays else weights[name]
-        m = adam.beta1 * moment1[name] + (1.0 - adam.beta1) * g
-        v = adam.beta2 * moment2[name] + (1.0 - adam.beta2) * g * g
-        new_weights[name] = p - lr / correction1 * m / (np.sqrt(v) / correction2 + adam.eps)
-        new_moment1[name], new_moment2[name] = m, v
-    return new_weights, new_moment1, new_moment2
+    roles = {name: Role(name, np.shape(g), decays=name in decays) for name, g in gradients.items()}
+    slots = {"moment1": moment1, "moment2": moment2}
+    weights, slots = optimiser_update(adam, roles, weights, slots, gradients, update, lr)
+    return weights, slots["moment1"], slots["moment2"]
 
 
 DECAYS = ("constant", "linear", "cosine", "inverse_sqrt", "steps")

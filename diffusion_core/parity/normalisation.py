@@ -44,7 +44,8 @@ def update_errors(
     rounded = {name: value.astype(dtype) for name, value in cases.scattered_weights(FORCED).items()}
     trainer = backend.trainer(FORCED, TrainerState.fresh(rounded), adam, "mse")
     state = TrainerState.fresh({name: value.astype(np.float64) for name, value in rounded.items()})
-    expected, average = (state.weights, state.moment1, state.moment2), state.ema
+    zeros = {name: np.zeros_like(value) for name, value in state.weights.items()}
+    expected, average = (state.weights, zeros, zeros), state.ema
     for step in range(1, steps + 1):
         gradients = {
             p.name: Stream(cases.SEED, f"parity/gradient/{p.name}").normal([0], p.shape, row=step, dtype=dtype)[0]

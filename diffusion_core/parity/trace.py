@@ -364,7 +364,8 @@ def optimiser(backend: Backend, trace: Trace, steps: int = 1000, formula: Callab
     rounded = {name: value.astype(backend.config.host_dtype) for name, value in weights.items()}
     trainer = backend.trainer(_OPTIMISER, TrainerState.fresh(rounded, len(decays)), adam, "mse")
     state = TrainerState.fresh({name: value.astype(np.float64) for name, value in rounded.items()})
-    expected, averages = (state.weights, state.moment1, state.moment2), [state.ema for _ in decays]
+    zeros = {name: np.zeros_like(value) for name, value in state.weights.items()}
+    expected, averages = (state.weights, zeros, zeros), [state.ema for _ in decays]
     decaying = frozenset(p.name for p in _OPTIMISER.parameters if p.decay)
     for step, exact in zip(range(1, steps + 1), prescribed_gradients(_OPTIMISER), strict=False):
         gradients = {name: value.astype(backend.config.host_dtype) for name, value in exact.items()}
@@ -385,7 +386,7 @@ def optimiser(backend: Backend, trace: Trace, steps: int = 1000, formula: Callab
                 trace.add_check(5, "global norm", "loss", relative(norm, wanted))
                 clipped = clip_factor(wanted, adam.clip)
                 moment = {name: (1 - adam.beta1) * clipped * value for name, value in wide.items()}
-                error = max(relative(got.moment1[name], moment[name]) for name in moment)
+                error = max(relative(got.slots["moment1"][name], moment[name]) for name in moment)
                 trace.add_check(5, "clipped first moment", "loss", error)
     before, bad = trainer.state(), {name: value.copy() for name, value in gradients.items()}
     bad["a.bias"][0] = np.nan

@@ -4,7 +4,7 @@
         weights.safetensors           the network
         ema.safetensors               its moving average; ema1, ema2 ... hold further ones
         moment1.safetensors           first moments of Adam
-        moment2.safetensors           second moments of Adam
+        moment2.safetensors           second moments of Adam; other optimisers have other slots, listed as "slots"
         history.safetensors           the last losses at each timestep, for a timestep distribution that depends on them
         state.json                    images seen, updates, model (as "problem"), seed, hashes of all files, and what
                                       gives the weights their meaning (as "training"), see `training_record`
@@ -60,6 +60,7 @@ __all__ = [
 FORMAT, _READABLE = 3, (2, 3)
 # An upper bound on the bytes per array in the header of a safetensors file.
 _MAX_HEADER_BYTES = 1000
+_ADAM_SLOTS = ("moment1", "moment2")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -70,7 +71,7 @@ class Checkpoint:
         images_seen: after the step.
         model: the network and its process.
         seed: of the random streams of the run.
-        state: weights, averages, moments and the number of updates.
+        state: weights, averages, slots of the optimiser and the number of updates.
         notes: further plain data: backend, precision, versions, the training objective, and the sampler of the run.
         history: the losses that the next timesteps depend on, or None.
         training: what gives the weights their meaning, such as the class names; None for weights whose training is not
@@ -163,6 +164,7 @@ def _write_files(directory: Path, checkpoint: Checkpoint) -> None:
         "images_seen": checkpoint.images_seen,
         "updates": checkpoint.state.updates,
         "averages": len(checkpoint.state.averages),
+        "slots": list(checkpoint.state.slots),
         "seed": checkpoint.seed,
         "problem": checkpoint.model.to_dict(),
         "program_sha256": checkpoint.model.program.sha256,
@@ -299,10 +301,14 @@ def load_checkpoint(
         averages = _count(state, "averages") if version > 2 else 1
         if not 1 <= averages < len(hashes):  # each average has a file
             raise DuetError(f"{path / 'state.json'}: it lists {averages} averages and {len(hashes)} files")
-        names = ("weights", *average_names(averages), "moment1", "moment2")
-        limit = max_weight_bytes(model.program)
+        slots = _slot_names(state)
+        names = ("weights", *average_names(averages), *slots)
+        limit, slot_limit = max_weight_bytes(model.program), _max_slot_bytes(model.program)
         parts = {
-            part: read_arrays(path / f"{part}.safetensors", hashes[f"{part}.safetensors"], limit) for part in names
+            part: read_arrays(
+                path / f"{part}.safetensors", hashes[f"{part}.safetensors"], slot_limit if part in slots else limit
+            )
+            for part in names
         }
         name, history = "history.safetensors", None
         if name in hashes:
@@ -313,7 +319,12 @@ def load_checkpoint(
     if network is not None:
         _check_network(path, network, checkpoint)
     for part, arrays in parts.items():
-        check_weights(model.program, arrays, str(path / f"{part}.safetensors"))
+        if part not in slots or slots == _ADAM_SLOTS:
+            check_weights(model.program, arrays, str(path / f"{part}.safetensors"))
+        elif unknown := arrays.keys() - {p.name for p in model.program.parameters}:
+            raise DuetError(
+                f"{path / f'{part}.safetensors'}: {min(unknown)}: no parameter of the network has this name"
+            )
         check_finite(arrays, str(path / f"{part}.safetensors"), require_finite)
     return checkpoint
 
@@ -321,6 +332,19 @@ def load_checkpoint(
 def max_weight_bytes(program: Program) -> int:
     """Return an upper bound on the size of a file of a program's weights, without the facts in its header."""
     return sum(_MAX_HEADER_BYTES + 8 * math.prod(p.shape) for p in program.parameters) + _MAX_HEADER_BYTES
+
+
+def _max_slot_bytes(program: Program) -> int:
+    """Return an upper bound on the size of a file of what an optimiser keeps: at most a square matrix per axis."""
+    return max_weight_bytes(program) + sum(8 * max((n * n for n in p.shape), default=0) for p in program.parameters)
+
+
+def _slot_names(state: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the optimiser's slots; the files of earlier versions have those of Adam."""
+    names = state.get("slots", _ADAM_SLOTS)
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"slots is {names!r}, not a list of names")
+    return tuple(names)
 
 
 def _count(state: Mapping[str, Any], name: str) -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from diffusion_core.files.atomic import pack_safetensors, write_atomically
 from diffusion_core.files.safe_read import file_errors, read_json
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.weights import Weights
+from diffusion_core.optim import Optimiser, make_optimiser, optimiser_options
 from diffusion_core.optim.adam import Adam
 from diffusion_core.runs.checkpoint import (
     Checkpoint,
@@ -69,7 +70,7 @@ class FailureBundle:
     Args:
         moment: the state of the run before the step.
         batch: of the step.
-        adam: the optimiser.
+        optimiser: the optimiser.
         distance: of the loss.
         lr: the learning rate.
         decays: of the averages.
@@ -81,7 +82,7 @@ class FailureBundle:
 
     moment: Checkpoint
     batch: TrainBatch
-    adam: Adam
+    optimiser: Optimiser
     distance: str
     lr: float
     decays: tuple[float, ...]
@@ -132,7 +133,7 @@ def save_bundle(
     seed: int,
     state: TrainerState,
     batch: TrainBatch,
-    adam: Adam,
+    optimiser: Optimiser,
     distance: str,
     notes: Mapping[str, Any],
 ) -> Path:
@@ -145,7 +146,7 @@ def save_bundle(
         seed: of the run.
         state: of the trainer, whose arrays are those before the step.
         batch: of the step, of all processes together.
-        adam: the optimiser.
+        optimiser: the optimiser.
         distance: of the loss.
         notes: as of `Checkpoint`; the backend and the precision must be in it.
 
@@ -161,7 +162,8 @@ def save_bundle(
         "format": FORMAT,
         "lr": float(step.lr),
         "decays": list(map(float, step.decays)),
-        "adam": asdict(adam),
+        # Earlier versions had no other optimiser than Adam.
+        "adam" if isinstance(optimiser, Adam) else "optimiser": optimiser_options(optimiser),
         "distance": distance,
         # As text, since JSON has no infinity.
         "loss": str(step.loss),
@@ -196,7 +198,7 @@ def load_bundle(path: str | Path) -> FailureBundle:
         if distance not in (*DISTANCES, CROSS_ENTROPY):
             raise one_of("distance", distance, (*DISTANCES, CROSS_ENTROPY))
         moment.model.check_distance(distance)
-        adam, lr = Adam(**step["adam"]), float(step["lr"])
+        optimiser, lr = make_optimiser(**(step.get("optimiser") or step["adam"])), float(step["lr"])
         loss, grad_norm = float(step["loss"]), float(step["grad_norm"])
         sha256, size, micro_batches = str(step["batch_sha256"]), int(step["batch_bytes"]), step.get("pieces", 1)
     with file_errors(path / "state.json"):
@@ -217,7 +219,7 @@ def load_bundle(path: str | Path) -> FailureBundle:
             raise DuetError(
                 f"it has {micro_batches} micro-batches, but a network with batch statistics needs its batch whole"
             )
-    return FailureBundle(moment, TrainBatch(**arrays), adam, distance, lr, decays, loss, grad_norm, micro_batches)
+    return FailureBundle(moment, TrainBatch(**arrays), optimiser, distance, lr, decays, loss, grad_norm, micro_batches)
 
 
 def _check_batch(arrays: Mapping[str, NDArray], model: DiffusionModel) -> None:

@@ -13,8 +13,8 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
 from diffusion_core.diffusion.process import Process
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.optim import Ema, make_ema
-from diffusion_core.optim.adam import Adam, LearningRate
+from diffusion_core.optim import Ema, Optimiser, make_ema, make_optimiser
+from diffusion_core.optim.adam import LearningRate
 from diffusion_core.training.loop import TrainingConfig
 from diffusion_core.training.objective import OPTIONS
 from duet.api.backends import backend_setup
@@ -43,7 +43,7 @@ def train(
     images: int = 128_000,
     batch: int = 128,
     lr: float | LearningRate = 1e-3,
-    optimiser: Adam | None = None,
+    optimiser: Optimiser | str | None = None,
     ema: str | Ema | None = None,
     sampler: str | Mapping[str, Any] | None = None,
     samples: int = 64,
@@ -79,7 +79,7 @@ def train(
         images: length of the run in images seen; a multiple of `batch`.
         batch: images per step.
         lr: a number, or a learning-rate schedule.
-        optimiser: Adam or AdamW; None is `Adam()`.
+        optimiser: such as `duet.Adam()`, or a name such as ``"lion"``; None is `Adam()`.
         ema: the moving average of the weights: a file of ``configs/ema`` by name, such as ``"warmup"`` (the default) or
             ``"power"``, or what `duet.make_ema` returns.
         sampler: the default sampler, for the samples in `out` and for `duet.sample`: a name, or a name with options.
@@ -186,7 +186,7 @@ def make_setup(
     ema: str | Ema | None,
     sampler: str | Mapping[str, Any] | None,
     samples: int,
-    optimiser: Adam | None,
+    optimiser: Optimiser | str | None,
     backend: Any,
     seed: int,
     flip: bool,
@@ -197,8 +197,13 @@ def make_setup(
     """Return the setup of a run; see `train`. Its `options` belong to the loop or to the objective."""
     config_names = {f.name for f in fields(TrainingConfig)} - {"images", "batch"}
     objective_names = set(OPTIONS)
-    if optimiser is not None and not isinstance(optimiser, Adam):
-        raise DuetError(f"optimiser: {optimiser!r} was given; it must be a duet.Adam, for example duet.Adam()")
+    if isinstance(optimiser, str):
+        optimiser = make_optimiser(optimiser)
+    if optimiser is not None and not isinstance(optimiser, Optimiser):
+        raise DuetError(
+            f"optimiser: {optimiser!r} was given; it must be an optimiser of Duet, for example duet.Adam(), or its "
+            f"name, such as 'adam'"
+        )
     for name in options:
         if name in _OTHER_NAMES:
             raise DuetError(f"option of train: {name!r} was given; Duet calls it {_OTHER_NAMES[name]!r}")
@@ -208,7 +213,7 @@ def make_setup(
     return TrainingSetup.create(
         model, dataset, config,
         objective={k: v for k, v in options.items() if k in objective_names},
-        adam=optimiser, learning_rate=lr if isinstance(lr, LearningRate) else LearningRate(peak=lr),
+        optimiser=optimiser, learning_rate=lr if isinstance(lr, LearningRate) else LearningRate(peak=lr),
         ema=make_ema(**read_option("ema", ema)) if isinstance(ema, str) else ema,
         sampler={"name": sampler} if isinstance(sampler, str) else plain_values(sampler),
         sample=SampleOptions(count=samples, weights="ema"), backend=backend, seed=seed, flip=flip, augment=augment,

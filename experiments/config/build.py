@@ -22,8 +22,8 @@ from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import make_schedule
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import NetworkSpec, make_spec
-from diffusion_core.optim import make_ema
-from diffusion_core.optim.adam import Adam, LearningRate
+from diffusion_core.optim import make_ema, make_optimiser
+from diffusion_core.optim.adam import LearningRate
 from diffusion_core.runs.checkpoint import list_checkpoints
 from diffusion_core.runtime.distributed import ProcessGroup, find_parallel_launch
 from diffusion_core.training.loop import TrainingConfig
@@ -289,7 +289,7 @@ def training_setup(cfg: DictConfig) -> TrainingSetup:
         dataset,
         TrainingConfig(**plain(cfg.trainer)),
         objective={key: process[key] for key in _OBJECTIVE},
-        adam=Adam(**plain(cfg.optimiser)),
+        optimiser=make_optimiser(**plain(cfg.optimiser)),
         learning_rate=LearningRate(**plain(cfg.lr)),
         ema=make_ema(**plain(cfg.ema)),
         sampler=plain(cfg.sampler),

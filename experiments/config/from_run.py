@@ -23,6 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.paths import similar_path
+from diffusion_core.common.registry import complete_options
+from diffusion_core.optim import OPTIMISERS
 from diffusion_core.runs.checkpoint import list_checkpoints
 from experiments.config.arguments import unquote
 from experiments.config.safe_yaml import read_config
@@ -255,6 +257,8 @@ def _group_node(group: str, values: Any) -> dict[str, Any]:
     if group == "ema" and "profiles" in values:  # as a run that Python code started writes it
         first, *extra = values["profiles"]
         return first | {"extra": extra, "snapshot_images": values.get("snapshot_images", 0)}
+    if group == "optimiser":  # with the keys that earlier versions did not have
+        return complete_options(OPTIMISERS, {"name": "adam"} | dict(values))
     return dict(values)
 
 

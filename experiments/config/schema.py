@@ -25,7 +25,7 @@ from diffusion_core.backend.compile_policy import AUTO
 from diffusion_core.backend.interface import BackendConfig
 from diffusion_core.convert import SOURCES
 from diffusion_core.networks import ARCHITECTURES
-from diffusion_core.optim.adam import Adam, LearningRate
+from diffusion_core.optim.adam import LearningRate
 from diffusion_core.training.loop import TrainingConfig
 from experiments.export.targets import TARGETS
 from experiments.sampling.options import RUN
@@ -250,7 +250,8 @@ class TrainSchema(OwnNetworkSchema, FromRunSchema):
     data: DataSchema = field(default_factory=DataSchema)  # what is trained on
     model: Any = None  # the network; null with network=
     process: ProcessSchema = field(default_factory=ProcessSchema)  # noise schedule, prediction and training objective
-    optimiser: _dataclass_schema(Adam) = field(default_factory=_dataclass_schema(Adam))  # the optimiser
+    # what a step does to each parameter: a name and options
+    optimiser: dict[str, Any] = field(default_factory=lambda: {"name": "adam"})
     lr: _dataclass_schema(LearningRate) = field(default_factory=_dataclass_schema(LearningRate))  # the learning rate
     ema: dict[str, Any] = field(default_factory=lambda: {"name": "warmup"})  # the moving average of the weights
     # length of the run, batch, log, checkpoints

@@ -18,7 +18,7 @@ from diffusion_core.diffusion.loss_weighting import WEIGHTINGS
 from diffusion_core.diffusion.schedule import LISTED, SCHEDULES
 from diffusion_core.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
 from diffusion_core.metrics.evaluate import METRICS, metric_options
-from diffusion_core.optim import PROFILES
+from diffusion_core.optim import OPTIMISERS, PROFILES
 from diffusion_core.sampling import SAMPLERS
 from diffusion_core.training.coupling import COUPLINGS
 from experiments.config.schema import MODELS, SCHEMAS
@@ -61,6 +61,7 @@ RENAMED_KEYS: Mapping[str, str] = {
 _OPTIONS: dict[str, Mapping[str, Callable[..., Any]]] = {
     "data.options": DATASETS,
     "ema": PROFILES,
+    "optimiser": OPTIMISERS,
     "features": FEATURES,
     "process.coupling": COUPLINGS,
     "process.schedule": SCHEDULES | CONTINUOUS | LISTED,

@@ -114,7 +114,7 @@ class RunCallbacks:
 
     def on_validation(self, images_seen: int) -> dict[str, float]:
         """Return the validation loss of the present weights and of each average; every process computes a part."""
-        validation, parts = self.setup.validation, self.trainer.state().parts
+        validation, parts = self.setup.validation, self.trainer.state().evaluated
         says = nullcontext() if self.run is None else heartbeat(f"validation at {images_seen:,} images")
         with says:
             numbers = measure_all(validation, parts, self._validation_network, self.backend.collective)
@@ -159,8 +159,8 @@ class RunCallbacks:
         batch = make_batch(setup.loader, setup.objective, step.images_seen, step.batch, step.history)
         notes = computed_by(setup, self.backend) | {"seed": setup.seed, "config": self.config}
         path = save_bundle(
-            folder, step, setup.model, setup.seed, self.trainer.state(), batch, setup.adam, setup.objective.distance,
-            notes,
+            folder, step, setup.model, setup.seed, self.trainer.state(), batch, setup.optimiser,
+            setup.objective.distance, notes,
         )  # fmt: skip
         spec = setup.model.spec
         own = f" network={spec.reference}" if isinstance(spec, OwnSpec) else ""
@@ -188,7 +188,7 @@ class RunCallbacks:
 
     def _sampling_network(self) -> tuple[Backend, Network]:
         """Return one network with the present weights; TensorFlow would trace a new one and keep every trace."""
-        weights = self.trainer.state().parts[self.setup.sample.weights]
+        weights = self.trainer.state().evaluated[self.setup.sample.weights]
         if self._sampling is None:
             backend = sampling_backend(self.setup, self.backend)
             self._sampling = backend, backend.network(self.setup.model.program, weights)

@@ -11,24 +11,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.registry import complete_options
 from diffusion_core.common.text import join_some, pluralize
 from diffusion_core.diffusion.loss_weighting import WEIGHTINGS
 from diffusion_core.diffusion.timestep_sampling import TIMESTEP_SAMPLERS
 from diffusion_core.files.safe_read import read_json
+from diffusion_core.optim import optimiser_options, role_of, start_slots
 from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.runs.training_record import DataRecord
 from diffusion_core.training.coupling import COUPLINGS
 from experiments.training.record import data_record
 from experiments.training.setup import TrainingSetup
 
-__all__ = ["changed_objective", "check_data", "check_process", "describe_changes", "objective_notes"]
+__all__ = ["changed_objective", "check_data", "check_process", "describe_changes", "objective_notes", "with_slots"]
 
 # By key of `objective_notes`: the functions that the option selects by name.
 _REGISTRIES: Mapping[str, Mapping[str, Any]] = {
@@ -114,6 +116,37 @@ def _is_own(directory: Path, source: Path) -> bool:
     return Path(directory).resolve() in Path(source).resolve().parents
 
 
+def with_slots(checkpoint: Checkpoint, setup: TrainingSetup, source: Path, change_objective: bool) -> TrainerState:
+    """Return the state of a checkpoint for the optimiser of the setup.
+
+    Args:
+        checkpoint: that a run is resumed from.
+        setup: of the run.
+        source: the path of the checkpoint.
+        change_objective: whether another optimiser may go on, from slots of its own at their start.
+
+    Raises:
+        DuetError: if the checkpoint was trained by another optimiser, and `change_objective` is false.
+    """
+    state, optimiser = checkpoint.state, setup.optimiser
+    if state.updates == 0:  # weights that no optimiser has updated, such as imported ones
+        return replace(state, slots={})
+    current = optimiser_options(optimiser)["name"]
+    stored = "adam" if checkpoint.training is None else checkpoint.training.optimiser.get("name", "adam")
+    if stored != current:
+        if change_objective:
+            return replace(state, slots={})
+        raise DuetError(
+            f"optimiser.name: {current} was given, but {source} was trained by {stored}, whose state is another one; "
+            f"give optimiser={stored}, or change_objective=true to go on from its weights with a fresh state"
+        )
+    # Where no axes are known, the trainer checks the shapes.
+    roles = {p.name: role_of(p) for p in setup.model.program.parameters}
+    if state.slots and (not optimiser.sees_axes or all(p.axes for p in setup.model.program.parameters)):
+        start_slots(optimiser, roles, state.weights, state.slots)
+    return state
+
+
 def describe_changes(checkpoint: Checkpoint, setup: TrainingSetup) -> list[str]:
     """Return one line for each allowed change since a checkpoint: data, optimiser, learning rate, batch."""
     record = checkpoint.training
@@ -124,7 +157,7 @@ def describe_changes(checkpoint: Checkpoint, setup: TrainingSetup) -> list[str]:
         lines.append(f"data changed: trained so far on {difference}")
     batch = {"batch": setup.training_config.batch}
     for group, stored, current in (
-        ("optimiser", record.optimiser, asdict(setup.adam)),
+        ("optimiser", record.optimiser, optimiser_options(setup.optimiser)),
         ("lr", record.learning_rate, asdict(setup.learning_rate)),
         ("trainer", {} if record.batch is None else {"batch": record.batch}, batch),
     ):

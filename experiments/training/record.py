@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_core.optim import profile_options
+from diffusion_core.optim import optimiser_options, profile_options
 from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.runs.training_record import DataRecord, TrainingRecord
 from experiments.training.setup import TrainingSetup
@@ -43,7 +43,7 @@ def fresh_record(setup: TrainingSetup) -> TrainingRecord:
         label_dropout=setup.objective.label_dropout,
         dropped_labels=0,
         batch=setup.training_config.batch,
-        optimiser=asdict(setup.adam),
+        optimiser=optimiser_options(setup.optimiser),
         learning_rate=asdict(setup.learning_rate),
         averages=tuple(profile_options(profile) for profile in setup.ema.profiles),
         sampler=dict(setup.sampler),

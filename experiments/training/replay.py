@@ -123,7 +123,7 @@ def replay_step(
     program, backend = moment.model.program, backend.with_precision(precision)
     bundle = replace(bundle, moment=moment)
     opened = backend.open(resumed=compiled_in(moment, backend.name))
-    trainer = opened.trainer(program, moment.state, bundle.adam, bundle.distance)
+    trainer = opened.trainer(program, moment.state, bundle.optimiser, bundle.distance)
     expected: Mapping[str, NDArray] = {}
     with np.errstate(all="ignore"):
         loss, gradients = trainer.gradients(bundle.batch, bundle.micro_batches)

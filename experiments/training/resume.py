@@ -21,7 +21,7 @@ from diffusion_core.networks.weights import initial_weights
 from diffusion_core.optim import profile_options
 from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
 from diffusion_core.training.loop import ResumeState, TrainingConfig
-from experiments.training.changes import changed_objective, check_data, check_process, objective_notes
+from experiments.training.changes import changed_objective, check_data, check_process, objective_notes, with_slots
 from experiments.training.record import fresh_record
 from experiments.training.setup import TrainingSetup
 
@@ -124,7 +124,9 @@ def starting_point(
     _check_length(checkpoint, setup.training_config, is_own=resume in RESUME_IN_PLACE)
     # The loss history of another objective does not apply to this one.
     history = None if changed else checkpoint.history
-    return replace(checkpoint, state=_with_averages(checkpoint, setup, change_objective), history=history), source
+    state = with_slots(checkpoint, setup, source, change_objective)
+    checkpoint = replace(checkpoint, state=state, history=history)
+    return replace(checkpoint, state=_with_averages(checkpoint, setup, change_objective)), source
 
 
 def _check_notes(checkpoint: Checkpoint, source: Path) -> None:

@@ -237,7 +237,7 @@ def _run(
     with signals.flag_on_signal() as stop:
         if run is not None:
             _start_run(setup, record, run, backend, start, source, tracker)
-        trainer = backend.trainer(setup.model.program, start.state, setup.adam, setup.objective.distance)
+        trainer = backend.trainer(setup.model.program, start.state, setup.optimiser, setup.objective.distance)
         session = _Session(setup, record, backend, trainer, run, start, stop)
         result = _train(session)
         if setup.plan is not None:
@@ -365,7 +365,7 @@ def _sample(
     setup, run, stop = session.setup, session.run, session.stop
     model, images_seen, weights = setup.model, setup.training_config.images, setup.sample.weights
     with stop_check(backend.collective, stop) as pause:
-        network = backend.network(model.program, session.trainer.state().parts[weights])
+        network = backend.network(model.program, session.trainer.state().evaluated[weights])
         began = perf_counter()
         facts = {} if run is None else {"weights_sha256": weights_hash(run.path, weights)}
         images = draw.save_samples(

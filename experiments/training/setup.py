@@ -14,7 +14,7 @@ from diffusion_core.data.augment import LABEL
 from diffusion_core.data.grain import Grain
 from diffusion_core.data.prefetch import Prefetch
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.optim import Ema, make_ema, profile_options
+from diffusion_core.optim import Ema, Optimiser, make_ema, optimiser_options, profile_options
 from diffusion_core.optim.adam import Adam, LearningRate
 from diffusion_core.runtime.distributed import ProcessGroup
 from diffusion_core.sampling import SamplerPlan
@@ -49,7 +49,7 @@ class TrainingSetup:
         objective: what is trained.
         loader: the data, whole.
         batches: a context manager that yields the loader of this process, which may make batches ahead of time.
-        adam: the optimiser.
+        optimiser: the optimiser.
         learning_rate: as a function of images seen.
         ema: the moving averages.
         training_config: the length of the run and when it does what.
@@ -66,7 +66,7 @@ class TrainingSetup:
     objective: Objective
     loader: Loader
     batches: AbstractContextManager[Loader | Prefetch | Grain]
-    adam: Adam
+    optimiser: Optimiser
     learning_rate: LearningRate
     ema: Ema
     training_config: TrainingConfig
@@ -85,7 +85,7 @@ class TrainingSetup:
         training_config: TrainingConfig | None = None,
         *,
         objective: Mapping[str, Any] | None = None,
-        adam: Adam | None = None,
+        optimiser: Optimiser | None = None,
         learning_rate: LearningRate | None = None,
         ema: Ema | None = None,
         sampler: Mapping[str, Any] | None = None,
@@ -109,7 +109,7 @@ class TrainingSetup:
             dataset: the images to train on.
             training_config: by default 128,000 images in batches of 128.
             objective: options of `Objective.for_model`, such as ``{"label_dropout": 0.1}``.
-            adam: by default without weight decay, with gradients clipped to norm 1.
+            optimiser: by default Adam without weight decay, with gradients clipped to norm 1.
             learning_rate: by default constant, 1e-3; a decay without an end of its own ends with the run.
             ema: by default `make_ema("warmup", decay=0.999)`.
             sampler: name and options; by default DDIM with 50 steps, or as many as a shorter schedule has, or Heun's
@@ -159,7 +159,7 @@ class TrainingSetup:
             objective=made_objective,
             loader=data,
             batches=LOADERS[loader](data if made_objective.needs_whole_batch else own_part, workers),
-            adam=adam or Adam(),
+            optimiser=optimiser or Adam(),
             learning_rate=learning_rate,
             ema=ema,
             training_config=config,
@@ -207,7 +207,7 @@ class TrainingSetup:
             "data": {"name": self.loader.dataset.name, "flip": self.loader.flip, "augment": self.loader.augment},
             "model": network,
             "process": model | self.objective.options,
-            "optimiser": asdict(self.adam),
+            "optimiser": optimiser_options(self.optimiser),
             "lr": asdict(self.learning_rate),
             "trainer": asdict(self.training_config),
             "sampler": dict(self.sampler),

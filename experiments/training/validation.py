@@ -97,12 +97,11 @@ def measure_all(
 
     Args:
         validation: the held-out images.
-        parts: the state of a training by part; see `TrainerState.parts`.
+        parts: the weights of a training and their averages; see `TrainerState.evaluated`.
         network: returns a network with these weights.
         collective: the processes that each compute a part.
     """
     numbers: dict[str, float] = {}
     for name, weights in parts.items():
-        if name not in ("moment1", "moment2"):
-            numbers |= validation.measure(network(weights).forward, name, collective)
+        numbers |= validation.measure(network(weights).forward, name, collective)
     return numbers

@@ -35,7 +35,7 @@ LAST = {name: np.float32(0.9) * value for name, value in EMA.items()}
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
     zeros = {name: np.zeros_like(value) for name, value in EMA.items()}
-    return Checkpoint(128, MODEL, 0, TrainerState(LAST, (EMA,), zeros, zeros, 1), {})
+    return Checkpoint(128, MODEL, 0, TrainerState(LAST, (EMA,), {"moment1": zeros, "moment2": zeros}, 1), {})
 
 
 @pytest.fixture(scope="module")

@@ -58,9 +58,9 @@ def step_by_hand(trainer: Any, state: TrainerState, batch: TrainBatch) -> Traine
     """Return the state after one step of the rule, with the gradient of the trainer."""
     _, gradients = trainer.gradients(batch)
     sized = normalise_weights(state.weights, PROGRAM.normalised)
-    after = adam_update(ADAM, sized, state.moment1, state.moment2, gradients, state.updates + 1, LR)
+    after = adam_update(ADAM, sized, *state.slots.values(), gradients, state.updates + 1, LR)
     average = {name: DECAY * old + (1 - DECAY) * after[0][name] for name, old in without_frequencies(state.ema).items()}
-    return TrainerState(after[0], (average,), after[1], after[2], state.updates + 1)
+    return TrainerState(after[0], (average,), {"moment1": after[1], "moment2": after[2]}, state.updates + 1)
 
 
 def test_a_training_pass_computes_at_the_normalised_weights_and_leaves_the_weights(trainer, batch):

@@ -228,7 +228,8 @@ def test_weights_that_do_not_fit_are_refused(open_backend, change, message):
     backend = open_backend("float32")
     with pytest.raises(DuetError, match=message):
         backend.network(TINY, change(WEIGHTS))
-    fitting = TrainerState.fresh(WEIGHTS, 2).parts
+    zeros = {name: np.zeros_like(value) for name, value in WEIGHTS.items()}
+    fitting = TrainerState(WEIGHTS, (WEIGHTS, WEIGHTS), {"moment1": zeros, "moment2": zeros}).parts
     for part in ("weights", "ema", "ema1", "moment1", "moment2"):
         with pytest.raises(DuetError, match=message):
             backend.trainer(TINY, TrainerState.from_parts(fitting | {part: change(WEIGHTS)}, 0), Adam(), "mse")
@@ -626,8 +627,8 @@ def test_the_optimiser_does_not_change_untrained_parameters(walk):
         np.testing.assert_array_equal(
             getattr(last, part)["fourier.frequencies"], first.weights["fourier.frequencies"], strict=True
         )
-    for name, moment in last.moment1.items():
-        is_still = not np.any(moment) and not np.any(last.moment2[name])
+    for name, moment in last.slots["moment1"].items():
+        is_still = not np.any(moment) and not np.any(last.slots["moment2"][name])
         assert is_still == (name in UNTRAINED), name
 
 
@@ -636,7 +637,7 @@ def test_output_channels_beyond_those_of_the_image_are_not_trained(walk):
     for name in ("last.weight", "last.bias"):
         np.testing.assert_array_equal(last.weights[name][2:], first.weights[name][2:])
         assert np.all(last.weights[name][:2] != first.weights[name][:2])
-        assert not np.any(last.moment2[name][2:])
+        assert not np.any(last.slots["moment2"][name][2:])
 
 
 def test_a_resumed_run_with_running_statistics_and_dropout_equals_an_uninterrupted_one(backend, walk):

@@ -30,7 +30,8 @@ FILES_ALONE = {("tf", "own_variables.py")}  # PyTorch has one kind of module and
 
 # Names that only one backend has, and why.
 ALONE = {
-    ("tf", "module.py", "from_canonical"),  # TensorFlow's kernels have other axes than the canonical ones
+    ("tf", "module.py", "canonical_order"),  # TensorFlow's kernels have other axes than the canonical ones
+    ("tf", "module.py", "from_canonical"),
     ("tf", "module.py", "to_canonical"),
     (
         "torch",
@@ -46,6 +47,7 @@ CALLED_OTHERWISE = {
         "device.py",
         "DeviceContext.mixed_precision",
     ),  # torch.autocast is a context; TensorFlow has none, so it takes tensors
+    ("optimiser.py", "Updater.apply"),  # in a graph the numbers of an update are tensors
     ("network.py", "read_parameters"),  # TensorFlow must know the axes of each parameter
 }
 

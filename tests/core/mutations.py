@@ -105,7 +105,9 @@ def _weights(part: str) -> dict[str, np.ndarray]:
 
 
 def _state() -> TrainerState:
-    return TrainerState(_weights("weights"), (_weights("ema"),), _weights("moment1"), _weights("moment2"), 10)
+    return TrainerState(
+        _weights("weights"), (_weights("ema"),), {part: _weights(part) for part in ("moment1", "moment2")}, 10
+    )
 
 
 def _make_checkpoint(root: Path) -> None:
@@ -151,7 +153,7 @@ def _make_bundle(root: Path) -> None:
 def _read_bundle(root: Path) -> Any:
     (path,) = root.iterdir()
     found = load_bundle(path)
-    moment, facts = found.moment, (found.adam, found.distance, found.lr, found.decays, found.loss, found.grad_norm)
+    moment, facts = found.moment, (found.optimiser, found.distance, found.lr, found.decays, found.loss, found.grad_norm)
     return moment.images_seen, moment.model, dict(moment.notes), moment.state.parts, found.batch.arrays, facts
 
 

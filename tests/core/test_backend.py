@@ -28,21 +28,19 @@ def test_invalid_settings_of_a_backend_are_refused(options, words):
 
 
 @pytest.mark.parametrize("averages", [1, 3])
-def test_a_fresh_state_starts_the_averages_at_the_weights_and_the_moments_at_zero(averages):
+def test_a_fresh_state_starts_the_averages_at_the_weights_and_has_no_slots(averages):
     weights = {"a": np.ones((2, 3), np.float32), "b": np.zeros(1, np.float64)}
     state = TrainerState.fresh(weights, averages)
-    assert state.updates == 0 and len(state.averages) == averages
+    assert state.updates == 0 and state.slots == {} and len(state.averages) == averages
     for name, value in weights.items():
         np.testing.assert_array_equal(state.weights[name], value)
         for average in state.averages:
             np.testing.assert_array_equal(average[name], value)
-        for moment in (state.moment1, state.moment2):
-            assert moment[name].shape == value.shape and moment[name].dtype == value.dtype and not moment[name].any()
 
 
 def test_the_parts_of_a_state_are_complete():
     arrays = [{"a": np.full(2, k)} for k in range(6)]
-    state = TrainerState(arrays[0], (arrays[1], arrays[2], arrays[3]), arrays[4], arrays[5], 7)
+    state = TrainerState(arrays[0], tuple(arrays[1:4]), {"moment1": arrays[4], "moment2": arrays[5]}, 7)
     assert list(state.parts) == ["weights", "ema", "ema1", "ema2", "moment1", "moment2"]
     assert [part["a"][0] for part in state.parts.values()] == list(range(6))
     again = TrainerState.from_parts(dict(reversed(state.parts.items())), 7)

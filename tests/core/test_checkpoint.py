@@ -96,9 +96,9 @@ def test_an_array_without_axes_keeps_its_shape(tmp_path):
 
 def test_signed_zeros_and_subnormal_numbers_survive(tmp_path):
     odd, ends = moment(), np.finfo(np.float32)
-    odd.state.moment1["conv_in.bias"][:] = [-0.0, ends.max, -ends.tiny, ends.smallest_subnormal]
-    expected = odd.state.moment1["conv_in.bias"].tobytes()
-    assert load_checkpoint(save_checkpoint(tmp_path, odd)).state.moment1["conv_in.bias"].tobytes() == expected
+    odd.state.slots["moment1"]["conv_in.bias"][:] = [-0.0, ends.max, -ends.tiny, ends.smallest_subnormal]
+    expected = odd.state.slots["moment1"]["conv_in.bias"].tobytes()
+    assert load_checkpoint(save_checkpoint(tmp_path, odd)).state.slots["moment1"]["conv_in.bias"].tobytes() == expected
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -218,7 +218,10 @@ def test_a_part_that_is_not_a_safetensors_file_is_refused(tmp_path):
 
 
 def test_parts_with_wrong_shapes_are_refused(tmp_path):
-    state = replace(moment().state, moment2=numbers("moment2") | {"conv_in.bias": np.zeros(5, np.float32)})
+    state = moment().state
+    state = replace(
+        state, slots=state.slots | {"moment2": numbers("moment2") | {"conv_in.bias": np.zeros(5, np.float32)}}
+    )
     save_checkpoint(tmp_path, replace(moment(), state=state))
     with pytest.raises(DuetError, match=r"moment2.safetensors: conv_in.bias: the network needs shape \(4,\)"):
         load_checkpoint(tmp_path)

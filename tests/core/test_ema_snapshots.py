@@ -52,7 +52,7 @@ def states(profiles: tuple[Profile, ...] = PROFILES, dtype: type = np.float64) -
             {name: value.astype(dtype) for name, value in ema_update(a, weights, float(p(k, k * BATCH, BATCH))).items()}
             for a, p in zip(state.averages, profiles, strict=True)
         )
-        state = TrainerState(weights, averages, state.moment1, state.moment2, k)
+        state = TrainerState(weights, averages, state.slots, k)
         walked.append(state)
     return walked
 

@@ -58,7 +58,6 @@ def test_exported_weights_are_imported_unchanged(which, trained, tmp_path, capsy
     for name, value in getattr(load_checkpoint(trained).state, which).items():
         np.testing.assert_array_equal(found.state.weights[name], value)
         np.testing.assert_array_equal(found.state.ema[name], value)
-        assert not found.state.moment1[name].any() and not found.state.moment2[name].any()
 
 
 def test_a_given_process_replaces_that_of_the_source(trained, tmp_path):

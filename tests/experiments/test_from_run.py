@@ -241,7 +241,7 @@ def test_a_run_that_python_code_started_names_no_data(tmp_path):
     done = call("train", f"from={tmp_path}")
     assert done.code == 2 and "data: nothing was chosen; add data=NAME" in done.err
     taken = build.training_setup(composed("train", f"from={tmp_path}", "data=digits", "resume=null"))
-    for name in ("adam", "learning_rate", "ema", "sampler", "sample", "training_config", "seed"):
+    for name in ("optimiser", "learning_rate", "ema", "sampler", "sample", "training_config", "seed"):
         assert getattr(taken, name) == getattr(setup, name)
 
 

@@ -37,7 +37,7 @@ SPEC = UNetSpec(
 def test_the_defaults_in_python_are_those_of_the_configuration():
     configured = build.training_setup(composed("train"))
     made = TrainingSetup.create(configured.model, load_dataset("digits", part="train"), TrainingConfig(128_000))
-    for name in ("adam", "learning_rate", "ema", "sampler", "sample", "seed"):
+    for name in ("optimiser", "learning_rate", "ema", "sampler", "sample", "seed"):
         assert getattr(made, name) == getattr(configured, name), name
     assert made.objective.options == configured.objective.options
     given = configured.training_config

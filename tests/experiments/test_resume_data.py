@@ -111,8 +111,8 @@ def test_a_run_of_an_earlier_version_is_resumed_on_the_data_of_its_environment_o
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"adam": Adam(beta2=0.99)}, ["changed: optimiser.beta2 was 0.999 and is now 0.99"]),
-        ({"adam": Adam(clip=None)}, ["changed: optimiser.clip was 1.0 and is now null"]),
+        ({"optimiser": Adam(beta2=0.99)}, ["changed: optimiser.beta2 was 0.999 and is now 0.99"]),
+        ({"optimiser": Adam(clip=None)}, ["changed: optimiser.clip was 1.0 and is now null"]),
         (
             {"learning_rate": LearningRate(5e-4, warmup_images=4)},
             ["changed: lr.peak was 0.001 and is now 0.0005, lr.warmup_images was 0 and is now 4"],

@@ -214,7 +214,7 @@ def said(cfg, experiment: TrainingSetup) -> dict:
         "lr": experiment.learning_rate, "batch": batch,
         "ema": lambda update: experiment.ema.decays(update, update * batch, batch)[0],
         "images": experiment.training_config.images, "sample_images": experiment.training_config.sample_images,
-        "flip": experiment.loader.flip, "weight_decay": experiment.adam.weight_decay,
+        "flip": experiment.loader.flip, "weight_decay": experiment.optimiser.weight_decay,
         "epochs": experiment.training_config.images / len(experiment.loader.dataset),
         "data": {"name": cfg.data.name, **cfg.data.options}, "sampled with": cfg.sample.weights,
     }  # fmt: skip

@@ -1281,15 +1281,19 @@ def zeros(arrays: Weights) -> Weights:
     return {name: np.zeros_like(value) for name, value in arrays.items()}
 
 
+def told_slots(state: TrainerState, **slots: Weights) -> TrainerState:
+    return replace(state, slots={**state.slots, **slots})
+
+
 HANDOVER_FAULTS: dict[str, Callable[[TrainerState], TrainerState]] = {
-    "moments dropped": lambda s: replace(s, moment1=zeros(s.moment1), moment2=zeros(s.moment2)),
-    "second moment dropped": lambda s: replace(s, moment2=zeros(s.moment2)),
-    "moments swapped": lambda s: replace(s, moment1=s.moment2, moment2=s.moment1),
+    "moments dropped": lambda s: told_slots(s, moment1=zeros(s.slots["moment1"]), moment2=zeros(s.slots["moment2"])),
+    "second moment dropped": lambda s: told_slots(s, moment2=zeros(s.slots["moment2"])),
+    "moments swapped": lambda s: told_slots(s, moment1=s.slots["moment2"], moment2=s.slots["moment1"]),
     "updates reset": lambda s: replace(s, updates=0),
     "updates one less": lambda s: replace(s, updates=s.updates - 1),
     "average for weights": lambda s: replace(s, weights=s.ema),
-    "a kernel transposed": lambda s: replace(
-        s, moment1=s.moment1 | {"block1.weight": s.moment1["block1.weight"].T}
+    "a kernel transposed": lambda s: told_slots(
+        s, moment1=s.slots["moment1"] | {"block1.weight": s.slots["moment1"]["block1.weight"].T}
     ),
 }  # fmt: skip
 

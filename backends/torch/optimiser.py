@@ -1,0 +1,122 @@
+"""The update of the weights in PyTorch: the operations of formulas, and the state of an optimiser on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from backends.torch.device import DeviceContext
+from backends.torch.network import read_parameters
+from diffusion_core.backend.interface import TrainerState
+from diffusion_core.networks.program import Program
+from diffusion_core.networks.weights import Weights
+from diffusion_core.optim.adam import Adam
+from diffusion_core.optim.ops import ArrayOps
+from diffusion_core.optim.optimiser import Optimiser, role_of, start_slots
+
+__all__ = ["OPS", "Updater"]
+
+OPS = ArrayOps(
+    sqrt=torch.sqrt,
+    square=torch.square,
+    sign=torch.sign,
+    maximum=lambda a, b: torch.maximum(a, torch.as_tensor(b, dtype=a.dtype, device=a.device)),
+    where=torch.where,
+    mean=lambda x, axis=None, keepdims=False: torch.mean(x, dim=axis, keepdim=keepdims),
+    total=lambda x, axis=None, keepdims=False: torch.sum(x, dim=axis, keepdim=keepdims),
+    reshape=torch.reshape,
+    transpose=torch.permute,
+    diagonal=torch.diagonal,
+    take=lambda x, order, axis: torch.index_select(x, axis, order),
+    descending=lambda x: torch.argsort(x, descending=True, stable=True),
+    eigenvectors=torch.linalg.eigh,
+    orthogonal=lambda x: torch.linalg.qr(x)[0],
+    choose=lambda flag, then, otherwise: then() if flag else otherwise(),
+)
+
+
+class Updater:
+    """The slots of an optimiser on the device, and its update of the parameters.
+
+    Args:
+        optimiser: the optimiser.
+        program: the network.
+        state: whose slots it starts from.
+        tensors: of the network, by name.
+        context: the device.
+    """
+
+    def __init__(
+        self, optimiser: Optimiser, program: Program, state: TrainerState, tensors: dict, context: DeviceContext
+    ) -> None:
+        self.optimiser, self.tensors, self.context = optimiser, tensors, context
+        self.roles = {p.name: role_of(p) for p in program.parameters}
+        start = start_slots(optimiser, self.roles, state.weights, state.slots)
+        self.slots = {slot: {n: self._like(n, array) for n, array in arrays.items()} for slot, arrays in start.items()}
+        self.parameters = {p.name: tensors[p.name] for p in program.trained}
+        # The weights themselves, where the tensors of the network are another point, at which the gradient is taken.
+        self.moved: dict[str, Tensor] = {}
+        if optimiser.moves_point:
+            self.moved = {name: tensor.detach().clone() for name, tensor in self.parameters.items()}
+            self._move()
+        is_fused = isinstance(optimiser, Adam) and optimiser.is_adamw
+        self.fused = self._fused(state.updates) if is_fused else None
+
+    def _like(self, name: str, array) -> Tensor:
+        """Return a slot as a tensor, with the memory layout of its parameter if it has its shape."""
+        tensor, like = self.context.tensor(array), self.tensors[name]
+        return torch.empty_like(like, requires_grad=False).copy_(tensor) if tensor.shape == like.shape else tensor
+
+    def _fused(self, updates: int) -> torch.optim.AdamW:
+        """Return PyTorch's AdamW, whose kernel computes the formula of `Adam` for all parameters at once."""
+        adam, groups = self.optimiser, {adam_decay: [] for adam_decay in (True, False)}
+        for name, parameter in self.parameters.items():
+            groups[self.roles[name].decays].append(parameter)
+        settings = [
+            {"params": group, "weight_decay": adam.weight_decay if decays else 0.0}
+            for decays, group in groups.items()
+            if group
+        ]
+        fused = torch.optim.AdamW(settings, betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=True)
+        for name, parameter in self.parameters.items():
+            fused.state[parameter] = {
+                "step": torch.tensor(float(updates), device=self.context.device),
+                "exp_avg": self.slots["moment1"][name],
+                "exp_avg_sq": self.slots["moment2"][name],
+            }
+        return fused
+
+    def apply(self, gradients: Sequence[Tensor], non_finite: Tensor, update: int, lr: float) -> None:
+        """Make update 1, 2, ... with clipped gradients, unless `non_finite`."""
+        if self.fused is not None:
+            for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+                parameter.grad = gradient
+            for group in self.fused.param_groups:
+                group["lr"] = lr
+            # The flag of a gradient scaler: a step with it set changes nothing and does not count, so count it below.
+            self.fused.found_inf = non_finite.to(torch.float32)
+            self.fused.step()
+            torch._foreach_add_([each["step"] for each in self.fused.state.values()], self.fused.found_inf)
+            return
+        scalars = self.optimiser.scalars(update, lr)
+        for (name, p), gradient in zip((self.moved or self.parameters).items(), gradients, strict=True):
+            own = {slot: tensors[name] for slot, tensors in self.slots.items() if name in tensors}
+            finite = torch.where(non_finite, torch.zeros_like(gradient), gradient)  # decompositions need numbers
+            changed, new = self.optimiser.update(OPS, self.roles[name], p, finite, own, scalars)
+            p.copy_(torch.where(non_finite, p, changed))
+            for slot, value in new.items():
+                own[slot].copy_(torch.where(non_finite, own[slot], value))
+        self._move()
+
+    @torch.no_grad()
+    def _move(self) -> None:
+        """Move the tensors of the network to where the next gradient is taken."""
+        for name, p in self.moved.items():
+            own = {slot: tensors[name] for slot, tensors in self.slots.items() if name in tensors}
+            self.parameters[name].copy_(self.optimiser.point(OPS, self.roles[name], p, own))
+
+    def read_slots(self) -> dict[str, Weights]:
+        """Return the slots as arrays, by slot and parameter."""
+        return {slot: read_parameters(tensors) for slot, tensors in self.slots.items()}
