@@ -23,6 +23,7 @@ _PUBLIC = {
     "adapt": "duet.api.own",
     "ClassifierSpec": "diffusion_core.networks",
     "DoubleConvSpec": "diffusion_core.networks",
+    "EDM2Spec": "diffusion_core.networks",
     "LinearAttentionSpec": "diffusion_core.networks",
     "Model": "diffusion_core.model.diffusion_model:DiffusionModel",
     "PlainSpec": "diffusion_core.networks",

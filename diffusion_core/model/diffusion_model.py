@@ -47,7 +47,8 @@ class DiffusionModel:
         variance: that of the reverse steps in the variational bound, one of `diffusion.variational.VARIANCES`:
             ``"learned"`` or ``"learned_range"`` by the second half of the output channels, ``"fixed_small"`` or
             ``"fixed_large"`` without it; ``"fixed"`` trains without the bound.
-        uncertainty: whether the network has an extra channel with the log-variance of its loss.
+        uncertainty: whether the network has an extra channel with the log-variance of its loss; true for a network
+            that has this channel itself.
         time_offset: what is added to the scaled t, see `diffusion.process.Process`.
         t_floor: the least t that the velocity of prediction x0 is divided by, see `diffusion.process.Process`.
 
@@ -85,6 +86,8 @@ class DiffusionModel:
                 "{name: linear, T: 1000}"
             )
         check_fields("process", self)
+        if self.spec.predicts_uncertainty:
+            object.__setattr__(self, "uncertainty", True)
         channels, image_channels = self.spec.out_channels, self.spec.in_channels
         if self.classifies and self.uncertainty:
             raise DuetError("process.uncertainty: true was given; a classifier predicts logits only, so use false")
@@ -137,7 +140,7 @@ class DiffusionModel:
     def program(self) -> Program:
         """The network as data."""
         program = lower(self.spec)
-        if not self.uncertainty:
+        if program.uncertainty or not self.uncertainty:
             return program
         # Scale the frequencies to the range of c_noise; they are 1 for that of EDM, log(sigma)/4.
         c_noise = self.process.columns(np.array(self.process.schedule.span)).c_noise

@@ -16,6 +16,7 @@ from diffusion_core.networks.builder import NetworkSpec, lower, with_uncertainty
 from diffusion_core.networks.classifier import ClassifierSpec
 from diffusion_core.networks.dit import DiTSpec
 from diffusion_core.networks.double_conv import DoubleConvSpec
+from diffusion_core.networks.edm2 import EDM2Spec
 from diffusion_core.networks.jit import JiTSpec
 from diffusion_core.networks.linear_attention import LinearAttentionSpec
 from diffusion_core.networks.own import OwnSpec
@@ -31,6 +32,7 @@ __all__ = [
     "ClassifierSpec",
     "DiTSpec",
     "DoubleConvSpec",
+    "EDM2Spec",
     "JiTSpec",
     "LinearAttentionSpec",
     "NetworkSpec",
@@ -60,6 +62,7 @@ ARCHITECTURES: dict[str, type[NetworkSpec]] = {
     "uvit": UViTSpec,
     "jit": JiTSpec,
     "classifier": ClassifierSpec,
+    "edm2": EDM2Spec,
     "own": OwnSpec,
 }
 

@@ -89,6 +89,11 @@ class NetworkSpec:
             )
 
     @property
+    def predicts_uncertainty(self) -> bool:
+        """Whether the network itself has the log-variance of its loss as its last channel."""
+        return False
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """The shape of an image, (h, w, c)."""
         return self.image_size, self.image_size, self.in_channels
