@@ -66,7 +66,7 @@ class DeviceContext:
 
     def tensor(self, array: NDArray, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Return an array as a tensor on the device, by default in the dtype of the context."""
-        return torch.from_numpy(np.asarray(array, order="C")).to(self.device, dtype or self.dtype)
+        return torch.from_numpy(np.require(array, requirements="CW")).to(self.device, dtype or self.dtype)
 
     def images(self, array: NDArray) -> torch.Tensor:
         """Return images b h w c as b c h w in channels_last: a view, not a copy."""

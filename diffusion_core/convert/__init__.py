@@ -22,6 +22,7 @@ from diffusion_core.convert.diffusers_export import export_pipeline
 from diffusion_core.convert.dit import import_dit, import_sit
 from diffusion_core.convert.dome272 import import_dome272
 from diffusion_core.convert.edm import import_edm
+from diffusion_core.convert.edm2 import import_edm2
 from diffusion_core.convert.export_state_dict import export_state_dict
 from diffusion_core.convert.guided_diffusion import import_guided_diffusion
 from diffusion_core.convert.jit import import_jit
@@ -36,6 +37,7 @@ SOURCES: dict[str, Callable[..., Imported]] = {
     "ddpm_tf": import_ddpm_tf,
     "ddpm_torch": import_ddpm_torch,
     "edm": import_edm,
+    "edm2": import_edm2,
     "dome272": import_dome272,
     "denoising_diffusion_pytorch": import_denoising_diffusion_pytorch,
     "dit": import_dit,

@@ -22,6 +22,7 @@ from diffusion_core.convert import (
     dit,
     dome272,
     edm,
+    edm2,
     guided_diffusion,
     jit,
     uvit,
@@ -31,6 +32,7 @@ from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import (
     DiTSpec,
     DoubleConvSpec,
+    EDM2Spec,
     JiTSpec,
     LinearAttentionSpec,
     NetworkSpec,
@@ -67,6 +69,14 @@ def _read_edm(arrays: _Arrays, spec: UNetSpec) -> NetworkSpec:
     return edm.read_spec(arrays, "", spec.head_channels or 64, norm_groups=spec.norm_groups, dropout=spec.dropout)
 
 
+def _read_edm2(arrays: _Arrays, spec: EDM2Spec) -> NetworkSpec:
+    undetermined = (
+        "head_channels", "dropout", "resample_filter", "label_balance", "concat_balance", "residual_balance",
+        "attention_balance", "clip",
+    )  # fmt: skip
+    return edm2.read_spec(arrays, "", **{name: getattr(spec, name) for name in undetermined})
+
+
 def _read_dome272(arrays: _Arrays, spec: DoubleConvSpec) -> NetworkSpec:
     return dome272.read_spec(arrays, "", spec.image_size, spec.heads)
 
@@ -97,6 +107,7 @@ PROJECTS: dict[str, tuple[type[NetworkSpec], Callable[..., NameMap], Callable[..
     "ddpm_tf": (UNetSpec, ddpm_tf.make_name_map, _read_ddpm),
     "ddpm_torch": (UNetSpec, ddpm_torch.make_name_map, _read_ddpm_torch),
     "edm": (UNetSpec, edm.make_name_map, _read_edm),
+    "edm2": (EDM2Spec, edm2.make_name_map, _read_edm2),
     "dome272": (DoubleConvSpec, dome272.make_name_map, _read_dome272),
     "dit": (DiTSpec, dit.make_name_map, _read_dit),
     "sit": (DiTSpec, dit.make_name_map, _read_sit),
@@ -126,7 +137,7 @@ def export_state_dict(model: DiffusionModel, weights: Weights, project: str) -> 
             f"target.project: {project} was given, but the network is a {type(model.spec).__name__}; "
             f"{'use ' + ' or '.join(fitting) if fitting else 'no other project has one'}"
         )
-    if model.uncertainty:
+    if model.uncertainty and not model.spec.predicts_uncertainty:
         raise DuetError(f"process.uncertainty: true was given; a network of {project} has no channel for it")
     names = make_names(model.spec, model.program)
     arrays = {name: np.asarray(array, np.float32) for name, array in write_weights(names, weights).items()}

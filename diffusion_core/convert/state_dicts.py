@@ -38,6 +38,7 @@ ANCHORS = {
     "guided_diffusion": "input_blocks.0.0.weight",
     "ddpm_torch": "temb.dense.0.weight",
     "edm": "map_layer0.weight",
+    "edm2": "unet.emb_noise.weight",
     "dome272": "inc.double_conv.0.weight",
     "denoising_diffusion_pytorch": "init_conv.weight",
     "dit": "x_embedder.proj.weight",

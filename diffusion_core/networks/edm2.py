@@ -1,6 +1,6 @@
 r"""The magnitude-preserving U-Net of EDM2: every weight is normalised, no bias, no norm with parameters.
 
-embed:    c_noise -> MPFourier -> MPLinear, summed with MPLinear(one-hot label sqrt(K)) -> MPSiLU     a vector per sample
+embed:    c_noise -> MPFourier -> MPLinear, summed with MPLinear(one-hot label sqrt(K)) -> MPSiLU    a vector per sample
 in:       the image and a channel of ones -> Conv 3x3
 encoder:  [half the resolution] -> [Conv 1x1 to the new width] -> PixelNorm, then the residual branch
 decoder:  [twice the resolution] [x, skip]; the residual branch, and Conv 1x1 to the new width beside it

@@ -16,7 +16,7 @@ also that of Keras), or the largest corrected v/(1 - beta2^k) so far (amsgrad: o
 The two bias corrections are float64 numbers computed on the host.
 
 The learning rate is a function of images seen, including the batch of the step itself, so the first step of a warm-up
-has a rate above zero.
+has a rate above zero; only the rate of EDM2 leaves that batch out.
 
 References:
     Adam: A Method for Stochastic Optimization (Kingma & Ba, 2014), https://arxiv.org/abs/1412.6980
@@ -168,7 +168,7 @@ def adam_update(
     return weights, slots["moment1"], slots["moment2"]
 
 
-DECAYS = ("constant", "linear", "cosine", "inverse_sqrt", "steps")
+DECAYS = ("constant", "linear", "cosine", "inverse_sqrt", "steps", "edm2")
 
 
 @dataclass(frozen=True)
@@ -179,11 +179,15 @@ class LearningRate:
         peak: the rate at the end of the warm-up.
         warmup_images: length of the linear warm-up.
         decay: ``"constant"``, ``"linear"``, ``"cosine"`` (both to `floor` at `total_images`),
-            ``"inverse_sqrt"`` (``peak sqrt(start/images)`` after ``start = max(warmup_images, decay_start_images)``)
-            or ``"steps"`` (multiplied by `factor` every `every_images` after the warm-up, but not below `floor`).
+            ``"inverse_sqrt"`` (``peak sqrt(start/images)`` after ``start = max(warmup_images, decay_start_images)``),
+            ``"steps"`` (multiplied by `factor` every `every_images` after the warm-up, but not below `floor`), or
+            ``"edm2"`` (``peak min(n/warmup_images, 1) / sqrt(max(n/decay_start_images, 1))`` with the images n seen
+            *before* the step, as in the code of EDM2: with a warm-up the first step has the rate 0; without
+            `decay_start_images` there is no decay).
         total_images: images seen at the end of linear and cosine decay; None is the length of the run, see `for_run`.
         floor: the lowest rate of linear, cosine and stepwise decay.
-        decay_start_images: images seen at the start of inverse-square-root decay.
+        decay_start_images: images seen at the start of inverse-square-root decay; in EDM2 this is written as
+            `ref_batches` times the batch.
         factor: of each step of stepwise decay.
         every_images: images between two steps of stepwise decay.
 
@@ -213,6 +217,8 @@ class LearningRate:
                 f"lr: peak {self.peak} must be positive, warmup_images {self.warmup_images} at least 0, "
                 f"and floor {self.floor} between 0 and the peak"
             )
+        if self.decay_start_images < 0:
+            raise DuetError(f"lr.decay_start_images: {self.decay_start_images} was given; it must be at least 0")
         if self.total_images == 0:  # earlier versions wrote 0 where no length was given
             object.__setattr__(self, "total_images", None)
         if self.is_finite and self.total_images is not None and self.total_images <= self.warmup_images:
@@ -251,12 +257,16 @@ class LearningRate:
             )
         return replace(self, total_images=images)
 
-    def __call__(self, images_seen: int) -> float:
-        """Return the rate of the step that ends at `images_seen`."""
+    def __call__(self, images_seen: int, batch: int = 0) -> float:
+        """Return the rate of the step of `batch` images that ends at `images_seen`."""
         if self.is_finite and self.total_images is None:
             raise DuetError(
                 f"lr.total_images: none was given, but {self.decay} decay needs an end; use for_run(images)"
             )
+        if self.decay == "edm2":
+            before, start = images_seen - batch, self.decay_start_images
+            rising = min(before / self.warmup_images, 1.0) if self.warmup_images else 1.0
+            return self.peak / math.sqrt(max(before / start, 1.0) if start else 1.0) * rising
         if images_seen < self.warmup_images:
             return self.peak * images_seen / self.warmup_images
         if self.decay == "constant":

@@ -530,7 +530,7 @@ class _Loop:
     def _rates(self) -> tuple[float, tuple[float, ...]]:
         """Return the learning rate and the decays of the averages of the current step."""
         decays = self.ema.decays(self.updates, self.images_seen, self.config.batch)
-        return self.learning_rate(self.images_seen), decays
+        return self.learning_rate(self.images_seen, self.config.batch), decays
 
     def _step(self, batch: TrainBatch, lr: float, decays: tuple[float, ...]) -> StepResult:
         """Do a step; where memory does not suffice and the configuration allows it, in smaller micro-batches."""

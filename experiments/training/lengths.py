@@ -53,6 +53,7 @@ def _of_rate(setup: TrainingSetup) -> Iterator[str]:
     begins = {
         "steps": ("lr.every_images", rate.warmup_images + rate.every_images),
         "inverse_sqrt": ("lr.decay_start_images", rate.decay_start_images),
+        "edm2": ("lr.decay_start_images", rate.decay_start_images),
     }
     key, begin = begins.get(rate.decay, ("", 0))
     if begin >= images:
@@ -66,7 +67,7 @@ def _of_other_decays(rate: LearningRate) -> Iterator[str]:
     """Yield a line for each option that belongs to another decay than the one that was chosen."""
     decays = {
         "total_images": ("linear", "cosine"), "every_images": ("steps",), "factor": ("steps",),
-        "decay_start_images": ("inverse_sqrt",),
+        "decay_start_images": ("inverse_sqrt", "edm2"),
     }  # fmt: skip
     for field in fields(rate):
         own = decays.get(field.name)

@@ -134,6 +134,7 @@ RATES = {
     "cosine": LearningRate(0.1, 1000, "cosine", 10_000, 0.01),
     "inverse_sqrt": LearningRate(0.1, 1000, "inverse_sqrt", decay_start_images=3000),
     "steps": LearningRate(0.1, 1000, "steps", floor=0.03, factor=0.5, every_images=4000),
+    "edm2": LearningRate(0.1, 1000, "edm2", decay_start_images=3000),
 }
 
 
@@ -144,6 +145,22 @@ def test_the_rate_is_continuous_and_bounded(decay):
     assert np.all(values > 0) and values.max() == rate.peak
     assert np.abs(np.diff(values)).max() <= rate.peak / rate.warmup_images * (1 + 1e-9)
     assert np.all(np.diff(values[999:]) <= 0)
+
+
+@pytest.mark.parametrize(
+    "name, peak, start", [("img512-xxs", 0.017, 70_000), ("img64-s", 0.01, 35_000), ("none", 0.01, 0)]
+)
+def test_the_rate_of_edm2_counts_the_images_before_the_step(name, peak, start):
+    """The schedule of its training loop, whose arguments count batches of 2048 and millions of images."""
+    rate, batch = LearningRate(peak, 10_000_000, "edm2", decay_start_images=start * 2048), 2048
+    for before in (0, batch, 3_000_000, 10_000_384, 71_680_000, 143_360_000, 2048 << 20):
+        expected = peak
+        if start > 0:
+            expected /= np.sqrt(max(before / (start * batch), 1))
+        expected *= min(before / 10e6, 1)
+        assert rate(before + batch, batch) == pytest.approx(expected, rel=1e-15, abs=0)
+    assert rate(batch, batch) == 0.0
+    assert LearningRate(peak, decay="edm2")(batch, batch) == peak
 
 
 @pytest.mark.parametrize("decay", DECAYS)
@@ -190,6 +207,7 @@ def test_decay_values_at_the_ends_and_in_the_middle():
     ({"peak": float("inf")}, "peak inf"),
     ({"peak": 0.1, "warmup_images": -1}, "warmup_images -1"),
     ({"peak": 0.1, "floor": 0.2}, "floor 0.2"),
+    ({"peak": 0.1, "decay": "edm2", "decay_start_images": -1}, "lr.decay_start_images: -1 was given"),
     ({"peak": 0.1, "floor": -0.2}, "floor -0.2"),
     ({"peak": 0.1, "decay": "cosinus", "total_images": 10}, "Did you mean 'cosine'"),
     ({"peak": 0.1, "decay": "cosine", "total_images": -5}, "total_images -5, which must be more than warmup_images 0"),

@@ -16,6 +16,7 @@ from diffusion_core.networks import (
     ARCHITECTURES,
     DiTSpec,
     DoubleConvSpec,
+    EDM2Spec,
     JiTSpec,
     LinearAttentionSpec,
     NetworkSpec,
@@ -407,8 +408,8 @@ def test_every_option_changes_the_program(name):
 
 
 def test_every_architecture_is_tested_here():
-    # The standard UNet, the classifier, transformers and own networks have test files of their own.
-    others = {UNetSpec, ClassifierSpec, DiTSpec, UViTSpec, JiTSpec, OwnSpec}
+    # The standard UNet, EDM2, the classifier, transformers and own networks have test files of their own.
+    others = {UNetSpec, EDM2Spec, ClassifierSpec, DiTSpec, UViTSpec, JiTSpec, OwnSpec}
     assert {type(spec) for spec in TINY.values()} | others == set(ARCHITECTURES.values())
 
 

@@ -54,6 +54,20 @@ COUNTS = {
     "digits_classifier": 626_122,
     "dit_digits": 316_676,
     "double_conv_attention": 23_331_457,
+    "edm2_digits": 406_771,
+    # With the 128 weights of the learned log-variance.
+    "edm2_xxs_512": 31_309_029,
+    "edm2_xs_512": 124_713_253,
+    "edm2_s_512": 280_212_837,
+    "edm2_m_512": 497_807_781,
+    "edm2_l_512": 777_498_085,
+    "edm2_xl_512": 1_119_283_749,
+    "edm2_xxl_512": 1_523_164_773,
+    "edm2_xs_64": 124_710_949,
+    "edm2_s_64": 280_209_381,
+    "edm2_m_64": 497_803_173,
+    "edm2_l_64": 777_492_325,
+    "edm2_xl_64": 1_119_276_837,
     "improved_32": 52_546_438,
     "landscape": 23_334_275,
     "linear_attention": 35_711_491,
@@ -86,6 +100,8 @@ def test_a_preset_has_the_expected_parameter_count(name):
     [
         ("double_conv_attention", ["model.in_channels=3", "model.out_channels=3"], 23_332_739),
         ("adm_256", ["model.num_classes=0"], 552_814_086),
+        ("edm2_xs_512", ["model.num_classes=0"], 124_201_253),
+        ("edm2_xs_512", ["model.logvar_channels=0"], 124_713_253 - 128),
         # Ten columns and a bias, in the width of the features: 11 x 128 and 11 x 256 more.
         ("ddpmpp_32", ["model.num_classes=10"], 55_735_299),
         ("ncsnpp_32", ["model.num_classes=10"], 56_400_643),
@@ -159,6 +175,8 @@ DROPOUT = {
     "ddpmpp_32": 0.13,
     "ncsnpp_32": 0.13,
     "adm_edm_64": 0.1,
+    **{f"edm2_{size}_64": 0.1 for size in ("m", "l", "xl")},
+    **{f"edm2_{size}_512": 0.1 for size in ("m", "l", "xl", "xxl")},
 }
 
 
@@ -266,6 +284,7 @@ def test_only_ncsnpp_filters_with_four_taps():
         ("sixteen_step", "sixteen_step"),
         ("plain", "plain"),
         ("linear_attention", "linear_attention"),
+        ("edm2_digits", "edm2"),
     ],
 )
 def test_unknown_keys_and_wrong_types_of_an_architecture_are_refused(name, architecture):
