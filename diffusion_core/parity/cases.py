@@ -319,7 +319,7 @@ BLOCKS: tuple[BlockCase, ...] = (
             ("attend", Attention(8, 2), ("qkv",)), ("image", Slice("tokens", 2, 16), ("attend",)),
             ("part", Slice("channels", 3, 4), ("image",)), ("back8", _dense(4, 8), ("part",))),
     _tokens("Slice of the channels of an image and of a vector", ("v", _SINUSOIDS[0], ("c_noise",)),
-            ("v8", Slice("channels", 5, 8), ("v",)), ("part", Slice("channels", 2, 4), ("pre",)),
+            ("v8", Slice("channels", 5, 8), ("v",)), ("part", Slice("channels", 4, 4), ("pre",)),
             ("tokens", Patchify(1), ("part",)), ("wide", _dense(4, 8), ("tokens",)),
             ("last", Add(1.0), ("wide", "v8"))),
     _tokens("SinePositions", ("table", SinePositions(4, 4, 8), ("t",)), ("last", _dense(8, 8), ("table",))),

@@ -360,6 +360,14 @@ def told_instead(name: str, block: Any) -> Fault:
 LEFT_OUT = told_node("block", lambda node: Node("block", Add(0.5), ("pre", "pre")))
 STRIDED, FOUR_HEADS = "Conv 3x3 stride 2, padding (1, 1)", "Attention of 4 heads"
 SIN_FIRST, COS_FIRST = "Sinusoid sin first, half - 1; Linear", "Sinusoid cos first, half; Linear without bias"
+CHAIN, SUMS = "Tokens: concatenation and slices", "Tokens: sums with a vector"
+
+
+def across(side: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The rows of a table of tokens, column by column."""
+    return lambda w: w.reshape(side, side, -1).swapaxes(0, 1).reshape(w.shape)
+
+
 BLOCK_FAULTS: dict[str, tuple[str, Fault]] = {
     "padding (0, 1) for (1, 1)": (STRIDED, told_block(padding=(0, 1, 0, 1))),
     "padding (1, 1) for (0, 1)": ("Conv 3x3 stride 2, padding (0, 1)", told_block(padding=(1, 1, 1, 1))),
@@ -454,6 +462,35 @@ BLOCK_FAULTS: dict[str, tuple[str, Fault]] = {
     "nearest for a filter": ("Resample up with a filter", told_block(taps=(0.0, 1.0, 1.0, 0.0))),
     "c h w for h w c of a flat image": ("Flatten, Unflatten", told_weights("back0.weight", channels_first(8, 8, 1))),
     "c h w for h w c on the way back": ("Flatten, Unflatten", told_weights("back0.", channels_first(4, 4, 0))),
+    "channel slowest in a patch": ("Patchify, Unpatchify", told_weights("back0.weight", channels_first(2, 2, 1))),
+    "channel slowest in a patch on the way back": (
+        "Patchify, Unpatchify", told_weights("back1.weight", channels_first(2, 2, 0))
+    ),
+    "columns for rows of patches": ("SinePositions", told_weights("table.table", across(4))),
+    "cosines before sines of a position": (
+        "SinePositions", told_weights("table.table", lambda w: w.reshape(16, 2, 2, 2)[:, :, ::-1].reshape(16, 8))
+    ),
+    "rows before columns of a position": (
+        "SinePositions", told_weights("table.table", lambda w: np.roll(w, 4, axis=1))
+    ),
+    "a learned position left out": (CHAIN, told_weights("table.", np.zeros_like)),
+    "tokens concatenated the other way": (
+        CHAIN, told_node("wide", lambda node: replace(node, inputs=node.inputs[::-1]))
+    ),
+    "the next tokens": (CHAIN, told_block("image", start=3)),
+    "the channels before": (CHAIN, told_block("part", start=2)),
+    "the channels of an image before": ("Slice of the channels of an image and of a vector", told_block("part", start=3)),
+    "the channels of a vector before": ("Slice of the channels of an image and of a vector", told_block("v8", start=4)),
+    "scale, shift for shift, scale": ("Modulate, shift first", told_block("join", shift_first=False)),
+    "scale, shift for shift, scale of tokens": (SUMS, told_block("modulate", shift_first=False)),
+    "gate added for multiplied": (SUMS, told_instead("gate", Add(1.0))),
+    "scale of a sum with tokens left out": (SUMS, told_block("add", scale=1.0)),
+    "exact GELU for that by tanh": ("GELU by tanh", told_block(tanh=False)),
+    "exact GELU of tokens": ("Tokens: norms and activations", told_block("act", tanh=False)),
+    "norm without scale and shift, eps 1e-5 for 1e-6": ("LayerNorm of channels, not affine", told_block(eps=1e-5)),
+    "1 head for 2 of cross-attention": ("CrossAttention", told_block("attend", heads=1)),
+    "v, k for k, v": ("CrossAttention", told_weights("kv.", lambda w: np.roll(w, 8, axis=0))),
+    "head by head of tokens": ("Attention of tokens, large logits", told_block("attend", order="heads")),
 }  # fmt: skip
 
 
@@ -475,6 +512,7 @@ def test_rung_2_notices(exact, name, fault):
 FINE = {
     "eps 1e-5 for 1e-6", "eps through float32", "scale of a sum through float32", "frequencies through float32",
     "random frequencies through float32", "image norm, eps 1e-6 for 1e-5",
+    "norm without scale and shift, eps 1e-5 for 1e-6",
 }  # fmt: skip
 
 
@@ -789,6 +827,7 @@ def reversed_inputs(name: str) -> Fault:
     return told_node(name, lambda node: replace(node, inputs=node.inputs[::-1]))
 
 
+DIT, SIT = "DiT, learned variance", "SiT of diffusers' embedding, no null row"
 NETWORK_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
     "skip connection first": (TITLE, {"network": reversed_inputs("up.0.0.concat")}),
     "one weight off by 1e-9": (TITLE, {"network": told_weights("conv_in.weight", partial(hair, size=1e-9))}),
@@ -814,6 +853,18 @@ NETWORK_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
     "time added for multiplied": ("sixteen_step", {"network": told_instead("down.0.multiply", Add(1.0))}),
     "time not scaled": ("plain", {"network": told_block("in.time", scale=1.0)}),
     "sigmoid left out": ("denoising_autoencoder", {"network": told_instead("out_act", SiLU())}),
+    "scale, shift for shift, scale": (DIT, {"network": told_block("block.0.attn.modulate", shift_first=False)}),
+    "gate of the MLP for that of the attention": (DIT, {"network": told_block("block.1.attn.gate", start=5 * 16)}),
+    "shift of the attention for that of the MLP": (DIT, {"network": told_block("block.1.mlp.shift_scale", start=0)}),
+    "exact GELU": (DIT, {"network": told_block("block.0.mlp.act", tanh=False)}),
+    "sines before cosines of the time": (DIT, {"network": told_block("embed.features", sin_first=True)}),
+    "rows for columns of the positions": (DIT, {"network": told_weights("positions.table", across(4))}),
+    "rows for columns of a patch": (
+        DIT, {"network": told_weights("final.dense.weight", lambda w: w.reshape(2, 2, 2, 16).swapaxes(0, 1).reshape(8, 16))}
+    ),
+    "the last channels for the first": (SIT, {"network": told_block("final.kept", start=2)}),
+    "eps 1e-6 for 1e-5 before an MLP": (SIT, {"network": told_block("block.0.mlp.norm", eps=1e-6)}),
+    "divisor half for half - 1": (SIT, {"network": told_block("embed.features", divisor=8.0)}),
 }  # fmt: skip
 
 
