@@ -336,18 +336,31 @@ def _check_range(name: str, sigma_min: float, sigma_max: float) -> None:
         )
 
 
-def cosine_continuous(log_snr_min: float = -15.0, log_snr_max: float = 15.0) -> ContinuousSchedule:
+def cosine_continuous(
+    log_snr_min: float = -15.0, log_snr_max: float = 15.0, t_min: float = 0.0, t_max: float = 1.0
+) -> ContinuousSchedule:
     """Return the cosine schedule between two log-SNR: log-SNR = -2 log tan(angle), the angle linear in t.
 
-    See Hoogeboom et al., 2023.
+    See Hoogeboom et al., 2023. Between -100 and 100 the angle is pi t/2 up to rounding, the path GVP of SiT.
+
+    Args:
+        log_snr_min: log-SNR at t = 1.
+        log_snr_max: log-SNR at t = 0.
+        t_min: the least noisy t.
+        t_max: the noisiest t.
 
     Raises:
-        DuetError: unless -100 <= log_snr_min < log_snr_max <= 100.
+        DuetError: unless -100 <= log_snr_min < log_snr_max <= 100 and 0 <= t_min < t_max <= 1.
     """
     if not -100 <= log_snr_min < log_snr_max <= 100:
         raise DuetError(
             f"schedule cosine_continuous: log_snr_min {log_snr_min:g} and log_snr_max {log_snr_max:g} were given; "
             "they must be in -100 .. 100, the second the larger"
+        )
+    if not 0 <= t_min < t_max <= 1:
+        raise DuetError(
+            f"schedule cosine_continuous: t_min {t_min:g} and t_max {t_max:g} were given; they must be 0 to 1, the "
+            "second the larger"
         )
     low, high = math.atan(math.exp(-0.5 * log_snr_max)), math.atan(math.exp(-0.5 * log_snr_min))
 
@@ -359,7 +372,7 @@ def cosine_continuous(log_snr_min: float = -15.0, log_snr_max: float = 15.0) -> 
         return (np.arctan(np.exp(log_ratio)) - low) / (high - low)
 
     return ContinuousSchedule(
-        "cosine_continuous", alpha_sigma, inverse, (0.0, 1.0), wronskian_at=lambda t: np.full_like(t, high - low)
+        "cosine_continuous", alpha_sigma, inverse, (t_min, t_max), wronskian_at=lambda t: np.full_like(t, high - low)
     )
 
 

@@ -20,11 +20,13 @@ for noise per unit of signal, and lambda = log SNR:
     p2         SNR / (k + SNR)^gamma             1 / (k + SNR)^gamma
     edm        SNR + 1 / sigma_data^2            1 + 1 / (SNR sigma_data^2)      1, if sigma_data = 1
     velocity   (w / sigma)^2                     (w / alpha)^2                   w^2
+    likelihood w alpha / sigma^3                 w / (alpha sigma)               w alpha / sigma
     sigmoid    SNR sigmoid(bias - lambda)        sigmoid(bias - lambda)
 
-In velocity, w = alpha sigma' - sigma alpha' is the Wronskian of a continuous schedule (`continuous`): it is the
-simple weighting of prediction velocity, 1 / t^2 for x_0 on the straight line, and with prediction x0 and a `t_floor`
-the v-loss of JiT, 1 / max(t, t_floor)^2.
+In velocity and likelihood, w = alpha sigma' - sigma alpha' is the Wronskian of a continuous schedule (`continuous`).
+velocity is the simple weighting of prediction velocity, 1 / t^2 for x_0 on the straight line, and with prediction x0
+and a `t_floor` the v-loss of JiT, 1 / max(t, t_floor)^2. likelihood is -SNR'(t)/2, with which the loss is the variational
+bound of continuous time up to constants; it is the weight `likelihood` of SiT.
 
 Each is written so that it is finite where SNR is 0: w is 0 there, except for edm, where it is 1 / sigma_data^2, for
 velocity and for simple. The equality holds for the squared distance; another distance of the target is multiplied by
@@ -40,6 +42,8 @@ References:
     https://arxiv.org/abs/2206.00364
     Understanding Diffusion Objectives as the ELBO with Simple Data Augmentation (Kingma & Gao, 2023),
     https://arxiv.org/abs/2303.00848
+    Variational Diffusion Models (Kingma et al., 2021), eq. 17, likelihood, https://arxiv.org/abs/2107.00630
+    SiT (Ma et al., 2024), with its code (willisma/SiT, transport/transport.py), https://arxiv.org/abs/2401.08740
     Simpler Diffusion (SiD2) (Hoogeboom et al., 2024), https://arxiv.org/abs/2410.19324
     Back to Basics: Let Denoising Generative Models Denoise (Li & He, 2025), velocity of prediction x0,
     https://arxiv.org/abs/2511.13720
@@ -57,7 +61,19 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.registry import build
 from diffusion_core.diffusion.process import Process, unsupported_reason
 
-__all__ = ["WEIGHTINGS", "Weighting", "edm", "make_weights", "min_snr", "p2", "sigmoid", "simple", "snr", "velocity"]
+__all__ = [
+    "WEIGHTINGS",
+    "Weighting",
+    "edm",
+    "likelihood",
+    "make_weights",
+    "min_snr",
+    "p2",
+    "sigmoid",
+    "simple",
+    "snr",
+    "velocity",
+]
 
 Array = NDArray[np.float64]
 # The weights of the squared error of the target at the timesteps t, with the shape of t.
@@ -127,6 +143,22 @@ def velocity(process: Process, t: ArrayLike) -> Array:
     return _on_target(process, t, np.square(process.schedule.wronskian(t) / sigma))
 
 
+def likelihood(process: Process, t: ArrayLike) -> Array:
+    """Return the weights for -SNR'(t)/2, the bound on the likelihood (Kingma et al., eq. 17; Ma et al.).
+
+    Raises:
+        DuetError: for a schedule whose derivatives are unknown, such as a table.
+    """
+    schedule = process.schedule
+    if schedule.is_table or schedule.wronskian_at is None:
+        raise DuetError(
+            f"process.weighting: likelihood was given; it needs the derivatives of a continuous schedule, which "
+            f"{schedule.name} has not; use process.bound=vlb, or a schedule such as vp_sde"
+        )
+    alpha, sigma = schedule(t)
+    return _on_target(process, t, schedule.wronskian(t) * alpha / sigma**3)
+
+
 def sigmoid(process: Process, t: ArrayLike, bias: float = 0.0, per_log_snr: bool = False) -> Array:
     """Return the weights for w = SNR sigmoid(bias - log SNR) = SNR / (1 + exp(-bias) SNR) (Kingma & Gao; SiD2).
 
@@ -160,6 +192,7 @@ WEIGHTINGS: Mapping[str, Callable[..., Array]] = {
     "edm": edm,
     "sigmoid": sigmoid,
     "velocity": velocity,
+    "likelihood": likelihood,
 }
 
 

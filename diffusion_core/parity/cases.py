@@ -130,6 +130,9 @@ SEED = 20
 CHANNELS = 8
 _PROCESS = Process(linear(), "eps")
 _EDM = Process(edm(), "edm", sigma_data=0.6)
+_SIT = Process(
+    make_schedule("flow_continuous", t_min=1e-12), "velocity_to_data", time_scale=-1000.0, time_offset=1000.0
+)
 
 
 @dataclass(frozen=True)
@@ -616,6 +619,10 @@ PLANS: dict[str, SamplerPlan] = {
     "DPM-Solver++ SDE-6, r 0.3": make_plan(PARITY.process, "dpmpp_sde", steps=6, r=0.3, s_noise=1.05, clip=1.0),
     "Heun-8 in the time of the VP SDE": make_plan(PARITY.process, "heun", steps=8, variable="vp", clip=1.0),
     "EDM, DPM-Solver++ 2M-8, Karras": make_plan(_EDM, "dpm_solver", steps=8, spacing="karras"),
+    "SiT, Heun-4 with its last evaluation at clean data": make_plan(_SIT, "sit_ode", steps=4, method="heun"),
+    "SiT, SDE-6 by Heun, guidance 2": make_plan(
+        _SIT, "sit_sde", steps=6, method="heun", last_step="tweedie", guidance_scale=2.0
+    ),
     "two registers, three estimates": _recurrence(),
 }
 # Every method by name, with about 16 evaluations: with fewer, high orders extrapolate so far that rounding grows. All

@@ -11,17 +11,17 @@ noises eps_i,
     sinkhorn             P minimises sum_ij P_ij C_ij + reg P_ij log P_ij, by Sinkhorn's iteration in logarithms
 
 draw says how pairs follow from the plan: ``assignment`` gives each image the one noise of the permutation, so that the
-batch keeps its images and its noises; ``replacement`` draws n pairs (i, j) from P with replacement, as torchcfm does, so
-that an image may occur twice and another not at all. A factor of the noise would change no permutation, since it only
+batch keeps its images and its noises; ``replacement`` draws n pairs (i, j) from P with replacement, as torchcfm does,
+so that an image may occur twice and another not at all. A factor of the noise would change no permutation, since it only
 multiplies the part of the cost that depends on it, so one coupling serves every schedule.
 
 Noise remains normal over all images. It does not remain normal given the class, as a class prefers the noise that is
 near to it; sampling one class from any noise is then biased. `per_class` couples the images of each class with their
 own noises only, which keeps it normal given the class too.
 
-A coupling is a function of the images and the noise of a whole batch, and of numbers of its positions in "train/coupling":
-the same in both frameworks, after a restart, for any number of processes and of micro-batches. It does depend on the
-size of the batch.
+A coupling is a function of the images and the noise of a whole batch, and of numbers of its positions in
+"train/coupling": the same in both frameworks, after a restart, for any number of processes and of micro-batches. It
+does depend on the size of the batch.
 
 References:
     Improving and Generalizing Flow-Based Generative Models with Minibatch Optimal Transport (Tong et al., 2023), with

@@ -335,8 +335,8 @@ def make_batch(
     features = images.features if objective.features else None  # a network without features ignores conditions
     if objective.needs_whole_batch and len(images.labels) != size:
         raise DuetError(
-            f"process.coupling: {objective.coupling['name']} needs the {size} images of the whole batch, but the loader "
-            f"returned {len(images.labels)}; give it all of them, Loader(..., group=ProcessGroup())"
+            f"process.coupling: {objective.coupling['name']} needs the {size} images of the whole batch, but the "
+            f"loader returned {len(images.labels)}; give it all of them, Loader(..., group=ProcessGroup())"
         )
     batch = objective.batch(images.pixels, images.labels, images.counters, loader.dtype, history, features)
     if objective.needs_whole_batch and group is not None and group.size > 1:

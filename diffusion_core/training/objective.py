@@ -244,8 +244,8 @@ class Objective:
             model: the network and its process.
             seed: the seed of the run.
             options: any of distance, label_dropout, first_t, weighting, timestep_sampling, offset_noise,
-                input_perturbation, bound, bound_weight and coupling, as for `Objective`. The distance of a classifier is
-                ``"cross_entropy"`` unless another one is given.
+                input_perturbation, bound, bound_weight and coupling, as for `Objective`. The distance of a classifier
+                is ``"cross_entropy"`` unless another one is given.
 
         Raises:
             DuetError: if an option is unknown, out of range, or does not fit the model.

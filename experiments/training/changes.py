@@ -50,8 +50,8 @@ def objective_notes(setup: TrainingSetup) -> dict[str, Any]:
 def changed_objective(checkpoint: Checkpoint, setup: TrainingSetup) -> dict[str, tuple[Any, Any]]:
     """Return by key what a checkpoint was trained with and what is given now.
 
-    A checkpoint of an earlier version does not note the options that it did not have, which then had their defaults; one
-    that notes nothing, of imported weights, is equal.
+    A checkpoint of an earlier version does not note the options that it did not have, which then had their defaults;
+    one that notes nothing, of imported weights, is equal.
     """
     stored, current = checkpoint.notes.get("trained_for", {}), objective_notes(setup)
     stored = stored and {"process.coupling": {"name": "independent"}} | dict(stored)

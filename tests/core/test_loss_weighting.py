@@ -44,8 +44,8 @@ def weighted_loss(process: Process, weighting: dict, x0_hat: np.ndarray, x0: np.
 
 
 def test_every_weighting_is_tested():
-    # velocity, which tables have none of, is in test_jit_process.py.
-    assert {w["name"] for w in CHOSEN} == WEIGHTINGS.keys() - {"simple", "velocity"}
+    # velocity and likelihood, which tables have none of, are in test_jit_process.py and test_transport.py.
+    assert {w["name"] for w in CHOSEN} == WEIGHTINGS.keys() - {"simple", "velocity", "likelihood"}
 
 
 @EACH

@@ -26,7 +26,10 @@ PROCESSES = {
     "flow": Process(make_schedule("flow", T=100), "flow"),
     "zero terminal snr": Process(make_schedule("cosine", T=100, zero_terminal_snr=True), "v"),
     "next level": Process(make_schedule("linear", T=10), "next_level"),
+    "straight": Process(make_schedule("flow_continuous", t_min=1e-12), "velocity"),
 }
+# Samplers of one kind of process only.
+ONLY = {"next_level": "next level", "sit_ode": "straight", "sit_sde": "straight"}
 SPACINGS = [
     "leading", "linspace", "half_open", "trailing", None, "karras", "beta", "vp",
     {"name": "polyexponential", "rho": 2.0},
@@ -70,6 +73,12 @@ VALUES: dict[str, list[Any]] = {
                  [{"low": 0.1, "high": 1.0, "times": 2}, {"low": 0.5, "high": 3.0}]],
     "rho": [1.0, 7.0],
     "ask": ["next", "current"],
+    "method": ["euler", "heun"],
+    "form": ["constant", "sbdm", "sigma", "linear", "decreasing", "increasing-decreasing"],
+    "norm": [0.0, 0.7],
+    "last_step": [None, "mean", "tweedie", "euler"],
+    "last_step_size": [0.04, 0.3],
+    "eps": [None, 0.0, 0.01],
 }  # fmt: skip
 # Values that no sampler takes.
 REFUSED: dict[str, list[Any]] = {
@@ -108,13 +117,19 @@ REFUSED: dict[str, list[Any]] = {
     "restarts": [[{"low": 2.0, "high": 1.0}], [1.0], [{"low": 0.1, "high": 1.0, "times": 0}], [{"low": 0.1}]],
     "rho": [0.0, -1.0],
     "ask": ["previous"],
+    "method": ["dopri5"],
+    "form": ["sigmas"],
+    "norm": [-1.0, np.inf],
+    "last_step": ["median"],
+    "last_step_size": [0.0, 1.0],
+    "eps": [-0.1, 0.5],
 }  # fmt: skip
 
 
 def options_of(name: str) -> dict[str, list[Any]]:
     """Return the values of every option of a sampler, the process among them."""
     parameters = list(inspect.signature(SAMPLERS[name]).parameters)[1:]
-    processes = ["next level"] if name == "next_level" else [key for key in PROCESSES if key != "next level"]
+    processes = [ONLY[name]] if name in ONLY else [key for key in PROCESSES if key not in ONLY.values()]
     return {"process": processes} | {option: VALUES[option] for option in dict.fromkeys([*parameters, "sigmas", "end"])}
 
 
@@ -165,7 +180,7 @@ def test_every_combination_of_options_is_a_plan_or_a_refusal(name):
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_value_that_no_sampler_takes_is_refused(name):
-    process = PROCESSES["next level" if name == "next_level" else "vp"]
+    process = PROCESSES[ONLY.get(name, "vp")]
     for option in options_of(name):
         for value in REFUSED.get(option, ()):
             needed = {"steps": 10} if option == "jump" else {}

@@ -46,9 +46,10 @@ def test_the_name_of_every_process_starts_with_its_prediction(name: str) -> None
     sampler = "next_level" if name.startswith("next_level") else "ddim"
     process, plan = composed(
         f"process={name}", f"sampler={sampler}", *(["sampler.steps=16"] if sampler == "ddim" else []),
-        *(["model.out_channels=2"] if name.startswith("eps_cosine") else []),
+        *(["model.out_channels=2"] if name.startswith(("eps_cosine", "dit")) else []),
     )  # fmt: skip
-    assert name.startswith(process.prediction) and plan.rows == 16
+    networks = ("dit", "sit", "jit", "uvit")  # named after the network of their paper
+    assert name.startswith((process.prediction, *networks)) and plan.rows == 16
 
 
 def test_options_of_a_schedule_a_weighting_and_timestep_sampling_need_no_plus_sign() -> None:
@@ -62,7 +63,7 @@ def test_options_of_a_schedule_a_weighting_and_timestep_sampling_need_no_plus_si
 
 @pytest.mark.parametrize("name", names("sampler"))
 def test_every_sampler_makes_a_plan(name: str) -> None:
-    process = "next_level_16" if name == "next_level" else "eps_linear"
+    process = "next_level_16" if name == "next_level" else "sit_vp" if name.startswith("sit_") else "eps_linear"
     if name == "ddim_inversion":  # it does not start from noise, so a training cannot sample with it
         with pytest.raises(DuetError, match="ddim_inversion was given, which leads images up to noise"):
             composed(f"process={process}", f"sampler={name}")
