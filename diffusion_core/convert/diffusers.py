@@ -1,8 +1,10 @@
-"""`UNet2DModel` and `DDPMPipeline` of Hugging Face diffusers, read.
+"""`UNet2DModel`, `DDPMPipeline`, `DiTTransformer2DModel` and `DiTPipeline` of Hugging Face diffusers, read.
 
-    DIR/config.json, diffusion_pytorch_model.safetensors      a UNet2DModel; see `diffusers_config`, `diffusers_files`
+    DIR/config.json, diffusion_pytorch_model.safetensors      a network; see `diffusers_config`, `diffusers_dit`,
+                                                              `diffusers_files`
     DIR/model_index.json, unet/, scheduler/                   a DDPMPipeline; see `diffusers_process`,
                                                               `diffusers_sampler`. The first ones kept all in DIR itself
+    DIR/model_index.json, transformer/, scheduler/, vae/      a DiTPipeline, whose vae decodes what is sampled
 
 References:
     Diffusers: State-of-the-art diffusion models (von Platen et al., 2022), https://github.com/huggingface/diffusers
@@ -11,12 +13,14 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.convert import diffusers_dit
 from diffusion_core.convert.arrays import Reader, describe_folder, read_config
 from diffusion_core.convert.diffusers_config import read_spec
 from diffusion_core.convert.diffusers_files import WeightFiles, find_weight_files
@@ -34,10 +38,9 @@ from diffusion_core.convert.names import (
     qkv,
     siblings,
 )
-from diffusion_core.convert.state_dicts import choose_state_dicts, read_both
-from diffusion_core.networks import Node, Program, UNetSpec
+from diffusion_core.convert.state_dicts import StateDicts, choose_state_dicts, read_both
+from diffusion_core.networks import DiTSpec, NetworkSpec, Node, Program, UNetSpec
 from diffusion_core.networks.blocks import Attention
-from diffusion_core.networks.weights import Weights
 
 __all__ = ["import_diffusers", "make_name_map"]
 
@@ -60,11 +63,11 @@ def import_diffusers(
     process: Mapping[str, Any] | None,
     *,
     image_size: int | None = None,
-    null_class: str = "zero",
+    null_class: str | None = None,
     variant: str | None = None,
     key: str | None = None,
 ) -> Imported:
-    """Import a `UNet2DModel` or `DDPMPipeline` directory.
+    """Import a directory of a `UNet2DModel`, `DDPMPipeline`, `DiTTransformer2DModel` or `DiTPipeline`.
 
     The folder `unet_ema`, which the training script of diffusers writes next to `unet`, is its moving average.
 
@@ -73,24 +76,36 @@ def import_diffusers(
         read: reads `.bin` weights.
         process: see `names.make_model`; None takes the pipeline's, or that of DDPM.
         image_size: height and width in pixels, for a configuration without sample_size.
-        null_class: ``"zero"``, or ``"last"`` if the last row of the class table was trained to mean "no class".
+        null_class: of a UNet2DModel: ``"zero"``, the default, or ``"last"`` if the last row of the class table was
+            trained to mean "no class", as it is in every DiT.
         variant: which of several files, as in "fp16"; see `diffusers_files`.
         key: which network of a file that holds several, see `state_dicts`.
 
     Raises:
-        DuetError: if something is missing, does not fit, or cannot be expressed by a `UNetSpec`.
+        DuetError: if something is missing, does not fit, or cannot be expressed by a `UNetSpec` or `DiTSpec`.
     """
     file, folder = (path, path.parent) if path.is_file() else (None, path)
     is_pipeline = (folder / "model_index.json").exists()
     if is_pipeline:
         _check_pipeline(read_config(folder / "model_index.json"), str(folder / "model_index.json"))
-    unet = folder / "unet" if (folder / "unet").is_dir() else folder
+    unet = next((folder / part for part in ("unet", "transformer") if (folder / part).is_dir()), folder)
     if not (unet / "config.json").exists():
         raise DuetError(
-            f"{path}: this is neither a UNet2DModel (config.json) nor a DDPMPipeline (model_index.json, "
-            f"unet/config.json); {describe_folder(unet)}"
+            f"{path}: this is neither a network of diffusers (config.json) nor a pipeline (model_index.json, "
+            f"unet/config.json or transformer/config.json); {describe_folder(unet)}"
         )
-    spec = read_spec(read_config(unet / "config.json"), str(unet / "config.json"), image_size, null_class)
+    files = WeightFiles(folder, (file.name,), "", (), None) if file else find_weight_files(unet, variant)
+    spec = _read_network(unet, image_size, null_class)
+    is_dit = isinstance(spec, DiTSpec)
+    title, form = ("DiTTransformer2DModel", "diffusers_dit") if is_dit else ("UNet2DModel", "diffusers")
+
+    def read_one(files: WeightFiles) -> StateDicts:
+        arrays = {_current_name(name): array for name, array in files.read(read).items()}
+        return choose_state_dicts(arrays, form, f"a state dict of {title}", files.source, key)
+
+    found = read_one(files)
+    if isinstance(spec, DiTSpec) and diffusers_dit.has_equal_embedders(found.weights):
+        spec = replace(spec, embedders="shared")
     own, sampler, remark, variance = None, None, "", "fixed"
     if is_pipeline:
         scheduler = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
@@ -104,31 +119,43 @@ def import_diffusers(
         own = read_process(config, str(file_of_it)) if process is None else None
         if config.get("variance_type") == "learned_range" and spec.out_channels == 2 * spec.in_channels:
             variance = "learned_range"
+    if is_dit and spec.out_channels == 2 * spec.in_channels:
+        variance = "learned_range"  # its pipeline discards it
     model, process_source = make_model(spec, process, own, variance)
     if is_pipeline:
         sampler, other = read_sampler(config, float(np.exp(model.process.schedule.log_ratio_range[1])))
         remark = f"; its scheduler {config.get('_class_name')}" + (f": {', '.join(other)}" if other else "")
-    names = make_name_map(spec, model.program)
-
-    def read_one(files: WeightFiles) -> tuple[Weights, Weights | None, str]:
-        arrays = {_current_name(name): array for name, array in files.read(read).items()}
-        what = "a state dict of UNet2DModel"
-        found = choose_state_dicts(arrays, "diffusers", what, files.source, key)
-        return *read_both(names, model.program, found), f"{files.note}{found.note}"
-
-    files = WeightFiles(folder, (file.name,), "", (), None) if file else find_weight_files(unet, variant)
-    weights, average, where = read_one(files)
+    names = (diffusers_dit.make_name_map if is_dit else make_name_map)(spec, model.program)
+    weights, average = read_both(names, model.program, found)
+    where = f"{files.note}{found.note}"
     if average is None and unet.name == "unet" and (unet.parent / "unet_ema").is_dir():
-        average, _, _ = read_one(find_weight_files(unet.parent / "unet_ema", variant))
+        average, _ = read_both(names, model.program, read_one(find_weight_files(unet.parent / "unet_ema", variant)))
         where += ", with its moving average in unet_ema"
-    note = f"a {'DDPMPipeline' if is_pipeline else 'UNet2DModel'} of diffusers{where}{remark}"
-    return Imported(model, weights, weights if average is None else average, note, process_source, sampler)
+    pipeline = "DiTPipeline, whose vae is not part of it," if is_dit else "DDPMPipeline"
+    note = f"a {pipeline if is_pipeline else title} of diffusers{where}{remark}"
+    objective = {"label_dropout": 0.1} if is_dit else {}
+    average = weights if average is None else average
+    return Imported(model, weights, average, note, process_source, sampler, objective)
+
+
+def _read_network(folder: Path, image_size: int | None, null_class: str | None) -> NetworkSpec:
+    """Return the network of a folder with a configuration."""
+    config, source = read_config(folder / "config.json"), str(folder / "config.json")
+    if config.get("_class_name") not in diffusers_dit.CLASSES:
+        return read_spec(config, source, image_size, "zero" if null_class is None else null_class)
+    if null_class not in (None, "last"):
+        raise DuetError(
+            f"source.null_class: {null_class!r} was given; the last row of the class table of a DiT means "
+            "'no class', so leave it out"
+        )
+    return diffusers_dit.read_spec(config, source, image_size)
 
 
 def _check_pipeline(index: Mapping[str, Any], source: str) -> None:
     """Refuse pipelines with parts beside the network and the scheduler: its images are not those of the network."""
     parts = [name for name, value in index.items() if isinstance(value, list) and value and value[0] is not None]
-    if other := [name for name in parts if name not in ("unet", "scheduler")]:
+    known = ("transformer", "scheduler", "vae") if "transformer" in parts else ("unet", "scheduler")
+    if other := [name for name in parts if name not in known]:
         raise DuetError(
             f"{source}: this {index.get('_class_name')} has {' and '.join(other)}, which Duet does not have: the "
             f"network alone does not make its images; path=.../unet imports the network without them"

@@ -1,4 +1,4 @@
-"""A `DDPMPipeline` of diffusers, written.
+"""A `DDPMPipeline` of diffusers, or a `DiTPipeline` without its vae, written.
 
 Known differences of its `DDPMScheduler`: its tables are float32 throughout (1 - alphas_cumprod has a relative error of
 up to 2e-4), it adds noise after every row except t = 0, and it steps from t to ``t - T // N``. With `timestep_spacing`
@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from safetensors import numpy as tensors
 
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.convert import diffusers_dit
 from diffusion_core.convert.diffusers import make_name_map
 from diffusion_core.convert.diffusers_config import make_config
 from diffusion_core.convert.diffusers_process import FIXED, PREDICTIONS
 from diffusion_core.convert.names import write_weights
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.networks import UNetSpec, lower
+from diffusion_core.networks import DiTSpec, UNetSpec, lower
 from diffusion_core.networks.weights import Weights
 
 __all__ = ["export_pipeline"]
@@ -33,7 +34,9 @@ _WEIGHTS = "diffusion_pytorch_model"
 def export_pipeline(
     model: DiffusionModel, weights: Weights, variance: str = "fixed_small", clip: float | None = 1.0
 ) -> dict[str, bytes]:
-    """Return the files of a `DDPMPipeline` directory by their paths in it.
+    """Return the files of a `DDPMPipeline` directory by their paths in it; of a `DiTPipeline` for a DiT.
+
+    A DiTPipeline needs a vae in addition: ``DiTPipeline.from_pretrained(DIR, vae=...)``.
 
     Args:
         model: the network and the process.
@@ -49,9 +52,10 @@ def export_pipeline(
         raise one_of("target.variance", variance, FIXED)
     if clip is not None and not 0 < clip < math.inf:
         raise DuetError(f"target.clip: {clip} was given; it must be positive, or null")
-    if not isinstance(model.spec, UNetSpec):
+    if not isinstance(model.spec, UNetSpec | DiTSpec):
         raise DuetError(
-            f"model: a {type(model.spec).__name__} was given; target=diffusers exports UNetSpec networks only"
+            f"model: a {type(model.spec).__name__} was given; target=diffusers exports UNetSpec and DiTSpec networks "
+            "only"
         )
     if tuple(model.value_range) != (-1.0, 1.0):
         raise DuetError(f"value_range: {model.value_range} was given; DDPMPipeline needs images in (-1, 1)")
@@ -68,6 +72,8 @@ def export_pipeline(
     if model.uncertainty:
         raise DuetError("process.uncertainty: true was given; UNet2DModel has no channel for it")
     spec = model.spec
+    if isinstance(spec, DiTSpec):
+        return _export_dit(model, spec, weights, _make_scheduler(model, variance, clip))
     config = make_config(spec, model.program)
     if not spec.qkv_bias:  # its attention always has biases
         spec = UNetSpec(**{**vars(spec), "qkv_bias": True})
@@ -84,6 +90,27 @@ def export_pipeline(
         "model_index.json": _json(index),
         "unet/config.json": _json(config),
         f"unet/{_WEIGHTS}.safetensors": tensors.save(arrays, metadata={"format": "pt"}),
+        "scheduler/scheduler_config.json": _json(scheduler),
+    }
+
+
+def _export_dit(
+    model: DiffusionModel, spec: DiTSpec, weights: Weights, scheduler: Mapping[str, Any]
+) -> dict[str, bytes]:
+    config = diffusers_dit.make_config(spec)
+    diffusers_dit.check_table(spec, weights)
+    arrays = write_weights(diffusers_dit.make_name_map(spec, model.program), weights)
+    index = {
+        "_class_name": "DiTPipeline",
+        "id2label": None,
+        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "transformer": ["diffusers", config["_class_name"]],
+        "vae": [None, None],
+    }
+    return {
+        "model_index.json": _json(index),
+        "transformer/config.json": _json(config),
+        f"transformer/{_WEIGHTS}.safetensors": tensors.save(arrays, metadata={"format": "pt"}),
         "scheduler/scheduler_config.json": _json(scheduler),
     }
 

@@ -32,9 +32,10 @@ from diffusion_core.networks.weights import Weights
 
 __all__ = ["ANCHORS", "StateDicts", "choose_state_dicts", "read_both"]
 
-# By format: a name that all of its networks have, and those of no other format.
+# By format: a name that all of its networks have, and those of no other format. Two of them are source=diffusers.
 ANCHORS = {
     "diffusers": "time_embedding.linear_1.weight",
+    "diffusers_dit": "transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.weight",
     "guided_diffusion": "input_blocks.0.0.weight",
     "ddpm_torch": "temb.dense.0.weight",
     "edm": "map_layer0.weight",
@@ -104,7 +105,7 @@ def choose_state_dicts(
     anchor = ANCHORS[format]
     found = _prefixes(arrays, anchor)
     if not found:
-        others = [f"source={name}" for name, other in ANCHORS.items() if _prefixes(arrays, other)]
+        others = [f"source={name.removesuffix('_dit')}" for name, other in ANCHORS.items() if _prefixes(arrays, other)]
         hint = f"; its names are those of {' or '.join(others)}" if others else ""
         raise DuetError(f"{source}: {anchor} is missing; this is not {what}{hint}; it holds {_describe(arrays)}")
     inner = {prefix: _below(arrays, prefix, found) for prefix in sorted(found, key=lambda p: (len(p), p))}

@@ -48,11 +48,13 @@ def _diffusers(
     variance: str = "fixed_small",
     clip: float | None = 1.0,
 ) -> str:
-    """Write a `DDPMPipeline` directory; `variance` and `clip` are those of Duet's sampler ddpm."""
+    """Write a `DDPMPipeline` or `DiTPipeline` directory; `variance` and `clip` are those of Duet's sampler ddpm."""
     files = export_pipeline(checkpoint.model, weights, variance, clip)
     with _renamed_when_complete(out) as folder:
         for name, content in files.items():
             write_atomically(folder / name, content)
+    if "transformer/config.json" in files:
+        return "a DiTPipeline without its vae: DiTPipeline.from_pretrained(DIR, vae=...)"
     if checkpoint.model.spec.num_classes:
         return "a UNet2DModel with classes; DDPMPipeline loads it, but passes no labels to the network when it samples"
     return "a DDPMPipeline"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.backend import reference
 from diffusion_core.common.errors import DuetError
-from diffusion_core.convert import Imported, dit, export_state_dict, import_weights
+from diffusion_core.convert import Imported, dit, export_pipeline, export_state_dict, import_weights
 from diffusion_core.convert.names import read_weights
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import DiTSpec, lower
@@ -187,3 +188,144 @@ def test_a_network_that_the_project_has_not_is_not_written():
     model = DiffusionModel(spec, "linear", "eps")
     with pytest.raises(DuetError, match=r"model\.(mlp_)?norm_eps: 1e-05 was given; a network of dit has 1e-06"):
         export_state_dict(model, initial_weights(model.program, 0), "dit")
+
+
+# DiTTransformer2DModel of diffusers
+
+DIFFUSERS: dict[str, dict[str, Any]] = {
+    "learned sigma": {"out_channels": 6},
+    "without biases of q, k and v": {"attention_bias": False, "norm_eps": 1e-6, "num_layers": 1, "patch_size": 4},
+}
+
+
+def public(randomised: Any, equal: bool, **options: Any) -> Any:
+    """A DiTTransformer2DModel in float64 with random weights, whose embedders are equal or not, with exact waves."""
+    import torch
+    from diffusers import DiTTransformer2DModel
+
+    given = {"num_attention_heads": 4, "attention_head_dim": 4, "in_channels": 3, "num_layers": 2, "sample_size": 8,
+             "num_embeds_ada_norm": 3}  # fmt: skip
+    net = randomised(DiTTransformer2DModel(**given | options)).double()
+    if equal:
+        for block in net.transformer_blocks[1:]:
+            block.norm1.emb.load_state_dict(net.transformer_blocks[0].norm1.emb.state_dict())
+
+    def waves(t: Any) -> Any:
+        frequencies = 10000.0 ** (-torch.arange(128, dtype=torch.float64) / 127)
+        angle = t.double()[:, None] * frequencies
+        return torch.cat([angle.cos(), angle.sin()], dim=1)
+
+    for block in net.transformer_blocks:
+        block.norm1.emb.time_proj.forward = waves  # its own are float32
+    return net
+
+
+@pytest.mark.parametrize("equal", [True, False], ids=["shared", "per block"])
+@pytest.mark.parametrize("options", DIFFUSERS.values(), ids=DIFFUSERS)
+def test_a_dit_of_diffusers_computes_the_same(options, equal, tmp_path, randomised):
+    net = public(randomised, equal, **options)
+    net.save_pretrained(tmp_path)
+    found = import_weights("diffusers", tmp_path, never, None, {})
+    spec = found.model.spec
+    assert spec.embedders == ("shared" if equal or spec.depth == 1 else "per_block")
+    assert (spec.embedding_divisor, spec.mlp_norm_eps) == ("half_minus_one", options.get("norm_eps", 1e-5))
+    assert found.model.variance == ("learned_range" if "out_channels" in options else "fixed")
+    assert found.objective == {"label_dropout": 0.1}
+    same_as(theirs(net, IMAGES, T, LABELS), found)
+
+
+@pytest.mark.parametrize("equal", [True, False], ids=["shared", "per block"])
+@pytest.mark.parametrize("options", DIFFUSERS.values(), ids=DIFFUSERS)
+def test_an_exported_dit_of_diffusers_has_the_same_bits(options, equal, tmp_path, randomised):
+    import torch
+    from diffusers import DiTPipeline, DiTTransformer2DModel
+
+    net = public(randomised, equal, **options).float()
+    net.save_pretrained(tmp_path / "there")
+    found = import_weights("diffusers", tmp_path / "there", never, None, {})
+    write(tmp_path / "back", export_pipeline(found.model, found.weights))
+    again = DiTTransformer2DModel.from_pretrained(tmp_path / "back", subfolder="transformer")
+    for (name, given), (same, got) in zip(net.state_dict().items(), again.state_dict().items(), strict=True):
+        assert name == same and torch.equal(given, got)
+    assert {k: v for k, v in again.config.items() if k in found_config(net)} == found_config(net)
+    assert DiTPipeline.from_pretrained(tmp_path / "back", vae=None).transformer.config.num_layers == len(
+        net.transformer_blocks
+    )
+    twice = import_weights("diffusers", tmp_path / "back", never, None, {})
+    assert twice.model.spec == found.model.spec and twice.sampler["name"] == "ddpm"
+
+
+def found_config(net: Any) -> dict[str, Any]:
+    names = ("num_attention_heads", "attention_head_dim", "in_channels", "num_layers", "attention_bias", "norm_eps",
+             "sample_size", "patch_size", "num_embeds_ada_norm")  # fmt: skip
+    return {name: net.config[name] for name in names}
+
+
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def test_a_pipeline_of_diffusers_is_read_without_its_vae(tmp_path, randomised):
+    """Its folders as DiTPipeline saves them; the configuration is that of the class of 2023."""
+    from diffusers import DDIMScheduler
+
+    net = public(randomised, True)
+    net.save_pretrained(tmp_path / "transformer")
+    config = json.loads((tmp_path / "transformer/config.json").read_text())
+    config |= {"_class_name": "Transformer2DModel", "cross_attention_dim": None, "num_vector_embeds": None,
+               "only_cross_attention": False, "use_linear_projection": False}  # fmt: skip
+    (tmp_path / "transformer/config.json").write_text(json.dumps(config))
+    DDIMScheduler(clip_sample=False).save_pretrained(tmp_path / "scheduler")
+    index = {"_class_name": "DiTPipeline", "id2label": {"0": "a"}, "scheduler": ["diffusers", "DDIMScheduler"],
+             "transformer": ["diffusers", "Transformer2DModel"], "vae": ["diffusers", "AutoencoderKL"]}  # fmt: skip
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    found = import_weights("diffusers", tmp_path, never, None, {})
+    assert "a DiTPipeline, whose vae is not part of it, of diffusers" in found.note
+    assert found.sampler["name"] == "ddim" and found.model.schedule["name"] == "linear"
+    same_as(theirs(net, IMAGES, T, LABELS), found)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "message"),
+    [
+        ({"activation_fn": "gelu"}, {}, "activation_fn: 'gelu' was given; Duet's DiT takes 'gelu-approximate'"),
+        ({"norm_type": "layer_norm"}, {}, "norm_type: 'layer_norm' was given; Duet's DiT takes 'ada_norm_zero'"),
+        ({"cross_attention_dim": 8}, {}, "cross_attention_dim: 8 was given; Duet's DiT takes None"),
+        ({"sample_size": None}, {}, "sample_size: None was given; it must be a whole number; set source.image_size"),
+        ({"num_layerz": 2}, {}, "num_layerz"),
+        ({}, {"null_class": "zero"}, "source.null_class: 'zero' was given; the last row"),
+        ({"attention_head_dim": 5}, {}, "the network needs shape"),
+    ],
+)
+def test_a_dit_of_diffusers_that_does_not_fit_is_refused(change, options, message, tmp_path, randomised):
+    public(randomised, True).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DuetError, match=message):
+        import_weights("diffusers", tmp_path, never, None, options)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"embedding_divisor": "half"},
+            "model.embedding_divisor: half was given; a DiTTransformer2DModel has half_minus",
+        ),
+        ({"mlp_ratio": 2.0}, "model.mlp_ratio: 2.0 was given; a DiTTransformer2DModel has 4.0"),
+        ({"second_time": True}, "model.second_time: True was given; a DiTTransformer2DModel has False"),
+        ({"num_classes": 0}, "model.num_classes: 0 was given; a DiTTransformer2DModel needs classes"),
+        ({}, "positions.table: it differs from the fixed table"),
+    ],
+)
+def test_a_dit_that_diffusers_has_not_is_not_written(change, message):
+    spec = replace(DiTSpec(8, 3, 3, num_classes=3, channels=16, depth=1, heads=4, embedding_divisor="half_minus_one",
+                           mlp_norm_eps=1e-5), **change)  # fmt: skip
+    model = DiffusionModel(spec, "linear", "eps")
+    weights = initial_weights(model.program, 0)
+    if not change:
+        weights["positions.table"] = weights["positions.table"] + 0.5
+    with pytest.raises(DuetError, match=message):
+        export_pipeline(model, weights)

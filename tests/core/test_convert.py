@@ -620,7 +620,7 @@ def test_invalid_files_are_a_one_line_error(tmp_path):
     np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
     with pytest.raises(DuetError, match=r"objects.npz: it is not an .npz file of arrays"):
         read_arrays(tmp_path / "objects.npz", never)
-    with pytest.raises(DuetError, match=r"this is neither a UNet2DModel \(config.json\)"):
+    with pytest.raises(DuetError, match=r"this is neither a network of diffusers \(config.json\)"):
         import_weights("diffusers", tmp_path, never, None, {})
     for content, words in (
         ("{", "it is not JSON"),

@@ -361,6 +361,7 @@ LEFT_OUT = told_node("block", lambda node: Node("block", Add(0.5), ("pre", "pre"
 STRIDED, FOUR_HEADS = "Conv 3x3 stride 2, padding (1, 1)", "Attention of 4 heads"
 SIN_FIRST, COS_FIRST = "Sinusoid sin first, half - 1; Linear", "Sinusoid cos first, half; Linear without bias"
 CHAIN, SUMS = "Tokens: concatenation and slices", "Tokens: sums with a vector"
+SLICES = "Slice of the channels of an image and of a vector"
 
 
 def across(side: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -479,8 +480,8 @@ BLOCK_FAULTS: dict[str, tuple[str, Fault]] = {
     ),
     "the next tokens": (CHAIN, told_block("image", start=3)),
     "the channels before": (CHAIN, told_block("part", start=2)),
-    "the channels of an image before": ("Slice of the channels of an image and of a vector", told_block("part", start=3)),
-    "the channels of a vector before": ("Slice of the channels of an image and of a vector", told_block("v8", start=4)),
+    "the channels of an image before": (SLICES, told_block("part", start=3)),
+    "the channels of a vector before": (SLICES, told_block("v8", start=4)),
     "scale, shift for shift, scale": ("Modulate, shift first", told_block("join", shift_first=False)),
     "scale, shift for shift, scale of tokens": (SUMS, told_block("modulate", shift_first=False)),
     "gate added for multiplied": (SUMS, told_instead("gate", Add(1.0))),
@@ -860,7 +861,7 @@ NETWORK_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
     "sines before cosines of the time": (DIT, {"network": told_block("embed.features", sin_first=True)}),
     "rows for columns of the positions": (DIT, {"network": told_weights("positions.table", across(4))}),
     "rows for columns of a patch": (
-        DIT, {"network": told_weights("final.dense.weight", lambda w: w.reshape(2, 2, 2, 16).swapaxes(0, 1).reshape(8, 16))}
+        DIT, {"network": told_weights("final.dense.weight", across(2))}
     ),
     "the last channels for the first": (SIT, {"network": told_block("final.kept", start=2)}),
     "eps 1e-6 for 1e-5 before an MLP": (SIT, {"network": told_block("block.0.mlp.norm", eps=1e-6)}),
