@@ -94,8 +94,8 @@ def import_diffusers(
             f"{path}: this is neither a network of diffusers (config.json) nor a pipeline (model_index.json, "
             f"unet/config.json or transformer/config.json); {describe_folder(unet)}"
         )
-    files = WeightFiles(folder, (file.name,), "", (), None) if file else find_weight_files(unet, variant)
     spec = _read_network(unet, image_size, null_class)
+    files = WeightFiles(folder, (file.name,), "", (), None) if file else find_weight_files(unet, variant)
     is_dit = isinstance(spec, DiTSpec)
     title, form = ("DiTTransformer2DModel", "diffusers_dit") if is_dit else ("UNet2DModel", "diffusers")
 
