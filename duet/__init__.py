@@ -59,6 +59,11 @@ _PUBLIC = {
     "kernel_distance": "diffusion_core.metrics.kernel",
     "log_likelihood": "duet.api.likelihood",
     "sample": "duet.api.sampling",
+    # images that agree with a measurement
+    "LinearOperator": "diffusion_core.sampling.linear_operators",
+    "Measurement": "diffusion_core.sampling.measurement",
+    "edit": "duet.api.editing",
+    "operators": "duet.api.operators",
     # comparison of two implementations
     "Difference": "duet.api.diff",
     "diff": "duet.api.diff",

@@ -51,7 +51,7 @@ class LinearOperator:
         >>> LinearOperator(lambda x: 2 * x, lambda y: y).check((8, 8, 1))  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        diffusion_core.common.errors.DuetError: operator: its adjoint is not that of its forward function: <A x, v> ...
+        diffusion_core.common.errors.DuetError: mode.operator: its adjoint is not that of ...
     """
 
     forward: Callable[[Array], Array]
@@ -62,8 +62,8 @@ class LinearOperator:
         for part in ("forward", "adjoint"):
             if not callable(getattr(self, part)):
                 raise DuetError(
-                    f"operator.{part}: {getattr(self, part)!r} was given; it must be a function of NumPy arrays, as in "
-                    f"LinearOperator(forward, adjoint)"
+                    f"mode.operator.{part}: {getattr(self, part)!r} was given; it must be a function of NumPy arrays, "
+                    f"as in LinearOperator(forward, adjoint)"
                 )
 
     def __repr__(self) -> str:
@@ -94,19 +94,19 @@ class LinearOperator:
         y = self.measure(x)
         size = max(float(np.abs(y).max(initial=0.0)), 1e-300)
         if not np.all(np.isfinite(y)):
-            raise DuetError("operator: its forward function returned numbers that are not finite")
+            raise DuetError("mode.operator: its forward function returned numbers that are not finite")
         if self.measure(x[:1]).shape != y[:1].shape or np.abs(self.measure(x[:1]) - y[:1]).max() > _TOLERANCE * size:
-            raise DuetError("operator: its forward function mixes images: that of one image alone is another one")
+            raise DuetError("mode.operator: its forward function mixes images: that of one image alone is another one")
         if np.abs(2.0 * y[0] - 3.0 * y[1] - y[2]).max(initial=0.0) > 20 * _TOLERANCE * size:
-            raise DuetError("operator: its forward function is not linear: A(2 a - 3 b) is not 2 A(a) - 3 A(b)")
+            raise DuetError("mode.operator: its forward function is not linear: A(2 a - 3 b) is not 2 A(a) - 3 A(b)")
         v = stream.normal(np.arange(3), y.shape[1:], 1)
         pulled = self.pull_back(v, shape)
         left, right = (np.sum((a * b).reshape(3, -1), axis=1) for a, b in ((y, v), (x, pulled)))
         scale = [np.linalg.norm(a) * np.linalg.norm(b) for a, b in ((y, v), (x, pulled))]
         if np.abs(left - right).max() > _TOLERANCE * max(*scale, 1e-300):
             raise DuetError(
-                f"operator: its adjoint is not that of its forward function: <A x, v> = {left[0]:.6g}, but <x, A^T v> "
-                f"= {right[0]:.6g} for a random image x and a random measurement v"
+                f"mode.operator: its adjoint is not that of its forward function: <A x, v> = {left[0]:.6g}, but "
+                f"<x, A^T v> = {right[0]:.6g} for a random image x and a random measurement v"
             )
         return np.any(y != 0, axis=0)
 
@@ -115,11 +115,11 @@ class LinearOperator:
         try:
             measured = np.asarray(self.forward(images), np.float64)
         except (TypeError, ValueError, IndexError) as error:
-            raise DuetError(f"operator: its forward function failed for images {images.shape}: {error}") from error
+            raise DuetError(f"mode.operator: its forward function failed for images {images.shape}: {error}") from error
         if measured.shape[:1] != images.shape[:1]:
             raise DuetError(
-                f"operator: its forward function returned the shape {measured.shape} for images {images.shape}; its "
-                f"first axis must be the images'"
+                f"mode.operator: its forward function returned the shape {measured.shape} for images {images.shape}; "
+                f"its first axis must be the images'"
             )
         return measured
 
@@ -128,10 +128,10 @@ class LinearOperator:
         try:
             images = np.asarray(self.adjoint(measured), np.float64)
         except (TypeError, ValueError, IndexError) as error:
-            raise DuetError(f"operator: its adjoint failed for measurements {measured.shape}: {error}") from error
+            raise DuetError(f"mode.operator: its adjoint failed for measurements {measured.shape}: {error}") from error
         if images.shape != (len(measured), *shape):
             raise DuetError(
-                f"operator: its adjoint returned the shape {images.shape}; it must be that of the images, "
+                f"mode.operator: its adjoint returned the shape {images.shape}; it must be that of the images, "
                 f"{(len(measured), *shape)}"
             )
         return images
@@ -153,9 +153,13 @@ def mask(shape: tuple[int, int, int], known: ArrayLike) -> LinearOperator:
     try:
         part = np.broadcast_to(part, shape)
     except ValueError as error:
-        raise DuetError(f"operator.known: its shape is {part.shape}, but the images are {shape} (h, w, c)") from error
+        raise DuetError(
+            f"mode.operator.known: its shape is {part.shape}, but the images are {shape} (h, w, c)"
+        ) from error
     if not np.all((part == 0) | (part == 1)) or not np.any(part):
-        raise DuetError("operator.known: it must be 1 where the image is known and 0 elsewhere, and not 0 everywhere")
+        raise DuetError(
+            "mode.operator.known: it must be 1 where the image is known and 0 elsewhere, and not 0 everywhere"
+        )
     return LinearOperator(lambda x: part * x, lambda y: part * y, "mask")
 
 
@@ -187,7 +191,7 @@ def blur(
     height, columns, _ = shape
     if kernel is None:
         if not 0 < width < math.inf:
-            raise DuetError(f"operator.width: {width} was given; it must be a positive number of pixels")
+            raise DuetError(f"mode.operator.width: {width} was given; it must be a positive number of pixels")
         reach = [min(max(1, math.ceil(3 * width)), n - 1) for n in (height, columns)]
         lines = [np.exp(-0.5 * (np.arange(-r, r + 1) / width) ** 2) for r in reach]
         weights = np.outer(*(line / line.sum() for line in lines))
@@ -197,19 +201,21 @@ def blur(
         except (TypeError, ValueError):
             weights = np.zeros(0)
         if weights.ndim != 2 or not np.all(np.isfinite(weights)) or not np.any(weights):
-            raise DuetError(f"operator.kernel: {kernel!r} was given; it must be rows of numbers, as in [[0,0.5,0.5]]")
+            raise DuetError(
+                f"mode.operator.kernel: {kernel!r} was given; it must be rows of numbers, as in [[0,0.5,0.5]]"
+            )
     if any(n % 2 == 0 for n in weights.shape):
         raise DuetError(
-            f"operator.kernel: it is {weights.shape[0]} x {weights.shape[1]}; it must have odd numbers of rows and "
-            f"columns, so that it has a centre"
+            f"mode.operator.kernel: it is {weights.shape[0]} x {weights.shape[1]}; it must have odd numbers of rows "
+            f"and columns, so that it has a centre"
         )
     if any(n // 2 >= size for n, size in zip(weights.shape, (height, columns), strict=True)):
         raise DuetError(
-            f"operator.kernel: it is {weights.shape[0]} x {weights.shape[1]}, which reaches beyond an image of "
+            f"mode.operator.kernel: it is {weights.shape[0]} x {weights.shape[1]}, which reaches beyond an image of "
             f"{height} x {columns} pixels twice; use a smaller one"
         )
     if boundary not in BOUNDARIES:
-        raise one_of("operator.boundary", boundary, BOUNDARIES)
+        raise one_of("mode.operator.boundary", boundary, BOUNDARIES)
     left, sizes, right = np.linalg.svd(weights)
     rank = int(np.sum(sizes > 1e-14 * sizes[0]))
     rows = np.stack([_band(sizes[k] * left[:, k], height, boundary) for k in range(rank)])
@@ -255,8 +261,8 @@ def downsample(shape: tuple[int, int, int], factor: int = 4) -> LinearOperator:
     height, width, _ = shape
     if factor < 1 or height % factor or width % factor:
         raise DuetError(
-            f"operator.factor: {factor} was given; it must divide the height and the width of the images, {height} x "
-            f"{width}"
+            f"mode.operator.factor: {factor} was given; it must divide the height and the width of the images, "
+            f"{height} x {width}"
         )
     rows, columns = (np.kron(np.eye(n // factor), np.full((1, factor), 1.0 / factor))[None] for n in (height, width))
     return _separable(rows, columns, "downsample")
@@ -281,8 +287,8 @@ def grey(shape: tuple[int, int, int], weights: Sequence[float] | None = None) ->
         mix = np.zeros(0)
     if mix.shape != (channels,) or not np.all(np.isfinite(mix)) or not np.any(mix):
         raise DuetError(
-            f"operator.weights: {weights!r} was given; it must be one number per channel, of which the images have "
-            f"{channels}, and not 0 alone"
+            f"mode.operator.weights: {weights!r} was given; it must be one number per channel, of which the images "
+            f"have {channels}, and not 0 alone"
         )
     return LinearOperator(lambda x: (x @ mix)[..., None], lambda y: y * mix, "grey")
 

@@ -15,8 +15,9 @@ J = dD/dx_t and the residual e = y - A D:
     dps      x  <- x - scale grad |e|       after each row, with the gradient by x_t
 
 where J counts as constant. `mmps` is exact for normal data, since C is, up to the conjugate gradients that solve its
-system: each iteration takes one vector-Jacobian product, J^T being equal to J for an exact D. `pigdm` is exact for
-white normal data of variance 1. The code of its authors moves x instead and weights by the noise level,
+system: each iteration takes one vector-Jacobian product, J^T being equal to J for an exact D. A trained network's J is
+not symmetric, and many iterations follow its errors where the noise is small, so the default is one. `pigdm` is exact
+for white normal data of variance 1. The code of its authors moves x instead and weights by the noise level,
 
     x  <- x + scale alpha_i alpha_(i+1) r^2 J^T A^T (noise^2 + r^2 A A^T)^-1 e       (adaptive)
 
@@ -36,7 +37,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,11 +68,11 @@ class Measurement:
     Args:
         operator: A.
         y: the measurements, with shape (N, ...), in the value range of the data.
-        noise: standard deviation of the noise in y, at least 0.
-        shape: of one image, (h, w, c).
+        noise: standard deviation of the noise in y, at least 0, in the same units.
+        shape: of one image, (h, w, c); None where the images are not known yet, see `of_images`.
         method: one of `POSTERIOR_METHODS`.
         scale: factor of the guidance; None is 1, for `dps` 0.3.
-        iterations: conjugate gradients of `mmps`, each with one vector-Jacobian product; None is 5.
+        iterations: conjugate gradients of `mmps`, each with one vector-Jacobian product; None is 1.
         adaptive: whether `pigdm` moves x as the code of its authors does.
 
     Raises:
@@ -86,8 +87,8 @@ class Measurement:
 
     operator: LinearOperator
     y: Array
-    noise: float
-    shape: tuple[int, int, int]
+    noise: float = 0.0
+    shape: tuple[int, ...] | None = None
     method: str = "mmps"
     scale: float | None = None
     iterations: int | None = None
@@ -95,39 +96,59 @@ class Measurement:
 
     def __post_init__(self) -> None:
         if self.method not in POSTERIOR_METHODS:
-            raise one_of("method", self.method, POSTERIOR_METHODS)
+            raise one_of("mode.method", self.method, POSTERIOR_METHODS)
         if not isinstance(self.operator, LinearOperator):
             raise DuetError(
-                f"operator: {self.operator!r} was given; it must be a duet.LinearOperator(forward, adjoint), or a name"
+                f"mode.operator: {self.operator!r} was given; it must be a duet.LinearOperator(forward, adjoint)"
             )
         if not 0 <= self.noise < np.inf:
-            raise DuetError(f"noise: {self.noise} was given; it must be a standard deviation, at least 0")
+            raise DuetError(f"mode.noise: {self.noise} was given; it must be a standard deviation, at least 0")
         if self.scale is not None and not 0 < self.scale < np.inf:
-            raise DuetError(f"scale: {self.scale} was given; it must be a positive number")
+            raise DuetError(f"mode.scale: {self.scale} was given; it must be a positive number")
         if self.iterations is not None and (self.method != "mmps" or self.iterations < 1):
             raise DuetError(
-                f"iterations: {self.iterations} was given with method={self.method}; it is a number of conjugate "
+                f"mode.iterations: {self.iterations} was given with method={self.method}; it is a number of conjugate "
                 f"gradients of mmps, at least 1"
             )
         if self.adaptive and self.method != "pigdm":
             raise DuetError(
-                f"adaptive: true was given with method={self.method}; it is an option of pigdm, so use false"
+                f"mode.adaptive: true was given with method={self.method}; it is an option of pigdm, so use false"
             )
-        reached = self.operator.check(self.shape)
-        y = np.asarray(self.y, np.float64)
+        try:
+            y = np.asarray(self.y, np.float64)
+        except (TypeError, ValueError) as error:
+            raise DuetError(f"mode.measurement: it must be an array of numbers ({error})") from error
+        if not np.all(np.isfinite(y)):
+            raise DuetError("mode.measurement: it has numbers that are not finite")
+        object.__setattr__(self, "y", y if self.shape is None else self._check_operator(y, self.shape))
+
+    def _check_operator(self, y: Array, shape: tuple[int, ...]) -> Array:
+        """Return y with zeros for what no image can change, such as the hidden part under a mask."""
+        reached = self.operator.check(shape)
         if y.ndim == 0 or y.shape[1:] != reached.shape:
             raise DuetError(
-                f"y: measurements of shape {y.shape[1:]} were given, but the operator makes {reached.shape} of an "
-                f"image {self.shape}"
+                f"mode.measurement: measurements of shape {y.shape[1:]} were given, but the operator makes "
+                f"{reached.shape} of an image {shape}"
             )
-        if not np.all(np.isfinite(y)):
-            raise DuetError("y: it has numbers that are not finite")
-        # What no image can change, such as the hidden part under a mask, has no part in the residual.
-        object.__setattr__(self, "y", np.where(reached, y, 0.0))
+        return np.where(reached, y, 0.0)
 
     def __repr__(self) -> str:
         measured = f"{len(self.y)} of shape {self.y.shape[1:]}"
         return f"Measurement({self.operator.name}, {measured}, noise={self.noise:g}, method={self.method!r})"
+
+    def of_images(self, shape: tuple[int, ...], count: int) -> Measurement:
+        """Return the measurements of this number of images of a shape: one for each, or one for all.
+
+        Raises:
+            DuetError: if the operator does not take such images, or the measurements are of another number of them.
+        """
+        measured = self.operator.measure(np.zeros((1, *shape))).shape[1:]
+        y = self.y[None] if self.y.shape == measured else self.y
+        if y.shape[:1] == (1,):
+            y = np.repeat(y, count, axis=0)
+        if y.ndim and len(y) != count:
+            raise DuetError(f"mode.measurement: {len(y)} were given for {count} images; give one for each, or one")
+        return replace(self, y=y, shape=tuple(shape))
 
     def rows(self, rows: slice) -> Measurement:
         """Return the measurements of some of the images."""
@@ -143,7 +164,7 @@ class Measurement:
     @property
     def products(self) -> int:
         """The largest number of vector-Jacobian products per row."""
-        return 1 + ((self.iterations or 5) if self.method == "mmps" else 0)
+        return 1 + ((self.iterations or 1) if self.method == "mmps" else 0)
 
     def check(self, plan: SamplerPlan) -> None:
         """Check that the method is defined for a plan.
@@ -211,7 +232,7 @@ def _mmps(m: Measurement, levels: tuple[float, float, float], residual: Array, p
     def product(v: Array) -> Array:
         return m.noise**2 * v + weight * m.operator.measure(np.asarray(pull_back(m._adjoint(v)), np.float64))
 
-    solved = conjugate_gradients(product, residual, m.iterations or 5)
+    solved = conjugate_gradients(product, residual, m.iterations or 1)
     return (m.scale or 1.0) * weight * pull_back(m._adjoint(solved))
 
 

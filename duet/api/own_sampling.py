@@ -17,6 +17,8 @@ from diffusion_core.model.generate import check_labels, generate, known_source, 
 from diffusion_core.networks.own import OwnSpec
 from diffusion_core.networks.own_call import images_to_samples, samples_to_images
 from diffusion_core.sampling.edit import Edit, add_start_noise, start_row
+from diffusion_core.sampling.linear_operators import LinearOperator
+from diffusion_core.sampling.measurement import Measurement
 from diffusion_core.sampling.plan import SamplerPlan
 from duet.api.options import check_types, unknown_option
 from duet.api.own import CALL, check_has_labels, read_labels, split_call
@@ -44,6 +46,7 @@ def sample_network(
     strength: float | None = None,
     known: Any = None,
     mask: Any = None,
+    measurement: Measurement | None = None,
     callback: Callable[[int, Any, Any], None] | None = None,
     progress: Callable[[int], None] | None = None,
     compile: bool = False,
@@ -92,13 +95,16 @@ def sample_network(
     if differentiable:
         if callback is not None:
             raise DuetError("callback: it cannot be combined with differentiable=True; leave it out")
+        if measurement is not None:
+            raise DuetError("measurement: it cannot be combined with differentiable=True; leave one out")
         return _sample_tensors(samples, plan, guidance, start, strength is not None, known, mask)
     start = _images(own, "start", start, shape)
     if strength is not None:
         start = add_start_noise(plan, start, samples.index, seed)
     edit = None
-    if start is not None or mask is not None:
-        edit = Edit(plan, samples.index, start=start, images=known, mask=mask)
+    if start is not None or mask is not None or measurement is not None:
+        measured = None if measurement is None else _measured(measurement, own, shape, spec)
+        edit = Edit(plan, samples.index, start=start, images=known, mask=mask, measurement=measured)
     images = generate(
         opened, built, plan, spec.image_shape, numbers, seed, first=first, batch=batch or shape[0],
         callback=callback and StepCallback(
@@ -114,6 +120,17 @@ def sample_network(
             stacklevel=4,
         )
     return samples.from_images(images)
+
+
+def _measured(measurement: Measurement, own: OwnNetwork, shape: tuple[int, ...], spec: OwnSpec) -> Measurement:
+    """Return a measurement of samples in the network's layout as one of images b h w c."""
+    given = measurement.of_images(shape[1:], shape[0])  # checks the operator with samples
+    operator = LinearOperator(
+        lambda images: given.operator.forward(images_to_samples(images, shape[1:], own.layout)),
+        lambda y: samples_to_images(np.asarray(given.operator.adjoint(y)), own.layout),
+        given.operator.name,
+    )
+    return replace(given, operator=operator, shape=spec.image_shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,8 @@ from diffusion_core.model.generate import generate
 from diffusion_core.networks.own_call import images_to_samples
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.sampling import SAMPLERS, SamplerPlan
+from diffusion_core.sampling.edit import posterior
+from diffusion_core.sampling.measurement import Measurement
 from duet.api.options import check_types, unknown_option
 from duet.api.own_sampling import sample_network
 from duet.api.runs import run_setup
@@ -32,7 +34,7 @@ from experiments.sampling.guidance import GuidanceModels
 from experiments.sampling.options import choose_weights, sample_features, sample_labels
 from experiments.sampling.plans import check_levels, choose_sampler, shared_options
 
-__all__ = ["sample"]
+__all__ = ["load_guidance", "open_backend", "read_checkpoint", "sample"]
 
 
 @overload
@@ -48,6 +50,7 @@ def sample(
     weights: str | None = None,
     guide: Checkpoint | str | Path | None = None,
     classifier: Checkpoint | str | Path | None = None,
+    measurement: Measurement | None = None,
     callback: Callable[[int, NDArray, NDArray], None] | None = None,
     backend: str | None = None,
     device: str = "auto",
@@ -76,6 +79,7 @@ def sample(
     strength: float | None = None,
     known: Any = None,
     mask: Any = None,
+    measurement: Measurement | None = None,
     callback: Callable[[int, Any, Any], None] | None = None,
     progress: Callable[[int], None] | None = None,
     compile: bool = False,
@@ -106,6 +110,7 @@ def sample(checkpoint: Any, *arguments: Any, **options: Any) -> Any:
         weights: ``"ema"``, a further average (``"ema1"`` ...) or ``"weights"``; None is what the run samples with.
         guide: a weaker network for autoguidance.
         classifier: a classifier of noisy images for classifier guidance.
+        measurement: what the images agree with, see `duet.Measurement`; in the value range of the network.
         callback: called after each row of the plan, for the first batch, with (row, x, estimate of x_0).
         backend: name of an installed backend; None takes the one that this Python can import.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
@@ -132,6 +137,8 @@ def sample(checkpoint: Any, *arguments: Any, **options: Any) -> Any:
             them (image to image).
         known: samples of which a part is kept, for inpainting; in the value range of the data.
         mask: 1 where they are kept and 0 elsewhere.
+        measurement: what the samples agree with, see `duet.Measurement`; its operator takes NumPy arrays of samples in
+            the network's layout.
         callback: called after each row with (row, x, estimate of x_0), for the first batch, in the network's layout.
         progress: called after each batch with the number of samples done.
         compile: whether the network is compiled, with `torch.compile` or XLA.
@@ -184,6 +191,7 @@ def sample_checkpoint(
     weights: str | None = None,
     guide: Checkpoint | str | Path | None = None,
     classifier: Checkpoint | str | Path | None = None,
+    measurement: Measurement | None = None,
     callback: Callable[[int, NDArray, NDArray], None] | None = None,
     backend: str | None = None,
     device: str = "auto",
@@ -197,9 +205,9 @@ def sample_checkpoint(
     for name, number in (("sample.count", count), ("sample.batch", batch)):
         if number < 1:
             raise DuetError(f"{name}: {number} was given; it must be at least 1")
-    loaded = _load(checkpoint)
+    loaded = read_checkpoint(checkpoint)
     which = choose_weights("weights", weights, loaded)
-    models = _guidance_models(guide=guide, classifier=classifier)
+    models = load_guidance(guide=guide, classifier=classifier)
     plan = sampler if isinstance(sampler, SamplerPlan) else _make_plan(loaded, sampler, models, options)
     numbers = named_labels("sample.labels", labels, names_of_checkpoint(loaded, models.classifier))
     numbers = labels_with_images(loaded) if numbers is None else numbers
@@ -213,15 +221,18 @@ def sample_checkpoint(
     ]
     for note in notes:
         warnings.warn(note, stacklevel=2)
+    shape, edit = loaded.model.spec.image_shape, None
+    if measurement is not None:
+        edit = posterior(plan, measurement.of_images(shape, count))
     setup = run_setup(loaded, backend, device, precision, compile, threads)
-    opened = _open(setup, sampling_calls([(plan, count)], batch))
+    opened = open_backend(setup, sampling_calls([(plan, count)], batch))
     network = opened.network(loaded.model.program, loaded.state.parts[which])
     guidance = models.build(opened)
     if features is not None:  # label dropout does not drop them, so they are those of both evaluations under guidance
         guidance = replace(guidance, features=features, null_features=features)
     images = generate(
-        opened, network, plan, loaded.model.spec.image_shape, chosen, seed, batch=batch,
-        callback=callback and StepCallback(callback), guidance=guidance,
+        opened, network, plan, shape, chosen, seed, batch=batch,
+        callback=callback and StepCallback(callback), guidance=guidance, edit=edit,
     )  # fmt: skip
     if loaded.training is not None and loaded.training.data.dtype != "uint8":
         return images_to_samples(images, loaded.model.spec.sample_shape, "channels_last")
@@ -237,16 +248,17 @@ def _check_names(options: dict[str, Any]) -> None:
             raise unknown_option(sample_checkpoint, name, known, called="sample")
 
 
-def _load(checkpoint: Checkpoint | str | Path) -> Checkpoint:
+def read_checkpoint(checkpoint: Checkpoint | str | Path) -> Checkpoint:
+    """Return a checkpoint, or read the one at a path."""
     return checkpoint if isinstance(checkpoint, Checkpoint) else load_checkpoint(checkpoint)
 
 
-def _guidance_models(**checkpoints: Checkpoint | str | Path | None) -> GuidanceModels:
+def load_guidance(**checkpoints: Checkpoint | str | Path | None) -> GuidanceModels:
     """Load the networks that guide, each once, with the weights that their runs sample with."""
     options: dict[str, Any] = {}
     for name, checkpoint in checkpoints.items():
         if checkpoint is not None:
-            options[name] = _load(checkpoint)
+            options[name] = read_checkpoint(checkpoint)
             options[f"{name}_weights"] = choose_weights(f"{name}_weights", None, options[name])
     return GuidanceModels(**options)
 
@@ -260,7 +272,8 @@ def _make_plan(
     return models.plan(checkpoint.model, choose_sampler(options, checkpoint)[0])
 
 
-def _open(setup: BackendSetup, calls: int) -> Backend:
+def open_backend(setup: BackendSetup, calls: int) -> Backend:
+    """Open the backend of a setup in the mode that suits this number of network calls."""
     return setup.choose_mode(_loaded(setup.name, setup.config), calls)
 
 

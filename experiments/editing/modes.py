@@ -7,52 +7,19 @@ A mode is a function of an `EditContext` and its options. It checks everything t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.text import pluralize
-from diffusion_core.images.files import is_image_file
-from diffusion_core.sampling import SamplerPlan, edit
+from diffusion_core.sampling import edit
+from experiments.editing.masks import known_mask
+from experiments.editing.plan import Edited, EditPlan, Sample, sample_once
+from experiments.editing.posterior import posterior
 from experiments.editing.setup import EditContext
 
 __all__ = ["MODES", "EditPlan", "Sample"]
-
-Edited = tuple[NDArray, NDArray[np.int32]]
-
-
-class Sample(Protocol):
-    """Draws the samples of an edit, near the range of the data."""
-
-    def __call__(self, made: edit.Edit, labels: NDArray[np.int32], *, guided: bool = True) -> NDArray:
-        """Draw them with these labels; without `guided`, other networks do not guide."""
-
-
-@dataclass(frozen=True, eq=False)
-class EditPlan:
-    """A checked edit.
-
-    Args:
-        run: from a function that draws the samples of an edit to the edited images, with shape (N, H, W, C), and
-            their labels.
-        drawn: the plans that will be run, each with its number of images.
-        shown: for each row of edited images, what stands in front of it: caption, and uint8 images (K, H, W, C).
-        heads: captions of those K columns, and last that of the edited images.
-    """
-
-    run: Callable[[Sample], Edited]
-    drawn: list[tuple[SamplerPlan, int]]
-    shown: list[tuple[str, NDArray[np.uint8]]]
-    heads: tuple[str, ...]
-
-
-def _sample_once(made: edit.Edit, labels: NDArray[np.int32], sample: Sample) -> Edited:
-    return sample(made, labels), labels
 
 
 def _image_to_image(context: EditContext, *, strength: float = 0.6) -> EditPlan:
@@ -61,7 +28,7 @@ def _image_to_image(context: EditContext, *, strength: float = 0.6) -> EditPlan:
     made = edit.image_to_image(plan, context.pixels(), context.setup.seed)
     sources, labels = context.sources, np.repeat(context.sources.labels, context.setup.variants)
     shown = [(name, image[None]) for name, image in zip(sources.names, sources.images, strict=True)]
-    return EditPlan(partial(_sample_once, made, labels), [(plan, len(labels))], shown, ("image", "edited"))
+    return EditPlan(partial(sample_once, made, labels), [(plan, len(labels))], shown, ("image", "edited"))
 
 
 ENCODINGS = ("noise", "inversion")
@@ -138,49 +105,26 @@ def _interpolate(
     return EditPlan(run, drawn, shown, ("first", "second", "between"))
 
 
-# The known part of an image, as fractions of its height and width: first and last row, first and last column.
-PARTS: Mapping[str, tuple[float, float, float, float]] = {
-    "left": (0.0, 1.0, 0.0, 0.5),
-    "right": (0.0, 1.0, 0.5, 1.0),
-    "top": (0.0, 0.5, 0.0, 1.0),
-    "bottom": (0.5, 1.0, 0.0, 1.0),
-    "centre": (0.25, 0.75, 0.25, 0.75),
-}
-
-
 def _inpaint(context: EditContext, *, known: str = "left", keep: bool = True) -> EditPlan:
     """Keep the known part of each image and sample the rest.
 
     Args:
         context: the request.
-        known: one of `PARTS`, or the path of a mask that is white where images are known and black elsewhere.
+        known: one of `masks.PARTS`, or the path of a mask that is white where images are known and black elsewhere.
         keep: whether that part is the known one; otherwise everything else is.
     """
-    mask = _mask(context, known)
-    mask = mask if keep else 1.0 - mask
+    mask = known_mask(context, known, keep, "mode.known")
     made = edit.inpaint(context.plan(), context.pixels(), mask[None])
     sources, labels = context.sources, np.repeat(context.sources.labels, context.setup.variants)
     hidden = np.where(mask == 1, sources.images, np.uint8(128))
     shown = [(name, np.stack(pair)) for name, *pair in zip(sources.names, sources.images, hidden, strict=True)]
-    run = partial(_sample_once, made, labels)
+    run = partial(sample_once, made, labels)
     return EditPlan(run, [(made.plan, len(labels))], shown, ("image", "known", "edited"))
-
-
-def _mask(context: EditContext, known: str) -> NDArray[np.float64]:
-    """Return the mask with shape (H, W, 1): 1 where images are known, 0 elsewhere."""
-    height, width, _ = context.model.spec.image_shape
-    if known in PARTS:
-        rows, columns = ((np.arange(n) + 0.5) / n for n in (height, width))
-        top, bottom, left, right = PARTS[known]
-        inside = ((top < rows) & (rows < bottom))[:, None] & ((left < columns) & (columns < right))
-        return inside[..., None].astype(np.float64)
-    if not is_image_file(Path(known).expanduser()):
-        raise one_of("mode.known", known, [*PARTS, "the path of an image"])
-    return (context.read_image(Path(known).expanduser(), 1) > 127).astype(np.float64)
 
 
 MODES: Mapping[str, Callable[..., EditPlan]] = {
     "image_to_image": _image_to_image,
     "interpolate": _interpolate,
     "inpaint": _inpaint,
+    "posterior": posterior,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from experiments.editing.setup import EditContext
 from experiments.runtime.backends import sampling_calls
 from experiments.runtime.progress import Counter
 
-__all__ = ["edit_images"]
+__all__ = ["draw_edit", "edit_images", "plan_edit"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +35,35 @@ class _Sampler:
     backend: Backend
     network: Network
     guidance: Guidance
+    shows_progress: bool
 
     def __call__(self, made: edit.Edit, labels: NDArray[np.int32], *, guided: bool = True) -> NDArray:
         setup, shape = self.context.setup, self.context.model.spec.image_shape
-        with Counter(made.plan.name, len(labels)) as progress:
+        with Counter(made.plan.name, len(labels)) if self.shows_progress else nullcontext() as progress:
             return generate(
                 self.backend, self.network, made.plan, shape, labels, setup.seed, batch=setup.batch,
                 progress=progress, guidance=self.guidance if guided else Guidance(), edit=made,
             )  # fmt: skip
+
+
+def plan_edit(context: EditContext) -> EditPlan:
+    """Return the checked edit of a request.
+
+    Raises:
+        DuetError: if an option of the mode does not fit; nothing has been computed then.
+    """
+    mode = dict(context.setup.mode)
+    return build("mode", MODES, mode.pop("name", "none"), mode, context)
+
+
+def draw_edit(
+    context: EditContext, plan: EditPlan, backend: Backend, shows_progress: bool = True
+) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+    """Return the edited images, with shape (N, H, W, C), and their labels."""
+    network = backend.network(context.model.program, context.checkpoint.state.parts[context.weights])
+    guidance = context.setup.guidance.build(backend)
+    samples, labels = plan.run(_Sampler(context, backend, network, guidance, shows_progress))
+    return to_uint8(samples, context.model.value_range), labels
 
 
 def edit_images(context: EditContext, out: Path, config: str | None = None) -> NDArray[np.uint8]:
@@ -55,16 +77,13 @@ def edit_images(context: EditContext, out: Path, config: str | None = None) -> N
     Raises:
         DuetError: if an option of the mode does not fit; nothing has been computed or written then.
     """
-    setup, model, mode = context.setup, context.model, dict(context.setup.mode)
-    plan = build("mode", MODES, mode.pop("name", "none"), mode, context)
+    setup, plan = context.setup, plan_edit(context)
     backend = setup.backend.open(sampling_calls(plan.drawn, setup.batch))
     print("\n".join(context.notes), flush=True)
-    network = backend.network(model.program, context.checkpoint.state.parts[context.weights])
     if config is not None:
         write_atomically(out / "config.yaml", config.encode())
     write_json(out / "environment.json", describe_environment(backend.describe()))
-    samples, labels = plan.run(_Sampler(context, backend, network, setup.guidance.build(backend)))
-    images = to_uint8(samples, model.value_range)
+    images, labels = draw_edit(context, plan, backend)
     facts = {"mode": setup.mode["name"], "seed": setup.seed, "images_seen": context.checkpoint.images_seen}
     facts |= {"weights_sha256": weights_hash(setup.checkpoint, context.weights), "backend": setup.backend.name}
     write_samples(out / "edited.npz", images, labels, **facts)

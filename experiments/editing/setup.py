@@ -19,7 +19,7 @@ from diffusion_core.files.safe_read import open_npz
 from diffusion_core.images.decode import decode
 from diffusion_core.images.files import is_image_file, readable_name, scan
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.runs.checkpoint import load_checkpoint
+from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.sampling import SamplerPlan
 from diffusion_core.training.objective import network_labels
 from experiments.runtime.backends import BackendSetup
@@ -39,10 +39,10 @@ class EditSetup:
     """A request to edit images.
 
     Args:
-        checkpoint: a run directory or one of its checkpoints.
+        checkpoint: a run directory or one of its checkpoints; in Python also a checkpoint.
         data: the data set whose images are edited; None if `path` is given.
         path: an image file, a folder of images, or an ``.npz`` file with `images` and, optionally, `labels`.
-        images: the positions of the images in the data set or the file.
+        images: the positions of the images in the data set or the file; None for all.
         labels: one class for all, a list of classes that repeats, or None for the classes of the images; a class is a
             number or its name.
         variants: edited images per source image.
@@ -54,12 +54,13 @@ class EditSetup:
         guidance: other networks that guide.
         backend: what computes.
         network: the own network that the checkpoint is of.
+        arrays: the images themselves, uint8 (N, H, W, C), in place of data and path.
     """
 
-    checkpoint: str
+    checkpoint: str | Checkpoint
     data: DataSource | None = None
     path: str | None = None
-    images: int | Sequence[int] = (0, 1, 2, 3)
+    images: int | Sequence[int] | None = (0, 1, 2, 3)
     labels: int | str | Sequence[int | str] | None = None
     variants: int = 1
     batch: int = 64
@@ -70,6 +71,7 @@ class EditSetup:
     guidance: GuidanceModels = field(default_factory=GuidanceModels)
     backend: BackendSetup = field(default_factory=BackendSetup)
     network: OwnNetwork | None = None
+    arrays: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         for name in ("variants", "batch"):
@@ -95,7 +97,10 @@ class EditContext:
 
     def __init__(self, setup: EditSetup) -> None:
         self.setup = setup
-        self.checkpoint = with_network(load_checkpoint(setup.checkpoint), setup.network, setup.checkpoint)
+        if isinstance(setup.checkpoint, Checkpoint):
+            self.checkpoint = setup.checkpoint
+        else:
+            self.checkpoint = with_network(load_checkpoint(setup.checkpoint), setup.network, setup.checkpoint)
         self.weights = choose_weights("weights", setup.weights, self.checkpoint)
         self.sampler, line = choose_sampler(setup.sampler, self.checkpoint)
         self.notes = [line, *describe_weights(self.checkpoint, self.weights)]  # printed once everything fits
@@ -131,18 +136,30 @@ class EditContext:
             DuetError: if they cannot be read, or do not fit the network.
         """
         setup, model = self.setup, self.model
-        if (setup.path is None) == (setup.data is None):
+        if setup.arrays is not None:
+            images, labels, names = setup.arrays, None, [f"image {k}" for k in range(len(setup.arrays))]
+        elif (setup.path is None) == (setup.data is None):
             raise DuetError("data, path: give the images by one of the two, as data=digits or path=FILE")
-        images, labels, names = self._from_file(Path(setup.path)) if setup.path is not None else self._from_data()
+        else:
+            images, labels, names = self._from_file(Path(setup.path)) if setup.path is not None else self._from_data()
         if images.shape[1:] != model.spec.image_shape:
             raise DuetError(f"images: they are {images.shape[1:]}, but the network takes {model.spec.image_shape}")
+        return SourceImages(images, self.labels_of(len(images), labels), names)
+
+    def labels_of(self, count: int, labels: NDArray[np.int32] | None = None) -> NDArray[np.int32]:
+        """Return the labels that the request names, or else those of the images, or else no class.
+
+        Raises:
+            DuetError: for labels that the network does not have, or was never trained with.
+        """
+        setup, model = self.setup, self.model
         if setup.labels is not None:
             numbers = named_labels("labels", setup.labels, self.label_names)
-            labels = sample_labels(numbers, len(images), model, setup.guidance.classifier_program)
+            labels = sample_labels(numbers, count, model, setup.guidance.classifier_program)
         elif labels is None or not model.program.classes:
-            labels = np.full(len(images), model.program.null_label or 0, np.int32)
+            labels = np.full(count, model.program.null_label or 0, np.int32)
         self.check_labels(labels, None if setup.labels is not None else "none was given, which draws without a class")
-        return SourceImages(images, labels, names)
+        return labels
 
     @property
     def label_names(self) -> dict[int, str]:
@@ -209,7 +226,7 @@ class EditContext:
 
     def _positions(self, count: int) -> list[int]:
         images = self.setup.images
-        positions = [images] if isinstance(images, int) else list(images)
+        positions = list(range(count)) if images is None else [images] if isinstance(images, int) else list(images)
         if not positions or not all(isinstance(k, int) and 0 <= k < count for k in positions):
             raise DuetError(f"images: {images} was given; it is a list of image positions, 0 to {count - 1}")
         return positions

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gaussian import DENOISER, Gaussian, affine_moments, errors, unit_starts
 
 from diffusion_core.backend import reference
 from diffusion_core.backend.interface import Guidance
@@ -21,7 +22,6 @@ from diffusion_core.sampling.edit import posterior
 from diffusion_core.sampling.linear_operators import blur, downsample, mask
 from diffusion_core.sampling.measurement import Measurement, observe
 from experiments.runtime import own_networks
-from tests.core.gaussian import DENOISER, Gaussian, affine_moments, errors, unit_starts
 
 pytestmark = pytest.mark.backend
 

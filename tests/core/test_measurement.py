@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from gaussian import DENOISER, Gaussian, affine_moments, errors, matrix, unit_starts
 
 from diffusion_core.backend.interface import Guidance
 from diffusion_core.backend.numpy_backend import NumpyBackend
@@ -18,7 +19,6 @@ from diffusion_core.sampling.edit import posterior
 from diffusion_core.sampling.linear_operators import LinearOperator, blur, downsample, grey, mask
 from diffusion_core.sampling.measurement import Measurement, conjugate_gradients, observe
 from experiments.runtime import own_networks
-from tests.core.gaussian import DENOISER, Gaussian, affine_moments, errors, matrix, unit_starts
 
 SHAPE = (4, 4, 2)
 KNOWN = (np.arange(16).reshape(4, 4, 1) % 3 > 0).astype(float)
@@ -94,8 +94,8 @@ OUT_OF_RANGE = {
     "scale: 0 was given": lambda: measured(scale=0),
     "iterations: 3 was given with method=dps": lambda: measured(method="dps", iterations=3),
     "adaptive: true was given with method=mmps": lambda: measured(adaptive=True),
-    r"y: measurements of shape \(3,\)": lambda: measured(y=np.zeros((2, 3))),
-    "y: it has numbers that are not finite": lambda: measured(y=np.full((1, 2, 2, 2), np.nan)),
+    r"mode.measurement: measurements of shape \(3,\)": lambda: measured(y=np.zeros((2, 3))),
+    "mode.measurement: it has numbers that are not finite": lambda: measured(y=np.full((1, 2, 2, 2), np.nan)),
     "operator: 'blur' was given": lambda: measured(operator="blur"),
 }
 

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from commands import enter
 
+import duet
 from diffusion_core.backend import reference
 from diffusion_core.backend.interface import BackendConfig, Description, TrainerState
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data import load_dataset
 from diffusion_core.images.render import save_png
 from diffusion_core.model.diffusion_model import DiffusionModel
@@ -24,6 +26,7 @@ from diffusion_core.networks.weights import initial_weights
 from diffusion_core.parity import cases
 from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import read_samples, write_samples
+from diffusion_core.sampling.linear_operators import blur, downsample
 from experiments.runtime.backends import BackendSetup, sampling_calls
 
 SPEC = UNetSpec(8, 1, 1, 4, (1,), 1, (), middle_attention=False, norm_groups=2, num_classes=10, zero_init=False)
@@ -47,7 +50,7 @@ class Reference:
     def sample(self, network, plan, start, label, noise, callback=None, guidance=None):
         guidance.check(plan)
         self.drawn.append((plan, len(start)))
-        led = {"mask": guidance.mask, "known": guidance.known}
+        led = {"mask": guidance.mask, "known": guidance.known, "measurement": guidance.measurement}
         if guidance.guide:
             led["guide"] = partial(reference.forward, guidance.guide.program, guidance.guide.weights)
         if guidance.classifier:
@@ -167,3 +170,51 @@ def test_a_classifier_guides_sampling_but_not_inversion(run, tmp_path):
     plain, _ = edited(run, tmp_path / "a", *words)
     led, labels = edited(run, tmp_path / "b", *words, f"classifier={tmp_path / 'judge'}", "sampler.classifier=20")
     assert list(labels) == [7, 7] and np.any(led != plain)
+
+
+BLURRED = "mode.operator=[{name:blur,width:0.6},{name:downsample,factor:2}]"
+
+
+def test_posterior_samples_agree_with_the_measurement_of_images_and_of_a_file(run, tmp_path):
+    digits = load_dataset("digits", part="train")
+    words = ["mode=posterior", BLURRED, "mode.noise=0", "labels=3", "sampler.clip=null"]
+    images, labels = edited(run, tmp_path / "a", *words, "data=digits", "images=[3,8]", "variants=2")
+    assert images.shape == (4, 8, 8, 1) and list(labels) == [3, 3, 3, 3]
+    operator = downsample((8, 8, 1), 2) @ blur((8, 8, 1), 0.6)
+    wanted = operator.measure(digits.images[[3, 3, 8, 8]] / 127.5 - 1)
+    assert np.any(images[0] != images[1])
+    # The same measurements from a file, without images; an image file holds them rounded to bytes.
+    np.save(tmp_path / "y.npy", wanted[::2])
+    again, _ = edited(run, tmp_path / "b", *words, f"mode.measurement={tmp_path}/y.npy", "variants=2")
+    np.testing.assert_array_equal(again, images)
+    save_png(tmp_path / "y.png", np.rint(127.5 * (wanted[0] + 1)).astype(np.uint8))
+    rounded, _ = edited(run, tmp_path / "c", *words, f"mode.measurement={tmp_path}/y.png", "variants=2")
+    assert np.abs(rounded.astype(int) - images[:2]).max() <= 8
+
+
+def test_a_mask_is_an_operator_with_the_parts_of_inpainting(run, tmp_path):
+    words = ["data=digits", "images=[3,8]", "mode=posterior", "mode.noise=0", "mode.method=pigdm", "sampler.steps=20"]
+    images, _ = edited(run, tmp_path / "a", *words, "mode.operator={name:mask,known:top,keep:false}")
+    wanted = load_dataset("digits", part="train").images[[3, 8]].astype(int)
+    away = np.abs(images.astype(int) - wanted)
+    assert np.median(away[:, 4:]) < 0.5 * np.median(away[:, :4])
+
+
+def test_duet_edit_is_the_command(run, tmp_path, monkeypatch):
+    digits = load_dataset("digits", part="train")
+    words = ["data=digits", "images=[3,8]", "labels=3", "mode=inpaint", "mode.known=top", "variants=2", "sampler=ddpm"]
+    wanted, _ = edited(run, tmp_path / "a", *words, "sampler.clip=1.0")
+    monkeypatch.setattr("duet.api.editing.open_backend", lambda setup, calls: Reference())
+    sampler = {"name": "ddpm", "steps": 4, "clip": 1.0}
+    got = duet.edit(run, digits.images[[3, 8]], "inpaint", labels=3, variants=2, known="top", sampler=sampler)
+    np.testing.assert_array_equal(got, wanted)
+    for options, message in (
+        ({"mode": "inpant"}, "mode: 'inpant' was given; it must be one of .* Did you mean 'inpaint'"),
+        ({"mode": "posterior", "operatr": "blur"}, "Did you mean 'operator'"),
+        ({"mode": "posterior", "operator": "blr"}, "operator: 'blr' was given"),
+        ({"mode": "posterior", "operator": {"name": "blur", "wdth": 1}}, "Did you mean 'width'"),
+        ({"mode": "posterior", "measurement": "y.npy"}, "a file was given together with images"),
+        ({"images": digits.images[:2] / 255.0}, "images: float64 .* they must be uint8"),
+    ):
+        with pytest.raises(DuetError, match=message):
+            duet.edit(run, **({"images": digits.images[:2]} | options))
