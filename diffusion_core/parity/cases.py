@@ -21,6 +21,7 @@ from diffusion_core.networks import (
     ClassifierSpec,
     DiTSpec,
     DoubleConvSpec,
+    EDM2Spec,
     JiTSpec,
     LinearAttentionSpec,
     NetworkSpec,
@@ -500,6 +501,12 @@ NETWORKS: dict[str, NetworkSpec] = {
     "SiT of diffusers' embedding, no null row": DiTSpec(
         8, 2, 2, num_classes=10, patch_size=4, channels=16, depth=1, heads=2, mlp_ratio=2.0, embedding_features=16,
         null_class="none", discarded_channels=2, embedding_divisor="half_minus_one", mlp_norm_eps=1e-5,
+    ),
+    "EDM2": EDM2Spec(
+        8, 3, 3, num_classes=10, channels=8, channel_multipliers=(1, 2), blocks_per_resolution=1,
+        attention_resolutions=(8,), head_channels=8, dropout=0.1, resample_filter=(1.0, 3.0, 3.0, 1.0),
+        # With these widths no gradient of a gain, which is one number, is a sum that cancels to the last digits.
+        noise_multiplier=2, embedding_multiplier=3, label_balance=0.4, clip=2.0, logvar_channels=6,
     ),
     "U-ViT": UViTSpec(8, 1, 1, num_classes=3, channels=16, depth=2, heads=2, patch_size=2, time_mlp=True),
     "JiT": JiTSpec(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.files.safe_read import file_errors, open_npz, read_json
-from diffusion_core.parity import cases
+from diffusion_core.parity import cases, edm2
 from diffusion_core.parity.ladder import TOLERANCES, Check, check, l2_of_all, relative, worst
 from diffusion_core.parity.trace import AVERAGES, HANDOVER_STEP, STEPS
 
@@ -162,6 +162,13 @@ def compare_arrays(a: Arrays, b: Arrays, precision: str, pair: str) -> list[Chec
         judge(7, f"weights after {step} steps", kind, _both(a, b, f"7/weights {step}/", l2_of_all))
         for title in AVERAGES:
             judge(7, f"{title} after {step} steps", kind, _both(a, b, f"7/{title} {step}/", l2_of_all))
+    if _has_edm2(a, b):  # records of earlier versions have none
+        missing = np.full(edm2.STEPS, np.nan)
+        losses = [record.get("7/EDM2 losses", missing) for record in (a, b)]
+        judge(7, "EDM2, loss of every step", "training loss, 10 steps", _worst_step(*losses))
+        for part in edm2.PARTS:
+            error = _both(a, b, f"7/EDM2 {part}/", l2_of_all)
+            judge(7, f"EDM2, {part} after 10 steps", "training weights, 10 steps", error)
     return checks
 
 
@@ -206,7 +213,20 @@ def compare_handover(uninterrupted: Arrays, taken: Arrays, precision: str, pair:
     for part in ("weights", *AVERAGES):
         error = l2_of_all(under(taken, f"8/final {part}/"), under(uninterrupted, f"7/{part} {STEPS}/"))
         judge(8, f"{part} after {STEPS} steps", f"training weights, {STEPS} steps", error)
+    if _has_edm2(uninterrupted, taken):
+        error = differing(under(uninterrupted, "8/EDM2 handed over/"), under(taken, "8/EDM2 taken over/"))
+        judge(8, "EDM2, state taken over", "bits", error)
+        alone = uninterrupted.get("7/EDM2 losses", np.full(edm2.STEPS, np.nan))[edm2.HANDOVER :]
+        after = taken.get("8/EDM2 losses", np.full(edm2.STEPS - edm2.HANDOVER, np.nan))
+        judge(8, "EDM2, loss of every step", "training loss, 10 steps", _worst_step(after, alone))
+        for part in edm2.PARTS:
+            error = l2_of_all(under(taken, f"8/EDM2 final {part}/"), under(uninterrupted, f"7/EDM2 {part}/"))
+            judge(8, f"EDM2, {part} after 10 steps", "training weights, 10 steps", error)
     return checks
+
+
+def _has_edm2(*records: Arrays) -> bool:
+    return any(name[2:].startswith("EDM2 ") for record in records for name in record)
 
 
 def _validation_difference(a: Arrays, b: Arrays, step: int) -> float:

@@ -39,7 +39,7 @@ from diffusion_core.networks.weights import Weights, initial_weights
 from diffusion_core.optim import PROFILES, Ema, Power, Warmup, ema_update, make_profile
 from diffusion_core.optim.adam import Adam, LearningRate, adam_update, clip_factor, global_norm
 from diffusion_core.optim.normalisation import normalise_weights
-from diffusion_core.parity import cases
+from diffusion_core.parity import cases, edm2
 from diffusion_core.parity.ladder import TOLERANCES, Check, check, relative, worst
 from diffusion_core.parity.normalisation import Formula, update_errors
 from diffusion_core.parity.posterior import posterior_errors
@@ -106,6 +106,7 @@ PARTS = {
     "posterior": "posterior sampling (rung 6)",
     "likelihoods": "likelihoods (rungs 4, 6)",
     "training": "training in lock step (rung 7)",
+    "edm2_training": "training of EDM2 in lock step (rung 7)",
     "sampler_update": "sampler updates (rung 6)",
     "networks": "networks, forward and gradients (rungs 3, 4, 6)",
     "sampling": "trajectories and images (rung 6)",
@@ -132,7 +133,7 @@ def record(
         part.__name__: partial(part, backend, trace)
         for part in (
             tables, forward_noising, losses, blocks, micro_batches, optimiser, forced_normalisation, guidance,
-            posterior, likelihoods, training,
+            posterior, likelihoods, training, edm2_training,
         )
     }  # fmt: skip
     measures["sampler_update"] = lambda: sampler_update(backend, trace, selected)
@@ -555,6 +556,11 @@ def training(backend: Backend, trace: Trace) -> None:
     for name, value in trace.states[HANDOVER_STEP + 1].weights.items():
         trace.arrays[f"8/uninterrupted/{name}"] = value
     trace.arrays |= _state_arrays("8/handed over", trace.states[HANDOVER_STEP])
+
+
+def edm2_training(backend: Backend, trace: Trace) -> None:
+    """Rung 7: lock-step training of a small EDM2; its losses, its last weights and a state for rung 8 are recorded."""
+    trace.arrays |= edm2.record_training(backend)
 
 
 def validation_losses(backend: Backend, state: TrainerState) -> NDArray[np.float64]:

@@ -16,8 +16,8 @@ from diffusion_core.backend.interface import Backend
 from diffusion_core.common.errors import one_of
 from diffusion_core.common.text import format_seconds, pluralize
 from diffusion_core.files.atomic import write_atomically
-from diffusion_core.parity import cases
-from diffusion_core.parity.compare import PRECISIONS
+from diffusion_core.parity import cases, edm2
+from diffusion_core.parity.compare import PRECISIONS, load_arrays
 from diffusion_core.parity.trace import BATCH, HANDOVER_STEP, STEPS, Trace, continue_training, record, sample_images
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import describe_environment, exclusive_directory, write_json
@@ -106,6 +106,7 @@ def _take_over(backend: Backend, out: Path, precision: str, other: Path, whole: 
     plans = cases.PLANS if whole else {name: cases.PLANS[name] for name in cases.FEW_PLANS}
     with heartbeat("  hand-over: training on from the other framework's state (rung 8)"):
         arrays = continue_training(backend, middle.state)
+        arrays |= edm2.continue_training(backend, load_arrays(other / f"{precision}.npz"))
     with heartbeat("  hand-over: sampling the other framework's weights (rung 8)"):
         arrays |= sample_images(backend, last.state.ema, plans)
     _write_arrays(out / "handover" / f"{precision}.npz", arrays)

@@ -32,7 +32,7 @@ OWN = {
     5: 10 + 3,
     6: GIVEN + SHORT + NETWORKS + 4,
 }
-COMPARED = {0: 7, 2: BLOCKS, 4: 3 * (NETWORKS + LOSSES) + 1, 6: 2 * (2 * PLANS + 1) + 2, 7: 14, 8: 2 * 6}
+COMPARED = {0: 7, 2: BLOCKS, 4: 3 * (NETWORKS + LOSSES) + 1, 6: 2 * (2 * PLANS + 1) + 2, 7: 14 + 3, 8: 2 * (6 + 4)}
 
 
 def assert_all_passed(checks, count):

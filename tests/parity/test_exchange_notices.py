@@ -13,7 +13,7 @@ from functools import cache, cached_property, partial
 import numpy as np
 import pytest
 
-from diffusion_core.parity import cases
+from diffusion_core.parity import cases, edm2
 from diffusion_core.parity.compare import PRECISIONS, compare_arrays, compare_handover, under
 from diffusion_core.parity.ladder import Check
 from diffusion_core.parity.trace import AVERAGES, STEPS
@@ -27,6 +27,9 @@ TAKEN = {
     f"7/weights {STEPS}/": "8/final weights/",
     **{f"7/{title} {STEPS}/": f"8/final {title}/" for title in AVERAGES},
     "7/losses": "8/losses",
+    "8/EDM2 handed over/": "8/EDM2 taken over/",
+    **{f"7/EDM2 {part}/": f"8/EDM2 final {part}/" for part in edm2.PARTS},
+    "7/EDM2 losses": "8/EDM2 losses",
 } | {f"6/{plan}/": f"6/{plan}/" for plan in cases.PLANS}
 
 
