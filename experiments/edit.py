@@ -1,9 +1,10 @@
-"""Edit images with a checkpoint: image to image, inpainting, interpolation.
+"""Edit images with a checkpoint: image to image, inpainting, interpolation, images that agree with a measurement.
 
     python3 -m duet edit checkpoint=RUN out=DIR data=digits mode=image_to_image mode.strength=0.5
     python3 -m duet edit checkpoint=RUN out=DIR data=digits images=[3,8] mode=interpolate mode.count=12
     python3 -m duet edit checkpoint=RUN out=DIR data=digits mode=inpaint sampler=repaint backend=tf
     python3 -m duet edit checkpoint=RUN out=DIR path=image.png labels=7 mode=inpaint mode.known=mask.png
+    python3 -m duet edit checkpoint=RUN out=DIR data=digits mode=posterior mode.operator=blur mode.noise=0.05
 
 The images come from a data set, selected by position, or from a file: one image, a folder of images in the natural
 order of their names, or an `.npz` file with uint8 images (N, H, W, C) and optional labels, as `experiments.sample`
