@@ -19,14 +19,18 @@ from diffusion_core.parity import cases
 FOLDERS = {name: Path(backends.__file__).parent / name for name in ("torch", "tf")}
 
 
-def is_twin(file: str) -> bool:
-    """Whether a file has a twin: `recorded_*` translate the operations of one framework, which the other has not."""
-    return not file.startswith("recorded_")
+def files(backend: str) -> list[str]:
+    """Return the files with a twin, by their paths in the folder of a backend.
+
+    The other files in `recorder` translate the operations of one framework, which the other has not.
+    """
+    found = [path.name for path in FOLDERS[backend].glob("*.py") if (backend, path.name) not in FILES_ALONE]
+    return sorted([*found, "recorder/__init__.py"])
 
 
-FILES = sorted(path.name for path in FOLDERS["torch"].glob("*.py") if is_twin(path.name))
 # Files that only one backend has, and why.
 FILES_ALONE = {("tf", "own_variables.py")}  # PyTorch has one kind of module and one way to list its tensors
+FILES = files("torch")
 
 # Names that only one backend has, and why.
 ALONE = {
@@ -40,7 +44,7 @@ ALONE = {
     ),  # XLA has a whole loop in one graph, torch.compile one call of a network
 }
 # Classes inside a file that follow how their framework reports operations.
-INNER = {("recorder.py", "_Recorder"), ("recorder.py", "_Reader")}
+INNER = {("recorder/__init__.py", "_Recorder"), ("recorder/__init__.py", "_Reader")}
 # Functions with other parameters in each backend, and why.
 CALLED_OTHERWISE = {
     (
@@ -99,10 +103,7 @@ def test_a_step_of_training_has_the_same_parts_in_the_same_order():
 
 
 def test_both_have_the_same_files():
-    in_tf = sorted(
-        path.name for path in FOLDERS["tf"].glob("*.py") if is_twin(path.name) and ("tf", path.name) not in FILES_ALONE
-    )
-    assert in_tf == FILES
+    assert files("tf") == FILES
     assert {"network.py", "loss.py", "trainer.py", "sampler.py", "device.py"} < set(FILES)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from backends.tf.recorded_native import Native, translates
+from backends.tf.recorder.native import Native, translates
 
 __all__ = ["pads"]
 

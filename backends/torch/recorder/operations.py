@@ -1,8 +1,8 @@
 """PyTorch's operations in the vocabulary of `duet diff`.
 
 `TRANSLATIONS` has a function for each native name. It gets a `Native` and writes one operation or several. Here are
-elementwise functions and reductions; `recorded_layouts` has what moves numbers, `recorded_windows` what looks through
-a window, and `recorded_fused` norms, attention and losses.
+elementwise functions and reductions; `layouts` has what moves numbers, `windows` what looks through
+a window, and `fused` norms, attention and losses.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends.torch import recorded_fused, recorded_layouts, recorded_windows  # noqa: F401 - they add translations
-from backends.torch.recorded_native import TRANSLATIONS, Native, Translation, Unknown, translates
+from backends.torch.recorder import fused as _fused  # noqa: F401 - it adds translations, as do the next two
+from backends.torch.recorder import layouts as _layouts  # noqa: F401
+from backends.torch.recorder import windows as _windows  # noqa: F401
+from backends.torch.recorder.native import TRANSLATIONS, Native, Translation, Unknown, translates
 
 __all__ = ["EMPTY", "MAKERS", "RANDOM", "TRANSLATIONS", "Native", "Unknown"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends.torch.recorded_native import Native, Unknown, translates
+from backends.torch.recorder.native import Native, Unknown, translates
 
 __all__: list[str] = []
 

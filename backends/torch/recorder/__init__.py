@@ -1,7 +1,7 @@
 """Record what a PyTorch model computes, one operation at a time, for `duet diff`.
 
 The model runs eagerly under a `TorchDispatchMode`, below its modules and below autograd. Operations in place, and views
-of memory that was written, become operations of values that exist once; see `recorded_memory`. What nothing reads and
+of memory that was written, become operations of values that exist once; see `memory`. What nothing reads and
 what is no output is left out: autograd and bookkeeping make such operations.
 
 Gradients are those of the loss of `recording`. This module, the twin of `backends.tf.recorder`, needs NumPy and PyTorch
@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from backends.torch.recorded_calls import CallStack, options_of, remember_lines, watch_calls
-from backends.torch.recorded_memory import Memory
-from backends.torch.recorded_model import (
+from backends.torch.recorder.calls import CallStack, options_of, remember_lines, watch_calls
+from backends.torch.recorder.memory import Memory
+from backends.torch.recorder.model import (
     arguments,
     call_model,
     differ,
@@ -34,9 +34,9 @@ from backends.torch.recorded_model import (
     flat_tensors,
     only_reading,
 )
-from backends.torch.recorded_operations import EMPTY, MAKERS, RANDOM, TRANSLATIONS, Native, Unknown
-from backends.torch.recorded_steps import record_steps
-from backends.torch.recorded_variables import Named, cast, modules_of, named_variables, to_array, unwrapped
+from backends.torch.recorder.operations import EMPTY, MAKERS, RANDOM, TRANSLATIONS, Native, Unknown
+from backends.torch.recorder.steps import record_steps
+from backends.torch.recorder.variables import Named, cast, modules_of, named_variables, to_array, unwrapped
 from diffusion_core.parity.diff.recording import Layer, Operation, Pass
 
 __all__ = [
@@ -227,7 +227,7 @@ class _Recorder(TorchDispatchMode):
         self.count += 1
         return self.count
 
-    # What translations and the memory call; see `recorded_native.Sink` and `recorded_memory.Moves`.
+    # What translations and the memory call; see `native.Sink` and `memory.Moves`.
 
     def read(self, tensor: Tensor) -> int:
         """Return the number of the value that a tensor holds; one that nothing made becomes a constant."""

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from tensorflow.python.framework import op_callbacks
 from tensorflow.python.ops import resource_variable_ops
 
-from backends.tf.recorded_calls import CallStack, options_of, remember_lines, watch_calls
-from backends.tf.recorded_graphs import graphs_run_by_node
-from backends.tf.recorded_model import (
+from backends.tf.recorder.calls import CallStack, options_of, remember_lines, watch_calls
+from backends.tf.recorder.graphs import graphs_run_by_node
+from backends.tf.recorder.model import (
     arguments,
     call_model,
     differ,
@@ -36,7 +36,7 @@ from backends.tf.recorded_model import (
     seed_draws,
     set_default,
 )
-from backends.tf.recorded_operations import (
+from backends.tf.recorder.operations import (
     ALIASES,
     MAKERS,
     RANDOM,
@@ -46,8 +46,8 @@ from backends.tf.recorded_operations import (
     Value,
     space_to_batch_steps,
 )
-from backends.tf.recorded_steps import record_steps
-from backends.tf.recorded_variables import (
+from backends.tf.recorder.steps import record_steps
+from backends.tf.recorder.variables import (
     Named,
     cast_keras,
     cast_module,
@@ -246,7 +246,7 @@ class _Recorder:
                 self.tensors[self.count] = tensor
         return self.count
 
-    # What translations call; see `recorded_operations.Sink`.
+    # What translations call; see `operations.Sink`.
 
     def read(self, tensor: tf.Tensor) -> int:
         """Return the number of the value of a tensor; a fixed one becomes a constant."""

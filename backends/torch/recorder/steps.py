@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.optim import lr_scheduler
 from torch.optim import optimizer as optimizers
 
-from backends.torch.recorded_calls import plain
-from backends.torch.recorded_model import (
+from backends.torch.recorder.calls import plain
+from backends.torch.recorder.model import (
     arguments,
     call_model,
     eager,
@@ -27,7 +27,7 @@ from backends.torch.recorded_model import (
     flat_tensors,
     only_reading,
 )
-from backends.torch.recorded_variables import named_variables, to_array
+from backends.torch.recorder.variables import named_variables, to_array
 from diffusion_core.parity.diff.recording import Step
 
 __all__ = ["record_steps"]

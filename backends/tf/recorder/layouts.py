@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from backends.tf.recorded_native import Native, Value, translates
+from backends.tf.recorder.native import Native, Value, translates
 
 __all__ = ["space_to_batch_steps"]
 

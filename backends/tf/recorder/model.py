@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from backends.tf.recorded_variables import named_variables, to_array
+from backends.tf.recorder.variables import named_variables, to_array
 
 __all__ = [
     "arguments",

@@ -16,9 +16,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from backends.tf.recorded_calls import plain
-from backends.tf.recorded_model import arguments, build, call_model, fixed_loss, flat_outputs, only_reading, set_default
-from backends.tf.recorded_variables import named_variables, to_array
+from backends.tf.recorder.calls import plain
+from backends.tf.recorder.model import arguments, build, call_model, fixed_loss, flat_outputs, only_reading, set_default
+from backends.tf.recorder.variables import named_variables, to_array
 from diffusion_core.parity.diff.recording import Step
 
 __all__ = ["record_steps"]

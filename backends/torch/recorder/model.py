@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from backends.torch.recorded_variables import modules_of, named_variables, to_array, unwrapped
+from backends.torch.recorder.variables import modules_of, named_variables, to_array, unwrapped
 
 __all__ = ["arguments", "call_model", "differ", "eager", "fixed_loss", "flat_outputs", "flat_tensors", "only_reading"]
 

@@ -2,16 +2,16 @@
 
 `TRANSLATIONS` has a function for each native name. It gets a `Native`, reads attributes from tensors that do not depend
 on the model's inputs or weights, and writes one operation or several. Here are elementwise functions and reductions;
-`recorded_layouts` and `recorded_windows` add the others.
+`layouts` and `windows` add the others.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from backends.tf import recorded_windows  # noqa: F401 - it adds its translations
-from backends.tf.recorded_layouts import space_to_batch_steps
-from backends.tf.recorded_native import TRANSLATIONS, Native, Translation, Value, translates
+from backends.tf.recorder import windows as _windows  # noqa: F401 - it adds its translations
+from backends.tf.recorder.layouts import space_to_batch_steps
+from backends.tf.recorder.native import TRANSLATIONS, Native, Translation, Value, translates
 
 __all__ = ["ALIASES", "MAKERS", "RANDOM", "SHAPES", "TRANSLATIONS", "Native", "Value", "space_to_batch_steps"]
 

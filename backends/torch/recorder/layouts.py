@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backends.torch.recorded_native import TRANSLATIONS, Native, Unknown, translates
+from backends.torch.recorder.native import TRANSLATIONS, Native, Unknown, translates
 
 __all__: list[str] = []
 

@@ -26,7 +26,7 @@ _MADE: weakref.WeakKeyDictionary[Any, Line] = weakref.WeakKeyDictionary()
 _PYTHON = tuple({str(Path(sysconfig.get_paths()[key]).resolve()) for key in ("stdlib", "platstdlib")})
 _PACKAGES = tuple({str(Path(sysconfig.get_paths()[key]).resolve()) for key in ("purelib", "platlib")})
 _FRAMEWORK = ("tensorflow", "keras", "tf_keras", "numpy", "einops", "IPython", "ipykernel", "absl", "wrapt", "optree")
-_DUET = str(Path(__file__).resolve().parents[2])
+_DUET = str(Path(__file__).resolve().parents[3])
 _RECORDERS = ("backends/tf/recorde", "experiments/model_diff/", "diffusion_core/parity/diff/", "duet/api/")
 _RANKS: dict[str, int] = {}
 
