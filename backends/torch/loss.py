@@ -177,7 +177,7 @@ def _evaluate(
     features = b.features[:, : network.program.features]
     x, c_noise = values[step.x], times[step.c_noise]
     second = None if step.second_time is None else times[step.second_time]
-    mode = None if step.network == "teacher" else training
+    mode = training if step.trains else None
     with torch.set_grad_enabled(step.gradient and torch.is_grad_enabled()):
         if step.direction is None:
             outputs = (network.apply_program(x, c_noise, label, features, None, second, mode),)

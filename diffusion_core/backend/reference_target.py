@@ -122,7 +122,7 @@ def target_losses(
         teaches, training = step.network == "teacher", Training(batch.dropout_key, batch.positions)
         network, network_weights = (target.teacher.program, target.teacher.weights) if teaches else (program, own)
         label = np.full_like(batch.label, network.null_label) if step.null_label else batch.label
-        features, mode = batch.features[:, : network.features], None if teaches else training
+        features, mode = batch.features[:, : network.features], training if step.trains else None
 
         def output(x: Array, c_noise: Array, second: Array) -> Array:
             inputs = x, c_noise, label, features

@@ -11,7 +11,7 @@ steps that each add a value with a name; ``images`` and ``noise`` are there from
     loss = mean_b importance_b weight_b distance(prediction_b - target_b)
 
 Only passes with `gradient` have one; the target never has. The derivative of a pass has none either: it is a part of
-targets. All passes of a step see the same dropout words; a teacher is in evaluation mode.
+targets. All passes in training mode see the same dropout words; a teacher is in evaluation mode.
 
 Every column is a number per image that the core computes in float64, in `TrainBatch.columns`; times stay float64 in
 every precision, in `TrainBatch.times`. A backend holds no formula of a method.
@@ -82,6 +82,7 @@ class Pass:
         null_label: whether the network gets its label for "no class" in place of the batch's.
         gradient: whether the loss has a gradient through it; only of the trained network.
         direction: gives the derivative ``name.rate``; None for no derivative.
+        evaluation: whether the network is in evaluation mode, as a teacher always is.
     """
 
     name: str
@@ -92,6 +93,12 @@ class Pass:
     null_label: bool = False
     gradient: bool = False
     direction: Direction | None = None
+    evaluation: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether the network is in training mode."""
+        return self.network != "teacher" and not self.evaluation
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,9 @@ def export_pipeline(
             f"process.time_scale: {model.time_scale:g} was given; the network of a DDPMPipeline reads t "
             "itself, so 1 is needed"
         )
-    if model.time_offset or model.t_floor:
-        name = "time_offset" if model.time_offset else "t_floor"
+    for name in ("time_offset", "t_floor", "boundary"):
+        if not getattr(model, name):
+            continue
         raise DuetError(f"process.{name}: {getattr(model, name):g} was given; a DDPMPipeline has none, so 0 is needed")
     if model.variance == "learned":
         raise DuetError("process.variance: learned was given; DDPMScheduler needs learned_range")

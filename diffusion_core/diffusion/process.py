@@ -35,6 +35,14 @@ remain finite where alpha is 0. With data of standard deviation m, edm has input
 with M = 1000 steps is time_scale = M - 1 = 999 on the schedule vp_sde. iddpm passes to the network the timestep of the
 table that is nearest in r; Karras et al. count their table the other way, and reverse it before the network.
 
+edm with a positive `boundary` b has the scalings of consistency models: c_skip is 1 and c_out is 0 at r = b, where the
+estimate is x itself. With s = sigma - b alpha and p^2 = m^2 alpha^2 + s^2,
+
+    c_skip = m^2 alpha/p^2,     c_out = m s/q,     target = s q/(m p^2) x_0 - m alpha sigma q/(p^2 s) eps
+
+whose c_in and c_noise are those of edm, and which are those of edm for b = 0. The target of eps has no limit at b,
+where F does not count; there it is 0.
+
 next_level maps x_t to x_s, the same image with the same eps at the next less noisy level s = t - 1, which after t = 0
 is clean data, (1, 0). Its columns solve the equations of x_t and x_s for x_0, with
 ``d = sigma_s alpha_t - sigma_t alpha_s``. As alpha/sigma falls with t, d < 0 on every schedule, also where alpha_t is
@@ -71,6 +79,8 @@ References:
     its code (openai/improved-diffusion, improved_diffusion/gaussian_diffusion.py), the posterior mean
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022), eq. 7 and table 1,
     https://arxiv.org/abs/2206.00364
+    Consistency Models (Song et al., 2023), appendix C, with its code (openai/consistency_models,
+    cm/karras_diffusion.py), the boundary of edm, https://arxiv.org/abs/2303.01469
     Back to Basics: Let Denoising Generative Models Denoise (Li & He, 2025), x0 with a floor, with its code
     (LTH14/JiT, denoiser.py), https://arxiv.org/abs/2511.13720
 """
@@ -144,6 +154,7 @@ class _NoiseLevel:
     sigma: Array
     sigma_data: float
     t_floor: float = 0.0
+    boundary: float = 0.0
 
     @property
     def log_ratio(self) -> Array:
@@ -229,6 +240,19 @@ def _velocity_to_data(at: _NoiseLevel) -> Columns:
 
 def _edm(at: _NoiseLevel) -> Columns:
     m, q = at.sigma_data, np.hypot(at.sigma_data * at.alpha, at.sigma)
+    if at.boundary:
+        above = at.sigma - at.boundary * at.alpha
+        square = (m * at.alpha) ** 2 + above**2
+        eps = np.divide(m * at.alpha * at.sigma * q, square * above, out=np.zeros_like(q), where=above != 0)
+        return _columns(
+            at,
+            c_skip=m**2 * at.alpha / square,
+            c_out=m * above / q,
+            target_x0=above * q / (m * square),
+            target_eps=-eps,
+            c_in=1.0 / q,
+            c_noise=at.log_ratio / 4.0,
+        )
     return _columns(
         at,
         c_skip=m**2 * at.alpha / q**2,
@@ -332,6 +356,8 @@ class Process:
         sigma_data: standard deviation of the data, used by edm only.
         time_offset: what is added to the scaled c_noise: 1 for timesteps that count from 1, or for a time 1 - t.
         t_floor: the least t that the velocity of x0 is divided by; 0 for no floor.
+        boundary: the sigma/alpha at which the estimate of edm is x itself, as in consistency models, their least; 0 for
+            that of EDM.
 
     Raises:
         DuetError: for an unknown prediction, one that is not defined on the schedule, or a number that is out of range.
@@ -352,6 +378,7 @@ class Process:
     sigma_data: float = 0.5
     time_offset: float = 0.0
     t_floor: float = 0.0
+    boundary: float = 0.0
 
     def __post_init__(self) -> None:
         if not isinstance(self.schedule, AnySchedule):
@@ -371,6 +398,7 @@ class Process:
         if not np.isfinite(self.time_offset):
             raise DuetError(f"process.time_offset: {self.time_offset} was given; it must be a number")
         self._check_floor()
+        self._check_boundary()
         if why := unsupported_reason(self.schedule, self.prediction):
             raise DuetError(f"process {self.prediction}: {why}")
 
@@ -392,8 +420,24 @@ class Process:
                 "straight line only, so use 0, or the schedule flow_continuous without a shift"
             )
 
+    def _check_boundary(self) -> None:
+        if not 0 <= self.boundary < np.inf:
+            raise DuetError(f"process.boundary: {self.boundary} was given; it must be a sigma/alpha, at least 0")
+        if self.boundary and self.prediction != "edm":
+            raise DuetError(
+                f"process.boundary: {self.boundary:g} was given with prediction {self.prediction}, which has no "
+                "boundary; use 0, or prediction edm"
+            )
+        least = np.exp(self.schedule.log_ratio_range[0])
+        if self.boundary > least * (1 + 1e-9):
+            raise DuetError(
+                f"process.boundary: {self.boundary:g} was given, but the least sigma/alpha of the schedule "
+                f"{self.schedule.name} is {least:g}; the boundary must not lie above it"
+            )
+
     def __repr__(self) -> str:
-        options = {name: getattr(self, name) for name in ("time_scale", "sigma_data", "time_offset", "t_floor")}
+        numbers = ("time_scale", "sigma_data", "time_offset", "t_floor", "boundary")
+        options = {name: getattr(self, name) for name in numbers}
         changed = "".join(f", {name}={value:g}" for name, value in options.items() if value != getattr(Process, name))
         return f"Process({self.schedule!r}, {self.prediction!r}{changed})"
 
@@ -414,7 +458,11 @@ class Process:
     def columns(self, t: ArrayLike) -> Columns:
         """Return the columns at the timesteps t, in the span of the schedule; next_level takes integers only."""
         t = np.asarray(t)
-        level = _NoiseLevel(self.schedule, t, *self.schedule(t), self.sigma_data, self.t_floor)
+        return self.columns_at(t, *self.schedule(t))
+
+    def columns_at(self, t: Array, alpha: Array, sigma: Array) -> Columns:
+        """Return the columns at the times t with these levels, which may lie outside the span of the schedule."""
+        level = _NoiseLevel(self.schedule, t, alpha, sigma, self.sigma_data, self.t_floor, self.boundary)
         columns = PREDICTIONS[self.prediction](level)
         return replace(columns, c_noise=self.time_scale * columns.c_noise + self.time_offset)
 

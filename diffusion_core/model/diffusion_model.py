@@ -28,7 +28,7 @@ from diffusion_core.sampling import SamplerPlan, make_plan
 __all__ = ["DiffusionModel"]
 
 # The numbers that a process has besides its schedule and its prediction, and those of them that are 0 for most.
-_LATER_NUMBERS = ("time_offset", "t_floor")
+_LATER_NUMBERS = ("time_offset", "t_floor", "boundary")
 _PROCESS_NUMBERS = ("time_scale", "sigma_data", *_LATER_NUMBERS)
 
 
@@ -51,6 +51,7 @@ class DiffusionModel:
             that has this channel itself.
         time_offset: what is added to the scaled t, see `diffusion.process.Process`.
         t_floor: the least t that the velocity of prediction x0 is divided by, see `diffusion.process.Process`.
+        boundary: the sigma/alpha at which the estimate of prediction edm is x itself, see `diffusion.process.Process`.
 
     Raises:
         DuetError: if the options do not fit together; the message names the configuration key.
@@ -76,6 +77,7 @@ class DiffusionModel:
     uncertainty: bool = False
     time_offset: float = 0.0
     t_floor: float = 0.0
+    boundary: float = 0.0
 
     def __post_init__(self) -> None:
         if isinstance(self.schedule, str):

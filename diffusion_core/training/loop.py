@@ -338,7 +338,8 @@ def make_batch(
             f"process.coupling: {objective.coupling['name']} needs the {size} images of the whole batch, but the "
             f"loader returned {len(images.labels)}; give it all of them, Loader(..., group=ProcessGroup())"
         )
-    batch = objective.batch(images.pixels, images.labels, images.counters, loader.dtype, history, features)
+    progress = objective.progress(images_seen, size)
+    batch = objective.batch(images.pixels, images.labels, images.counters, loader.dtype, history, features, progress)
     if objective.needs_whole_batch and group is not None and group.size > 1:
         batch = batch.rows(group.slice_of(size))
     return batch if batch.size == size else replace(batch, importance=batch.importance * (batch.size / size))
@@ -529,8 +530,10 @@ class _Loop:
 
     def _rates(self) -> tuple[float, tuple[float, ...]]:
         """Return the learning rate and the decays of the averages of the current step."""
-        decays = self.ema.decays(self.updates, self.images_seen, self.config.batch)
-        return self.learning_rate(self.images_seen, self.config.batch), decays
+        batch = self.config.batch
+        decays = self.ema.decays(self.updates, self.images_seen, batch)
+        decays += self.objective.average_decays(self.images_seen - batch, batch)
+        return self.learning_rate(self.images_seen, batch), decays
 
     def _step(self, batch: TrainBatch, lr: float, decays: tuple[float, ...]) -> StepResult:
         """Do a step; where memory does not suffice and the configuration allows it, in smaller micro-batches."""

@@ -34,6 +34,10 @@ receives an estimate of the image as an additional input. For half of the images
 others zeros; the choice is made per image, not per batch. The estimate is clipped to the range of the data, as a
 sampler with clip=1 clips it.
 
+A method of `targets` has a target that needs the network: it draws the noise levels in place of the timestep
+distribution, from "train/t" and streams of its own, and weights them itself. Its batches have the columns and times of
+that target.
+
 Data sets count their classes 0 .. K-1. A network's label for "no class" is either its last one, K, and then
 class k has label k; or it is 0, and then class k has label k + 1.
 
@@ -52,7 +56,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -60,6 +64,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diffusion_core.backend.interface import CROSS_ENTROPY, DISTANCES, TrainBatch
+from diffusion_core.backend.target import Target
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
 from diffusion_core.common.registry import check_fields
@@ -75,16 +80,21 @@ from diffusion_core.diffusion.variational import BOUNDS, VARIANCES, bound_column
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.own_call import samples_to_images
 from diffusion_core.training.coupling import Coupling, make_coupling
+from diffusion_core.training.targets import METHODS, Method, Progress, Setting, TrainedNetwork, make_method
+from diffusion_core.training.targets.method import check_teacher
 
-__all__ = ["Objective", "network_labels"]
+__all__ = ["OPTIONS", "REGRESSION", "Objective", "network_labels"]
 
 # Options that the user sets; everything else follows from the model.
 OPTIONS = (
     "distance", "label_dropout", "first_t", "weighting", "timestep_sampling", "offset_noise", "input_perturbation",
-    "bound", "bound_weight", "coupling",
+    "bound", "bound_weight", "coupling", "objective",
 )  # fmt: skip
 # Options with a name and options of their own.
-_NAMED = ("weighting", "timestep_sampling", "coupling")
+_NAMED = ("weighting", "timestep_sampling", "coupling", "objective")
+# Options of the regression, which a method of `targets` has in a way of its own or cannot have.
+_OF_REGRESSION = ("distance", "first_t", "weighting", "timestep_sampling", "input_perturbation", "bound")
+REGRESSION = "regression"
 
 
 def network_labels(labels: ArrayLike, classes: int, null_label: int | None) -> NDArray[np.int32]:
@@ -145,6 +155,10 @@ class Objective:
         self_conditioned: whether the network takes its own estimate of the image as an input.
         value_range: the network's values of black and white.
         coupling: name and options of the coupling of noise and images, see `coupling.make_coupling`.
+        objective: name and options of the training method: ``"regression"``, or one of `targets.METHODS`.
+        setting: what a method of `targets` is used on; None for the regression.
+        run_images: the length of the run, which some methods divide into stages; None is unknown, and counts as the
+            start of a run.
 
     Raises:
         DuetError: if a value is out of range or two options contradict each other.
@@ -177,6 +191,9 @@ class Objective:
     self_conditioned: bool = False
     value_range: tuple[float, float] = (-1.0, 1.0)
     coupling: Mapping[str, Any] = field(default_factory=lambda: {"name": "independent"})
+    objective: Mapping[str, Any] = field(default_factory=lambda: {"name": REGRESSION})
+    setting: Setting | None = None
+    run_images: int | None = None
 
     def __post_init__(self) -> None:
         for name in _NAMED:
@@ -206,8 +223,9 @@ class Objective:
                 "process.uncertainty: true" if self.uncertainty else f"process.weighting: {self.weighting.get('name')}"
             )
             raise DuetError(f"{what} was given, but process.bound={self.bound} ignores it; use hybrid")
+        self._check_method()
         # Computed here so that a mistake is found before training starts.
-        _ = self.loss_weights, self.timestep_sampler, self.variational
+        _ = self.loss_weights, self.timestep_sampler, self.variational, self.loss
         if self.coupled.per_class and not (self.classes or self.null_label):
             raise DuetError("process.coupling.per_class: true was given, but the network has no classes; use false")
         if self.needs_whole_batch and self.variance != "fixed":
@@ -215,6 +233,30 @@ class Objective:
                 f"process.coupling: {self.coupling['name']} was given with process.variance={self.variance}, but the "
                 "variational bound needs noise that is independent of the images; use independent, or variance=fixed"
             )
+
+    def _check_method(self) -> None:
+        """Refuse a method on what it cannot be used on, and options of the regression beside it."""
+        if (method := self.training_method) is None:
+            return
+        name, regression = self.objective["name"], {f.name: f for f in fields(Objective)}
+        for option in _OF_REGRESSION:
+            default = regression[option].default
+            default = regression[option].default_factory() if default is MISSING else default
+            if (value := getattr(self, option)) != default:
+                value = value["name"] if isinstance(value, Mapping) else value
+                raise DuetError(
+                    f"process.{option}: {value} was given with objective={name}, which has its own; leave it out, or "
+                    f"use the options of the objective"
+                )
+        for option, what in (("uncertainty", "an uncertainty"), ("self_conditioned", "self-conditioning")):
+            if getattr(self, option):
+                raise DuetError(f"objective: {name} was given for a network with {what}, which it does not train")
+        if self.variance != "fixed":
+            raise DuetError(f"process.variance: {self.variance} was given with objective={name}; use fixed")
+        if self.setting is None:
+            raise DuetError(f"objective: {name} needs the network; make it with Objective.for_model")
+        check_teacher(method, self.setting)
+        method.check(self.setting)
 
     def _check_bound(self) -> None:
         """Refuse options of the variational bound that the loss would ignore."""
@@ -237,15 +279,24 @@ class Objective:
         return f"Objective({process}, distance={self.distance!r}, seed={self.seed})"
 
     @classmethod
-    def for_model(cls, model: DiffusionModel, seed: int = 0, **options: Any) -> Objective:
+    def for_model(
+        cls,
+        model: DiffusionModel,
+        seed: int = 0,
+        teacher: TrainedNetwork | None = None,
+        run_images: int | None = None,
+        **options: Any,
+    ) -> Objective:
         """Return the objective for a model, from which it takes everything that the network and the process determine.
 
         Args:
             model: the network and its process.
             seed: the seed of the run.
+            teacher: of a method that distils one.
+            run_images: the length of the run, for a method with stages.
             options: any of distance, label_dropout, first_t, weighting, timestep_sampling, offset_noise,
-                input_perturbation, bound, bound_weight and coupling, as for `Objective`. The distance of a classifier
-                is ``"cross_entropy"`` unless another one is given.
+                input_perturbation, bound, bound_weight, coupling and objective, as for `Objective`. The distance of a
+                classifier is ``"cross_entropy"`` unless another one is given.
 
         Raises:
             DuetError: if an option is unknown, out of range, or does not fit the model.
@@ -267,6 +318,7 @@ class Objective:
         program = model.program
         options = {"distance": CROSS_ENTROPY if model.classifies else "mse"} | options
         model.check_distance(options["distance"])
+        options["setting"] = Setting(model.process, program, model.spec.image_shape, teacher)
         return cls(
             process=model.process,
             seed=seed,
@@ -277,19 +329,58 @@ class Objective:
             uncertainty=model.uncertainty,
             self_conditioned=program.self_conditioned,
             value_range=model.value_range,
+            run_images=run_images,
             **options,
         )
 
     @property
     def options(self) -> dict[str, Any]:
         """The options that the user sets, besides the network and the process, as plain data."""
-        values = {name: getattr(self, name) for name in OPTIONS}
+        values = {
+            name: getattr(self, name) for name in OPTIONS if name != "objective" or self.training_method is not None
+        }
         return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 
     @property
     def is_vlb_only(self) -> bool:
         """Whether the variational bound is the whole loss."""
         return self.variance != "fixed" and self.bound != "hybrid"
+
+    @cached_property
+    def training_method(self) -> Method | None:
+        """The method whose target needs the network; None for the regression."""
+        if "name" not in self.objective:
+            raise DuetError(f"objective: no name was given; choose one of {', '.join((REGRESSION, *METHODS))}")
+        options = dict(self.objective)
+        if options.pop("name") == REGRESSION:
+            if options:
+                raise DuetError(
+                    f"objective.{next(iter(options))}: it was given with objective=regression, which has no options"
+                )
+            return None
+        return make_method(**self.objective)
+
+    @cached_property
+    def loss(self) -> str | Target:
+        """What a trainer computes: a distance, or a target that needs the network."""
+        method = self.training_method
+        return self.distance if method is None else method.target(self.setting)
+
+    @property
+    def uses_average(self) -> bool:
+        """Whether targets are computed with a moving average, the last one of the trainer."""
+        return self.training_method is not None and self.training_method.uses_average
+
+    def progress(self, images_seen: int, size: int) -> Progress:
+        """Return which step of its run starts at `images_seen`, with batches of `size` images."""
+        steps = 1 if self.run_images is None else max(1, self.run_images // size)
+        return Progress(0 if self.run_images is None else min(images_seen // size, steps - 1), steps)
+
+    def average_decays(self, images_seen: int, size: int) -> tuple[float, ...]:
+        """Return the decay of the average that targets are computed with, at the step that starts at `images_seen`."""
+        if not self.uses_average:
+            return ()
+        return (self.training_method.average_decay(self.progress(images_seen, size)),)
 
     @cached_property
     def loss_weights(self) -> Weighting:
@@ -390,6 +481,7 @@ class Objective:
         dtype: DTypeLike = np.float32,
         history: LossHistory | None = None,
         features: NDArray | None = None,
+        progress: Progress | None = None,
     ) -> TrainBatch:
         """Return the training batch of these images.
 
@@ -400,6 +492,7 @@ class Objective:
             dtype: of images, noise and columns; c_noise stays float64.
             history: the losses so far, for a timestep distribution that depends on them.
             features: additional numbers of each image for the network, with shape (B, features); None is zeros.
+            progress: which step of the run this is, for a method with stages; None is the first one.
 
         Raises:
             DuetError: if a label is out of range, or the features have another shape than the network takes.
@@ -407,13 +500,88 @@ class Objective:
         images, labels = samples_to_images(images, "channels_last"), self._labels(labels)
         noise = self._noise("train", positions, images.shape[1:], np.float64 if self.input_perturbation else dtype)
         images, noise, labels, features = self._paired("train", images, noise, labels, positions, features)
-        t, importance = self.draw_timesteps(positions, history)
+        dropped = np.zeros(len(labels), bool)
         if self.label_dropout:
             dropped = Stream(self.seed, "train/drop_label").uniform(positions, 1)[:, 0] < self.label_dropout
-            labels = np.where(dropped, self.null_label, labels)
+        if self.training_method is not None:
+            draws = self.draw(positions, progress or Progress())
+            return self.target_batch(images, noise, labels, positions, draws, dropped, dtype, features)
+        t, importance = self.draw_timesteps(positions, history)
+        labels = np.where(dropped, self.null_label, labels) if self.label_dropout else labels
         if self.input_perturbation:
             images, noise = self._perturbed(images, noise, positions, t)
         return self._assemble("train", images, noise, labels, positions, t, importance, dtype, features)
+
+    def draw(self, positions: ArrayLike, progress: Progress, streams: str = "train") -> dict[str, NDArray]:
+        """Return the noise levels, and what else a method of `targets` draws for each image."""
+        return self.training_method.draw(lambda name: Stream(self.seed, f"{streams}/{name}"), positions, progress)
+
+    def target_batch(
+        self,
+        images: NDArray,
+        noise: NDArray,
+        labels: NDArray,
+        positions: NDArray,
+        draws: Mapping[str, NDArray],
+        dropped: NDArray[np.bool_] | None = None,
+        dtype: DTypeLike = np.float32,
+        features: NDArray | None = None,
+        streams: str = "train",
+    ) -> TrainBatch:
+        """Return the batch of a method of `targets` for these draws; labels are those of the network.
+
+        Args:
+            images: as for `batch`.
+            noise: eps, with the shape of the images.
+            labels: the network's labels, with shape (B,).
+            positions: as for `batch`.
+            draws: what `draw` returns; or the levels of other code, see the method's ``table``.
+            dropped: the images that are trained without their class; None is none.
+            dtype: as for `batch`.
+            features: as for `batch`.
+            streams: the beginning of the name of the dropout stream.
+        """
+        dropped = np.zeros(len(labels), bool) if dropped is None else dropped
+        table, target = self.training_method.table(self.setting, draws, dropped), self.loss
+        dropped = dropped if table.keeps_label is None else dropped & ~table.keeps_label
+        labels = np.where(dropped, self.null_label, labels) if np.any(dropped) else labels
+        columns, times = (
+            np.stack([np.broadcast_to(values[name], (len(labels),)) for name in names], axis=1)
+            for names, values in ((target.columns, table.columns), (target.times, table.times))
+        )
+        zeros, ones = np.zeros(len(labels), dtype), np.ones(len(labels), dtype)
+        return TrainBatch(
+            images=images.astype(dtype),
+            noise=noise.astype(dtype, copy=False),
+            label=labels.astype(np.int32),
+            alpha=table.alpha.astype(dtype),
+            sigma=table.sigma.astype(dtype),
+            c_in=ones,
+            c_noise=times[:, 0].astype(np.float64),
+            target_x0=zeros,
+            target_eps=zeros,
+            weight=table.weight.astype(dtype),
+            importance=ones,
+            features=self._features(features, len(labels)).astype(dtype),
+            positions=np.asarray(positions, np.int64),
+            dropout_key=np.array(Stream(self.seed, f"{streams}/dropout").key, np.int64),
+            columns=columns.astype(dtype),
+            times=times.astype(np.float64),
+        )
+
+    def _features(self, features: NDArray | None, count: int) -> NDArray:
+        """Return the features of a batch, zeros for None.
+
+        Raises:
+            DuetError: if they have another shape than the network takes.
+        """
+        features = np.zeros((count, self.features)) if features is None else features
+        if features.shape != (count, self.features):
+            raise DuetError(
+                f"features: an array with shape {features.shape} was given for {count} images; the network takes "
+                f"shape {(count, self.features)}"
+            )
+        return features
 
     def evaluation_batch(
         self,
@@ -459,12 +627,7 @@ class Objective:
         features: NDArray | None = None,
     ) -> TrainBatch:
         """Return the batch of images with their noise at the timesteps `t`."""
-        features = np.zeros((len(labels), self.features)) if features is None else features
-        if features.shape != (len(labels), self.features):
-            raise DuetError(
-                f"features: an array with shape {features.shape} was given for {len(labels)} images; the network takes "
-                f"shape {(len(labels), self.features)}"
-            )
+        features = self._features(features, len(labels))
         alpha, sigma = self.process.schedule(t)
         columns = self.process.columns(t)
         conditioning = self._self_conditioning(streams, positions, columns)

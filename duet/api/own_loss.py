@@ -73,6 +73,8 @@ def loss(
     for name in options:
         if name not in OPTIONS:
             raise unknown_option(loss, name, [*OPTIONS, *CALL])
+    if "objective" in options:
+        raise DuetError("objective: it was given, but targets that need the network need a trainer; use duet.train")
     shape, kind = _shape_and_kind(images)
     opened, count = own.open(), shape[0]
     dtype = opened.config.host_dtype

@@ -18,6 +18,7 @@ def process(
     sigma_data: float = 0.5,
     time_offset: float = 0.0,
     t_floor: float = 0.0,
+    boundary: float = 0.0,
     **options: Any,
 ) -> Process:
     """Return a process: a schedule by name with what the network predicts.
@@ -31,6 +32,7 @@ def process(
         time_offset: what is added to the scaled t; ``time_scale=-1, time_offset=1`` gives the network 1 - t, the time
             of SiT and JiT.
         t_floor: the least t that the velocity of ``"x0"`` is divided by, as in JiT; 0 for none.
+        boundary: the sigma/alpha at which the estimate of ``"edm"`` is x itself, as in consistency models; 0 for none.
         options: of the schedule, such as ``T=500``.
 
     Raises:
@@ -42,4 +44,5 @@ def process(
         >>> process("edm", "denoiser", sigma_max=40.0)
         Process(ContinuousSchedule('edm', t=0.002..40), 'denoiser')
     """
-    return Process(make_schedule(schedule, **options), prediction, time_scale, sigma_data, time_offset, t_floor)
+    made = make_schedule(schedule, **options)
+    return Process(made, prediction, time_scale, sigma_data, time_offset, t_floor, boundary)

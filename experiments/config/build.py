@@ -27,6 +27,7 @@ from diffusion_core.optim.adam import LearningRate
 from diffusion_core.runs.checkpoint import list_checkpoints
 from diffusion_core.runtime.distributed import ProcessGroup, find_parallel_launch
 from diffusion_core.training.loop import TrainingConfig
+from diffusion_core.training.objective import REGRESSION
 from experiments.config.convert import plain
 from experiments.config.schema import OWN_MODEL, ProcessSchema
 from experiments.data.inspection import InspectionSetup
@@ -47,6 +48,7 @@ from experiments.sampling.options import SampleOptions
 from experiments.sampling.run import SamplingSetup
 from experiments.training.evaluation import FinalEvaluation, SkippedEvaluation
 from experiments.training.setup import TrainingSetup
+from experiments.training.teacher import TeacherRun, load_teacher
 from experiments.training.validation import ValidationOptions
 
 __all__ = [
@@ -205,7 +207,7 @@ def _process_options(cfg: DictConfig) -> tuple[dict[str, Any], dict[str, Any]]:
     process = plain(cfg.process)
     if "name" not in process["schedule"]:
         raise DuetError("process.schedule: no name was given; it is, for example, {name: linear, T: 1000}")
-    names = ("prediction", "time_scale", "sigma_data", "time_offset", "t_floor")
+    names = ("prediction", "time_scale", "sigma_data", "time_offset", "t_floor", "boundary")
     rest = {"value_range": tuple(process["value_range"])} | {k: process[k] for k in ("variance", "uncertainty")}
     return {"schedule": process["schedule"], **{name: process[name] for name in names}}, rest
 
@@ -275,6 +277,8 @@ def edit_setup(cfg: DictConfig) -> EditSetup:
 def training_setup(cfg: DictConfig) -> TrainingSetup:
     """Return everything that a configuration of `experiments.train` describes, checked to fit together."""
     process, data, own = plain(cfg.process), cfg.data, own_network(cfg)
+    objective = {"name": REGRESSION} | plain(cfg.objective)
+    teacher = _teacher(objective)
     model = make_model(cfg) if own is None else None  # before the data are read, so that its mistakes come first
     source, validation = data_source(data), ValidationOptions(**plain(cfg.validation))
     dataset = source.load(process_group(cfg).is_main_process)
@@ -288,7 +292,8 @@ def training_setup(cfg: DictConfig) -> TrainingSetup:
         model,
         dataset,
         TrainingConfig(**plain(cfg.trainer)),
-        objective={key: process[key] for key in _OBJECTIVE},
+        objective={key: process[key] for key in _OBJECTIVE} | {"objective": objective},
+        teacher=teacher,
         optimiser=make_optimiser(**plain(cfg.optimiser)),
         learning_rate=LearningRate(**plain(cfg.lr)),
         ema=make_ema(**plain(cfg.ema)),
@@ -304,6 +309,17 @@ def training_setup(cfg: DictConfig) -> TrainingSetup:
         validation=validation,
         data_options=plain(data.options),
     )
+
+
+def _teacher(objective: dict[str, Any]) -> TeacherRun | None:
+    """Return the teacher of a group `objective`, whose keys are removed from it."""
+    path, weights, start = (objective.pop(key, None) for key in ("teacher", "teacher_weights", "start"))
+    if path is not None:
+        return load_teacher(path, weights, start)
+    for key, value in (("teacher_weights", weights), ("start", start)):
+        if value is not None:
+            raise DuetError(f"objective.{key}: {value} was given without a teacher; add objective.teacher=RUN")
+    return None
 
 
 def final_evaluation(cfg: DictConfig, setup: TrainingSetup) -> FinalEvaluation | SkippedEvaluation | None:

@@ -162,6 +162,7 @@ class ProcessSchema:
     # which noise of a batch belongs to which image: {name: optimal_transport} ...
     coupling: dict[str, Any] = field(default_factory=lambda: {"name": "independent"})
     t_floor: float = 0.0  # the least t that the velocity of prediction x0 is divided by (flow_continuous)
+    boundary: float = 0.0  # the sigma/alpha at which the estimate of prediction edm is x itself (consistency models)
 
 
 @dataclass
@@ -250,6 +251,8 @@ class TrainSchema(OwnNetworkSchema, FromRunSchema):
     data: DataSchema = field(default_factory=DataSchema)  # what is trained on
     model: Any = None  # the network; null with network=
     process: ProcessSchema = field(default_factory=ProcessSchema)  # noise schedule, prediction and training objective
+    # the training method: regression, or one whose target needs the network
+    objective: dict[str, Any] = field(default_factory=lambda: {"name": "regression"})
     # what a step does to each parameter: a name and options
     optimiser: dict[str, Any] = field(default_factory=lambda: {"name": "adam"})
     lr: _dataclass_schema(LearningRate) = field(default_factory=_dataclass_schema(LearningRate))  # the learning rate

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from diffusion_core.common.errors import DuetError
 from diffusion_core.runs.checkpoint import Checkpoint
-from diffusion_core.training.objective import OPTIONS, Objective
+from diffusion_core.training.objective import OPTIONS, REGRESSION, Objective
 from diffusion_core.training.validation import Validation
 from experiments.evaluation.context import EvaluationContext, Measure, Measurement
 from experiments.runtime.data import check_data
@@ -26,6 +27,11 @@ __all__ = ["LOSS_METHODS"]
 def _objective(checkpoint: Checkpoint) -> Objective:
     """Return the objective that a checkpoint was trained for."""
     noted = checkpoint.notes.get("trained_for", {})
+    if (name := noted.get("objective", {}).get("name", REGRESSION)) != REGRESSION:
+        raise DuetError(
+            f"loss: validation was given, but the checkpoint was trained with objective={name}, whose targets need the "
+            f"trainer; measure its samples instead"
+        )
     options = {name: noted[f"process.{name}"] for name in OPTIONS if f"process.{name}" in noted}
     return Objective.for_model(checkpoint.model, checkpoint.seed, **options)
 

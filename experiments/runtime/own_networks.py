@@ -359,7 +359,8 @@ def own_model(
     )  # fmt: skip
     return DiffusionModel(
         spec, dict(process.schedule.options or {}), process.prediction, time_scale=process.time_scale,
-        sigma_data=process.sigma_data, time_offset=process.time_offset, t_floor=process.t_floor, **options,
+        sigma_data=process.sigma_data, time_offset=process.time_offset, t_floor=process.t_floor,
+        boundary=process.boundary, **options,
     )  # fmt: skip
 
 

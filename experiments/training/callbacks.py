@@ -153,6 +153,8 @@ class RunCallbacks:
     def on_non_finite(self, step: NonFiniteStep) -> str:
         """Store a failure bundle, and return how to replay it."""
         setup, folder = self.setup, self.run.path / "non_finite"
+        if setup.objective.training_method is not None:
+            return f"; a step of objective={setup.objective.objective['name']} is not stored"
         if not should_keep(folder, step):
             return ""
         # The whole batch, whichever part of it this process computes.

@@ -27,10 +27,14 @@ from diffusion_core.optim import optimiser_options, role_of, start_slots
 from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.runs.training_record import DataRecord
 from diffusion_core.training.coupling import COUPLINGS
+from diffusion_core.training.objective import REGRESSION
 from experiments.training.record import data_record
 from experiments.training.setup import TrainingSetup
 
-__all__ = ["changed_objective", "check_data", "check_process", "describe_changes", "objective_notes", "with_slots"]
+__all__ = [
+    "changed_objective", "check_data", "check_process", "describe_changes", "objective_note", "objective_notes",
+    "with_slots",
+]  # fmt: skip
 
 # By key of `objective_notes`: the functions that the option selects by name.
 _REGISTRIES: Mapping[str, Mapping[str, Any]] = {
@@ -38,13 +42,25 @@ _REGISTRIES: Mapping[str, Mapping[str, Any]] = {
     "process.timestep_sampling": TIMESTEP_SAMPLERS,
     "process.coupling": COUPLINGS,
 }
+# What runs of earlier versions were trained with, which do not note it.
+_EARLIER = {"process.coupling": {"name": "independent"}, "objective": {"name": REGRESSION}}
 _SHOWN = 3
 
 
 def objective_notes(setup: TrainingSetup) -> dict[str, Any]:
     """Return by configuration key what determines the losses of a run, in addition to its network and its process."""
-    options = {f"process.{name}": value for name, value in setup.objective.options.items()}
+    options = {f"process.{name}": value for name, value in setup.objective.options.items() if name != "objective"}
+    options["objective"] = objective_note(setup)
     return options | {f"data.{name}": getattr(setup.loader, name) for name in ("flip", "augment")}
+
+
+def objective_note(setup: TrainingSetup) -> dict[str, Any]:
+    """Return the training method with all of its options, and the hash of its teacher's weights."""
+    method = setup.objective.training_method
+    if method is None:
+        return {"name": REGRESSION}
+    teacher = setup.objective.setting.teacher
+    return {"name": method.name} | method.options | ({} if teacher is None else {"teacher": teacher.sha256})
 
 
 def changed_objective(checkpoint: Checkpoint, setup: TrainingSetup) -> dict[str, tuple[Any, Any]]:
@@ -54,7 +70,7 @@ def changed_objective(checkpoint: Checkpoint, setup: TrainingSetup) -> dict[str,
     one that notes nothing, of imported weights, is equal.
     """
     stored, current = checkpoint.notes.get("trained_for", {}), objective_notes(setup)
-    stored = stored and {"process.coupling": {"name": "independent"}} | dict(stored)
+    stored = stored and _EARLIER | dict(stored)
     pairs = {name: (stored[name], current.get(name)) for name in stored}
     return {
         name: (one, other) for name, (one, other) in pairs.items() if _complete(name, one) != _complete(name, other)

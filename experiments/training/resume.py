@@ -12,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffusion_core.backend.interface import Backend, TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
@@ -104,7 +106,9 @@ def starting_point(
     source = find_source(resume, directory, is_begun)
     if source is None:
         weights = initial_weights(setup.model.program, setup.seed, setup.loader.dtype)
-        state = TrainerState.fresh(weights, len(setup.ema.profiles))
+        if setup.teacher is not None and (taught := setup.teacher.start_weights(setup.model)) is not None:
+            weights = {name: np.asarray(taught[name], value.dtype) for name, value in weights.items()}
+        state = TrainerState.fresh(weights, setup.averages)
         return Checkpoint(0, setup.model, setup.seed, state, {}, training=fresh_record(setup)), None
     checkpoint = load_checkpoint(source, setup.model.spec)
     check_process(checkpoint, setup, source)
@@ -161,11 +165,13 @@ def _with_averages(checkpoint: Checkpoint, setup: TrainingSetup, change_objectiv
     """Return the state of a checkpoint with the averages of the setup."""
     ema, state, batch = setup.ema, checkpoint.state, setup.training_config.batch
     if state.updates == 0:  # imported weights: every average starts at theirs
-        state = replace(state, averages=(state.ema,) * len(ema.profiles))
-    if len(state.averages) != len(ema.profiles):
+        state = replace(state, averages=(state.ema,) * setup.averages)
+    if len(state.averages) != setup.averages:
+        of_targets = " and the objective" if setup.objective.uses_average else ""
         raise DuetError(
             f"resume: the checkpoint keeps {pluralize(len(state.averages), 'average')} of the weights, but "
-            f"ema and ema.extra give {len(ema.profiles)}; set ema.extra so that there are {len(state.averages)}"
+            f"ema and ema.extra{of_targets} give {setup.averages}; set ema.extra so that there are "
+            f"{len(state.averages)}"
         )
     stored, current = checkpoint.notes.get("averages"), [profile_options(profile) for profile in ema.profiles]
     differ = state.updates > 0 and stored != current

@@ -237,7 +237,7 @@ def _run(
     with signals.flag_on_signal() as stop:
         if run is not None:
             _start_run(setup, record, run, backend, start, source, tracker)
-        trainer = backend.trainer(setup.model.program, start.state, setup.optimiser, setup.objective.distance)
+        trainer = backend.trainer(setup.model.program, start.state, setup.optimiser, setup.objective.loss)
         session = _Session(setup, record, backend, trainer, run, start, stop)
         result = _train(session)
         if setup.plan is not None:

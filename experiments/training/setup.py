@@ -26,6 +26,7 @@ from experiments.runtime.data import HeldOut, check_data
 from experiments.sampling.classes import filled_labels, label_names
 from experiments.sampling.options import SampleOptions
 from experiments.sampling.plans import default_sampler, make_sampler_plan, shared_options
+from experiments.training.teacher import TeacherRun
 from experiments.training.validation import ValidationOptions, make_validation
 
 __all__ = ["LOADERS", "TrainingSetup"]
@@ -60,6 +61,7 @@ class TrainingSetup:
         seed: of the run.
         data_options: of the data set, as they were given; kept with the weights.
         validation: the validation loss; None trains without it.
+        teacher: the run that a training method distils or starts from; None without one.
     """
 
     model: DiffusionModel
@@ -77,6 +79,7 @@ class TrainingSetup:
     seed: int
     data_options: Mapping[str, Any] = field(default_factory=dict)
     validation: Validation | None = None
+    teacher: TeacherRun | None = None
 
     @staticmethod
     def create(
@@ -86,6 +89,7 @@ class TrainingSetup:
         *,
         objective: Mapping[str, Any] | None = None,
         optimiser: Optimiser | None = None,
+        teacher: TeacherRun | None = None,
         learning_rate: LearningRate | None = None,
         ema: Ema | None = None,
         sampler: Mapping[str, Any] | None = None,
@@ -110,6 +114,7 @@ class TrainingSetup:
             training_config: by default 128,000 images in batches of 128.
             objective: options of `Objective.for_model`, such as ``{"label_dropout": 0.1}``.
             optimiser: by default Adam without weight decay, with gradients clipped to norm 1.
+            teacher: a run whose network targets are computed with, or whose weights training starts from.
             learning_rate: by default constant, 1e-3; a decay without an end of its own ends with the run.
             ema: by default `make_ema("warmup", decay=0.999)`.
             sampler: name and options; by default DDIM with 50 steps, or as many as a shorter schedule has, or Heun's
@@ -132,7 +137,10 @@ class TrainingSetup:
         ema, sample = ema or make_ema("warmup", decay=0.999), sample or SampleOptions(weights="ema")
         if sample.weights is None:
             sample = replace(sample, weights="ema")
-        made_objective = Objective.for_model(model, seed, **(objective or {}))
+        taught = teacher and teacher.network
+        made_objective = Objective.for_model(model, seed, taught, config.images, **(objective or {}))
+        if teacher is not None:
+            teacher.check(model, made_objective)
         sampler = shared_options() | dict(sampler or default_sampler(model))
         plan = None if model.classifies else make_sampler_plan(model, sampler)
         if plan is not None:
@@ -170,12 +178,18 @@ class TrainingSetup:
             seed=seed,
             data_options=dict(data_options or {}),
             validation=validated,
+            teacher=teacher,
         )
 
     @property
     def group(self) -> ProcessGroup:
         """The processes that compute together."""
         return self.backend.group
+
+    @property
+    def averages(self) -> int:
+        """The number of moving averages that the trainer keeps: those of `ema`, and that of targets, the last."""
+        return len(self.ema.profiles) + self.objective.uses_average
 
     @property
     def label_names(self) -> dict[int, str]:
@@ -206,7 +220,8 @@ class TrainingSetup:
             "parallel": {"name": self.group.kind},
             "data": {"name": self.loader.dataset.name, "flip": self.loader.flip, "augment": self.loader.augment},
             "model": network,
-            "process": model | self.objective.options,
+            "process": model | {k: v for k, v in self.objective.options.items() if k != "objective"},
+            "objective": dict(self.objective.objective) | (self.teacher.to_dict() if self.teacher else {}),
             "optimiser": optimiser_options(self.optimiser),
             "lr": asdict(self.learning_rate),
             "trainer": asdict(self.training_config),

@@ -61,6 +61,13 @@ def make_validation(
     """
     if held_out is None:
         return None
+    if objective.training_method is not None:
+        if options.part == AUTO:
+            return None
+        raise DuetError(
+            f"validation.part: {options.part} was given with objective={objective.objective['name']}, whose targets "
+            f"need the trainer; use none"
+        )
     if model.program.classes and options.part == AUTO and held_out.dataset.class_names == (UNLABELLED,):
         return None
     others = _with_classes_of(dataset, held_out) if model.program.classes else held_out.dataset

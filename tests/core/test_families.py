@@ -19,6 +19,7 @@ from diffusion_core.sampling.families import FAMILIES, NETWORK
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "sampler"
 # Chosen against the family's default, for pixels or as another published example; docs/methods.md lists them.
 DEVIATING = {
+    "consistency": {"clip": 1.0},
     "ddpm_tutorial": {"clip": None},
     "dpm_solver_karras": {"spacing": {"name": "karras", "rho": 7.0}},
     "dpmpp_2s_ancestral": {"clip": 1.0},

@@ -29,7 +29,7 @@ PROCESSES = {
     "straight": Process(make_schedule("flow_continuous", t_min=1e-12), "velocity"),
 }
 # Samplers of one kind of process only.
-ONLY = {"next_level": "next level", "sit_ode": "straight", "sit_sde": "straight"}
+ONLY = {"next_level": "next level"} | dict.fromkeys(("sit_ode", "sit_sde", "mean_flow", "shortcut"), "straight")
 SPACINGS = [
     "leading", "linspace", "half_open", "trailing", None, "karras", "beta", "vp",
     {"name": "polyexponential", "rho": 2.0},
@@ -79,6 +79,7 @@ VALUES: dict[str, list[Any]] = {
     "last_step": [None, "mean", "tweedie", "euler"],
     "last_step_size": [0.04, 0.3],
     "eps": [None, 0.0, 0.01],
+    "times": [None, [0.9, 0.3], [1.0]],
 }  # fmt: skip
 # Values that no sampler takes.
 REFUSED: dict[str, list[Any]] = {
@@ -123,6 +124,7 @@ REFUSED: dict[str, list[Any]] = {
     "last_step": ["median"],
     "last_step_size": [0.0, 1.0],
     "eps": [-0.1, 0.5],
+    "times": [[0.3, 0.9], [2.0], []],
 }  # fmt: skip
 
 

@@ -89,7 +89,10 @@ def train(tmp_path: Path, *words: str) -> str:
         (["+trainer.batch=4"], ["trainer.batch: it exists already; give it without the +"]),
         (["trainer.batch=abc"], ["trainer.batch: 'abc' was given; it must be a whole number"]),
         (["backend=troch"], ["backend: 'troch' was given; it must be one of tf, torch. Did you mean 'torch'?"]),
-        (["sampler=huen"], ["sampler: 'huen' was given; it must be one of adams_bashforth, ddim", "mean 'heun'?"]),
+        (
+            ["sampler=huen"],
+            ["sampler: 'huen' was given; it must be one of adams_bashforth, consistency, ddim", "mean 'heun'?"],
+        ),
         (["sampler.stepps=3"], ["sampler.stepps", "sampler.steps"]),
         (["sampler.steps=1001"], ["1001", "1 to 1000"]),
         (["sampler.steps=many"], ["sampler.steps", "many", "whole number"]),

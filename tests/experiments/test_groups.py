@@ -48,7 +48,8 @@ def test_the_name_of_every_process_starts_with_its_prediction(name: str) -> None
         f"process={name}", f"sampler={sampler}", *(["sampler.steps=16"] if sampler == "ddim" else []),
         *(["model.out_channels=2"] if name.startswith(("eps_cosine", "dit")) else []),
     )  # fmt: skip
-    networks = ("dit", "sit", "jit", "uvit")  # named after the network of their paper
+    # Named after the network of their paper, or after what they are trained for.
+    networks = ("dit", "sit", "jit", "uvit", "consistency", "easy_consistency", "mean_flow", "shortcut")
     assert name.startswith((process.prediction, *networks)) and plan.rows == 16
 
 
@@ -63,14 +64,16 @@ def test_options_of_a_schedule_a_weighting_and_timestep_sampling_need_no_plus_si
 
 @pytest.mark.parametrize("name", names("sampler"))
 def test_every_sampler_makes_a_plan(name: str) -> None:
-    process = "next_level_16" if name == "next_level" else "sit_vp" if name.startswith("sit_") else "eps_linear"
+    own = {"next_level": "next_level_16", "mean_flow": "mean_flow", "shortcut": "shortcut"}
+    process = "sit_vp" if name.startswith("sit_") else own.get(name, "eps_linear")
     if name == "ddim_inversion":  # it does not start from noise, so a training cannot sample with it
         with pytest.raises(DuetError, match="ddim_inversion was given, which leads images up to noise"):
             composed(f"process={process}", f"sampler={name}")
         options = OmegaConf.to_container(OmegaConf.load(CONFIGS / "sampler" / f"{name}.yaml"))
         plan = training(f"process={process}").model.plan(options.pop("name"), **options)
     else:
-        _, plan = composed(f"process={process}", f"sampler={name}")
+        steps = ["sampler.steps=2"] if name in ("consistency", "mean_flow", "shortcut") else []
+        _, plan = composed(f"process={process}", f"sampler={name}", *steps)
     assert plan.rows > 1 and (plan.alpha[0] > plan.alpha[-1]) == (name == "ddim_inversion")
 
 
