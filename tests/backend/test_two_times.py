@@ -13,7 +13,7 @@ from diffusion_core.backend.reference_target import derivative
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.model.generate import noise_source, start_noise
-from diffusion_core.networks import UNetSpec, lower
+from diffusion_core.networks import DiTSpec, UNetSpec, lower
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import relative
 from diffusion_core.sampling import make_plan
@@ -71,6 +71,23 @@ def test_the_derivative_along_a_direction_is_that_of_the_reference(backend, netw
     )  # fmt: skip
     assert relative(output, network.forward(x, TIMES, LABELS, second_time=SECOND)) <= bound
     assert relative(rate, wanted) <= max(bound, 1e-9)
+
+
+def test_the_derivative_of_a_transformer_is_that_of_the_reference(backend):
+    """Through norms without scale and shift, modulation, attention on tokens and GELU by tanh, as MeanFlow needs it."""
+    spec = DiTSpec(8, 1, 1, num_classes=3, patch_size=4, channels=8, depth=1, heads=2, second_time=True)
+    program, dtype = lower(spec), backend.config.host_dtype
+    weights = {name: value.astype(dtype) for name, value in cases.scattered_weights(program).items()}
+    direction = DIRECTION.astype(dtype), np.array([1.0, 0.5, -2.0]), np.array([1.0, 0.0, 3.0])
+    x = IMAGES.astype(dtype)
+    output, rate = backend.network(program, weights).jvp(x, TIMES, LABELS, direction, second_time=SECOND)
+
+    def function(x, t, second):
+        return reference.forward(program, weights, x, t, LABELS, second_time=second)
+
+    bound = ROUNDING[backend.config.precision]
+    assert relative(output, function(x, TIMES, SECOND)) <= bound
+    assert relative(rate, derivative(function, (x, TIMES, SECOND), direction)) <= max(bound, 1e-9)
 
 
 def test_both_products_with_the_jacobian_agree(backend, network):

@@ -23,6 +23,8 @@ NAMES = ("torch", "tf")
 BLOCKS, NETWORKS, PLANS = len(cases.BLOCKS), len(cases.NETWORKS), len(cases.PLANS)
 SHORT = sum(plan.rows <= 20 for plan in cases.PLANS.values())
 LOSSES, GIVEN = len(cases.LOSSES), sum(case.program.self_conditioned for case in cases.LOSSES)
+LEARNED = sum(spec.out_channels > spec.in_channels for spec in cases.NETWORKS.values())
+MEASURED = len(cases.MEASURED_PLANS)
 TRAINED = sum(case.has_training_mode for case in cases.BLOCKS)
 OWN = {
     1: 2 * 6 + 5 * LOSSES + 2,
@@ -30,7 +32,7 @@ OWN = {
     3: NETWORKS + GIVEN + 1,
     4: 2 + 1,
     5: 10 + 3,
-    6: GIVEN + SHORT + NETWORKS + 4,
+    6: GIVEN + SHORT + NETWORKS + LEARNED + MEASURED + 3,
 }
 COMPARED = {0: 7, 2: BLOCKS, 4: 3 * (NETWORKS + LOSSES) + 1, 6: 2 * (2 * PLANS + 1) + 2, 7: 14 + 3, 8: 2 * (6 + 4)}
 
