@@ -148,7 +148,10 @@ def make_config(spec: DiTSpec) -> dict[str, Any]:
     }
     for name, value in needed.items():
         if (given := getattr(spec, name)) != value:
-            raise DuetError(f"model.{name}: {given} was given; a DiTTransformer2DModel has {value}")
+            raise DuetError(
+                f"model.{name}: {given} was given; a DiTTransformer2DModel has {value}; target=state_dict "
+                "target.project=dit writes the names of the original"
+            )
     if not spec.num_classes:
         raise DuetError("model.num_classes: 0 was given; a DiTTransformer2DModel needs classes")
     return {

@@ -71,10 +71,11 @@ def check_labels(
     """
     labels = np.asarray(labels)
     if np.any(plan.is_guided) and program.null_label is None and not has_guide:
+        lacks = "was trained without a label for no class" if program.classes else "has no classes"
         raise DuetError(
-            f"sampler.guidance_scale: {plan.guidance_scale.max():g} was given, but the network has no classes; use 1"
+            f"sampler.guidance_scale: {plan.guidance_scale.max():g} was given, but the network {lacks}; use 1"
         )
-    if program.null_label is None and classifier is None:
+    if not program.classes and classifier is None:
         return np.zeros(labels.shape, np.int32)
     known = known_labels(program, classifier)
     wrong = labels[~np.isin(labels, known)]
@@ -87,7 +88,9 @@ def known_labels(program: Program, classifier: Program | None = None) -> list[in
     """Return the labels that samples may have, rising; empty if neither network has classes."""
     if classifier is not None:
         return list(program.labels or classifier.labels)
-    return list(range(program.classes + 1)) if program.null_label is not None else []
+    if program.null_label is None:
+        return list(program.labels)
+    return list(range(program.classes + 1))
 
 
 def describe_labels(program: Program, classifier: Program | None = None) -> str:
@@ -98,7 +101,8 @@ def describe_labels(program: Program, classifier: Program | None = None) -> str:
     if not program.classes:
         return "the network has no classes"
     first, last = program.labels[0], program.labels[-1]
-    return f"the network has classes {first}..{last}, and {program.null_label} for no class"
+    none = "none" if program.null_label is None else program.null_label
+    return f"the network has classes {first}..{last}, and {none} for no class"
 
 
 def _rows_of_features(guidance: Guidance, rows: slice) -> Guidance:

@@ -206,7 +206,8 @@ class Objective:
             raise DuetError(f"process.label_dropout: {self.label_dropout} was given; it must be a probability, 0 to 1")
         if self.label_dropout and self.null_label is None:
             what = 'no label for "no class"' if self.classes else "no classes to drop"
-            raise DuetError(f"process.label_dropout: the network has {what}; use 0, or set model.num_classes")
+            instead = "model.null_class=last" if self.classes else "model.num_classes"
+            raise DuetError(f"process.label_dropout: the network has {what}; use 0, or set {instead}")
         if self.classes < 0:
             raise DuetError(f"classes: {self.classes} was given; it must be 0 or the number of classes")
         for name in ("offset_noise", "input_perturbation"):

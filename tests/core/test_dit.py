@@ -10,10 +10,13 @@ import pytest
 from diffusion_core.backend import reference
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
+from diffusion_core.model.generate import check_labels, known_labels
 from diffusion_core.networks import DiTSpec, lower
 from diffusion_core.networks.flops import multiply_adds
 from diffusion_core.networks.token_blocks import sine_table
 from diffusion_core.networks.weights import initial_weights
+from diffusion_core.parity import cases
+from diffusion_core.training.objective import Objective
 from duet.api.networks import network
 
 # By preset: all elements for images of 256 and of 512 pixels, and those that are trained.
@@ -124,6 +127,18 @@ def test_a_network_without_a_null_row_has_one_row_less_and_no_null_label():
     assert (program.null_label, program.classes, list(program.labels)) == (None, 3, [0, 1, 2])
     assert lower(TINY).null_label == 3
     assert next(p.shape for p in program.parameters if p.name == "embed.label.weight") == (3, 8)
+
+
+def test_a_network_without_a_null_row_samples_its_classes_alone():
+    program, plan = lower(replace(TINY, null_class="none")), cases.SHORT
+    assert known_labels(program) == [0, 1, 2]
+    np.testing.assert_array_equal(check_labels([2, 0], program, plan), [2, 0])
+    with pytest.raises(DuetError, match=r"label 3: the network has classes 0\.\.2, and none for no class"):
+        check_labels([3], program, plan)
+    with pytest.raises(DuetError, match="2 was given, but the network was trained without a label for no class; use 1"):
+        check_labels([1], program, plan.with_guidance(2.0))
+    with pytest.raises(DuetError, match=r'no label for "no class"; use 0, or set model\.null_class=last'):
+        Objective(cases.PARITY.process, 0, label_dropout=0.1, classes=3)
 
 
 def test_the_modulated_blocks_start_as_the_identity():
