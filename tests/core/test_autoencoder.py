@@ -1,0 +1,111 @@
+"""The autoencoder of latent diffusion: its counts, its latents, and what of a folder of diffusers is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from diffusion_core.backend import reference
+from diffusion_core.backend.numpy_backend import NumpyBackend
+from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
+from diffusion_core.convert.autoencoder import export_autoencoder, import_autoencoder
+from diffusion_core.model.latents import LatentCodec
+from diffusion_core.networks.autoencoder import Autoencoder, AutoencoderSpec, moments
+from diffusion_core.networks.weights import parameter_count
+from diffusion_core.parity import cases
+
+TINY = AutoencoderSpec(
+    in_channels=1, out_channels=1, latent_channels=2, channels=(4, 8), norm_groups=2, scaling_factor=0.7,
+    shift_factor=0.1, image_size=8,
+)  # fmt: skip
+
+
+def made(spec: AutoencoderSpec = TINY) -> Autoencoder:
+    return Autoencoder(spec, *(cases.scattered_weights(program, 0.5) for program in (spec.encoder, spec.decoder)))
+
+
+def write(folder, autoencoder: Autoencoder, **entries):
+    files = export_autoencoder(autoencoder)
+    files["config.json"] = json.dumps(json.loads(files["config.json"]) | entries).encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.mark.parametrize("options, count", [
+    ({"channels": (128, 256, 512, 512), "blocks_per_level": 2}, 83_653_863),  # sd-vae-ft
+    ({"channels": (128, 256, 512, 512), "blocks_per_level": 2, "latent_channels": 16, "quant_conv": False,
+      "post_quant_conv": False}, 83_819_683),  # the 16 channels of later models
+])  # fmt: skip
+def test_published_autoencoders_have_their_number_of_parameters(options, count):
+    spec = AutoencoderSpec(**options)
+    assert parameter_count(spec.encoder) + parameter_count(spec.decoder) == count
+
+
+def test_an_exported_folder_is_read_back(tmp_path):
+    autoencoder = made()
+    for path in (write(tmp_path / "a", autoencoder), write(tmp_path / "pipeline" / "vae", autoencoder).parent):
+        again = import_autoencoder(path, dict)
+        assert again.spec == TINY and again.sha256 == autoencoder.sha256
+    other = made(replace(TINY, quant_conv=False))
+    assert other.sha256 != autoencoder.sha256
+
+
+def test_log_variances_are_bounded():
+    mean, std = moments(np.array([[3.0, -100.0], [4.0, 100.0]])[:, None, None])
+    np.testing.assert_allclose(std.ravel(), np.exp([-15.0, 10.0]))
+    np.testing.assert_array_equal(mean.ravel(), [3.0, 4.0])
+
+
+def test_latents_are_scaled_moments_and_decode_to_what_the_decoder_makes_of_them():
+    autoencoder, images = made(), Stream(0, "images").normal(np.arange(3), (8, 8, 1))
+    codec = LatentCodec(autoencoder, NumpyBackend(), batch=2)
+    none = np.zeros(3), np.zeros(3, np.int32)
+    output = reference.forward(TINY.encoder, autoencoder.encoder, images, *none)
+    mean, std = moments(output)
+    latents = codec.encode(images)
+    assert latents.shape == (3, *TINY.latent_shape(8, 8)) == (3, 4, 4, 2)
+    np.testing.assert_allclose(latents, 0.7 * (mean - 0.1), rtol=1e-12, atol=1e-12)
+    drawn = codec.encode(images, seed=4, index=np.array([5, 6, 7]))
+    eps = Stream(4, "latents/sample").normal(np.array([5, 6, 7]), mean.shape[1:])
+    np.testing.assert_allclose(drawn - latents, 0.7 * std * eps, rtol=1e-9, atol=1e-12)
+    wanted = reference.forward(TINY.decoder, autoencoder.decoder, mean, *none)
+    np.testing.assert_allclose(codec.decode(latents), wanted, rtol=1e-12, atol=1e-12)
+    with pytest.raises(DuetError, match="7 x 8 pixels were given; it makes one pixel of 2 x 2"):
+        codec.encode(images[:, :7])
+
+
+def test_the_halving_convolution_pads_below_and_right_only():
+    node = next(node for node in TINY.encoder.nodes if node.name == "down.0.conv")
+    assert (node.block.stride, node.block.padding) == (2, (0, 1, 0, 1))
+
+
+REFUSED = {
+    "another class": ({"_class_name": "VQModel"}, "it is a VQModel"),
+    "another activation": ({"act_fn": "gelu"}, "act_fn is 'gelu'; Duet has 'silu' only"),
+    "statistics of channels": ({"latents_mean": [0.0, 0.0]}, "latents_mean"),
+    "another block": ({"down_block_types": ["AttnDownEncoderBlock2D"] * 2}, "must be DownEncoderBlock2D for each of 2"),
+    "an unknown entry": ({"use_magic": True}, "use_magic is an unknown entry"),
+    "groups that do not divide": ({"norm_num_groups": 3}, "multiple of the 3 groups"),
+    "no scale": ({"scaling_factor": 0.0}, "autoencoder.scaling_factor: 0.0"),
+    "a text": ({"latent_channels": "two"}, "wrong type"),
+    "other weights": ({"latent_channels": 3}, "shape"),
+    "a missing level": ({"block_out_channels": [4], "down_block_types": ["DownEncoderBlock2D"],
+                         "up_block_types": ["UpDecoderBlock2D"]}, "no part of this AutoencoderKL"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("entries, message", REFUSED.values(), ids=REFUSED)
+def test_what_duet_cannot_express_is_refused(tmp_path, entries, message):
+    with pytest.raises(DuetError, match=message):
+        import_autoencoder(write(tmp_path / "a", made(), **entries), dict)
+
+
+def test_a_folder_without_an_autoencoder_is_refused(tmp_path):
+    with pytest.raises(DuetError, match="must be the folder of an AutoencoderKL"):
+        import_autoencoder(tmp_path, dict)
