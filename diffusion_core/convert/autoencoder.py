@@ -123,9 +123,7 @@ def _read_spec(config: Mapping[str, Any], source: str) -> AutoencoderSpec:
             raise DuetError(f"{source}: {name} is {config.get(name)!r}; it must be {block} for each of {levels} levels")
     known = {*_FIELDS, *_FIXED, *_BLOCKS, *_IGNORED}
     if unknown := [name for name in config if name not in known]:
-        raise DuetError(
-            f"{source}: {unknown[0]} is an unknown entry; Duet cannot tell what it changes"
-        )
+        raise DuetError(f"{source}: {unknown[0]} is an unknown entry; Duet cannot tell what it changes")
     options = {ours: config[theirs] for theirs, ours in _FIELDS.items() if config.get(theirs) is not None}
     try:
         return AutoencoderSpec(**{name: tuple(v) if isinstance(v, list) else v for name, v in options.items()})
