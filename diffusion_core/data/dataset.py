@@ -7,6 +7,9 @@ shape (N, ...) with the channels last, as uint8 or as floats: latents (N, H, W, 
 Labels are int32 class ids with shape (N,) in 0..K-1, where K is the number of class names. Conditions, if there are
 any, are a vector of D numbers for each item: what describes it in addition to its class, or several labels at a time
 as zeros and ones. The images may be memory maps: nothing here reads all of them at once.
+
+Pairs of noise and image, as a teacher makes them for reflow, have a noise of the image's shape for each item: standard
+normal numbers, the eps of x_t = alpha x_0 + sigma eps. A training on pairs draws no noise of its own.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ class Dataset:
             none.
         conditions: a vector for each item, with shape (N, D); stored as float32. None if there are none.
         condition_names: the name of each number of a condition; () numbers them.
+        noise: the noise of each item, float32 or float64 with the shape of the images; None if training draws it.
 
     Raises:
         DuetError: a shape, a type or a label is invalid.
@@ -67,6 +71,7 @@ class Dataset:
     value_range: tuple[float, float] | None = None
     conditions: NDArray[np.float32] | None = None
     condition_names: tuple[str, ...] = ()
+    noise: NDArray | Shards | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, np.asarray(self.labels)
@@ -100,6 +105,12 @@ class Dataset:
                 raise DuetError(f"{what}: value_range {self.value_range} was given for uint8; bytes are 0 to 255")
             object.__setattr__(self, "value_range", check_value_range(self.value_range, "data.options.value_range"))
         self._check_conditions(what)
+        noise = self.noise
+        if noise is not None and (noise.dtype not in _TYPES[1:] or noise.shape != shape):
+            raise DuetError(
+                f"{what}: noise of {noise.dtype} with shape {noise.shape} was given; it must be float32 or float64 "
+                f"with the shape of the images, {shape}"
+            )
 
     def _check_conditions(self, what: str) -> None:
         """Refuse conditions that are not one vector of numbers for each item; keep them as float32."""
@@ -132,6 +143,7 @@ class Dataset:
         shape = " x ".join(map(str, self.shape))
         kind = "images" if self.is_pictures else f"arrays of {self.images.dtype}"
         more = f", {self.condition_size} conditions" if self.condition_size else ""
+        more += ", with their noise" if self.noise is not None else ""
         return f"Dataset({self.name!r}: {len(self):,} {kind}, {shape}, {self.num_classes} classes{more})"
 
     @property
@@ -209,21 +221,23 @@ class Dataset:
     def sha256(self) -> str:
         """The SHA-256 of shape, class names, labels and pixels, without the name; computed in blocks.
 
-        Floats add their type and range, and conditions themselves.
+        Floats add their type and range, and conditions and noise themselves.
         """
         header = {"shape": self.images.shape, "class_names": self.class_names}
         if not self.is_bytes:
             header |= {"dtype": self.images.dtype.name, "value_range": self.value_range}
         if self.conditions is not None:
             header |= {"condition_names": self.condition_names}
+        if self.noise is not None:
+            header |= {"noise": self.noise.dtype.name}
         digest = hashlib.sha256(json.dumps(header).encode())
         digest.update(self.labels.astype("<i4").tobytes())
         if self.conditions is not None:
             digest.update(self.conditions.astype("<f4").tobytes())
-        step = max(1, _HASH_BYTES // self.images[0].nbytes)
-        stored = self.images.dtype.newbyteorder("<")
-        for start in range(0, len(self), step):
-            digest.update(np.ascontiguousarray(self.images[start : start + step], stored))
+        for items in (self.images,) if self.noise is None else (self.images, self.noise):
+            step, stored = max(1, _HASH_BYTES // items[0].nbytes), items.dtype.newbyteorder("<")
+            for start in range(0, len(self), step):
+                digest.update(np.ascontiguousarray(items[start : start + step], stored))
         return digest.hexdigest()
 
     def select(self, indices: ArrayLike | Sequence[int]) -> Dataset:
@@ -244,9 +258,9 @@ class Dataset:
     def _at(self, indices: NDArray[np.int64]) -> Dataset:
         """Return the items at valid indices, in memory."""
         conditions = None if self.conditions is None else self.conditions[indices]
-        return replace(
-            self, images=np.asarray(self.images[indices]), labels=self.labels[indices], conditions=conditions
-        )
+        noise = None if self.noise is None else np.asarray(self.noise[indices])
+        images, labels = np.asarray(self.images[indices]), self.labels[indices]
+        return replace(self, images=images, labels=labels, conditions=conditions, noise=noise)
 
     def select_classes(self, classes: Iterable[int | str]) -> Dataset:
         """Return the items of some classes, in their old order, in memory.

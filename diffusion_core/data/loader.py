@@ -42,6 +42,7 @@ class ImageBatch:
         counters: the position of each item in the run, int64 with shape (B,); random streams take them.
         features: the conditions of each item, then its augmentation label of nine numbers, with shape (B, F); None
             without either.
+        noise: the noise of each item, of pairs; None if training draws it.
     """
 
     pixels: NDArray
@@ -50,6 +51,7 @@ class ImageBatch:
     epochs: NDArray[np.int64]
     counters: NDArray[np.int64]
     features: NDArray | None = None
+    noise: NDArray | None = None
 
     def __repr__(self) -> str:
         first, last = self.counters[0], self.counters[-1]
@@ -94,6 +96,12 @@ class Loader:
         if not 0 <= self.augment <= 1:
             raise DuetError(f"data.augment: {self.augment} was given; it must be a probability, from 0 to 1")
         shape = self.dataset.shape
+        changed = "flip: true" if self.flip else f"augment: {self.augment}" if self.augment else None
+        if self.dataset.noise is not None and changed:
+            raise DuetError(
+                f"data.{changed} was given, but data {self.dataset.name} are pairs of noise and image: a changed image "
+                f"is not what the teacher made of its noise; use {'false' if self.flip else 0}"
+            )
         if self.flip and len(shape) < 3:
             raise DuetError(
                 f"data.flip: true was given, but data {self.dataset.name} of shape {shape} has no left and right; it "
@@ -142,7 +150,8 @@ class Loader:
         else:
             pixels = from_stored(images, self.dtype, self.value_range, stored_range)
         features = np.concatenate(described, axis=1).astype(self.dtype) if described else None
-        return ImageBatch(pixels, labels, indices, epochs, counters, features)
+        noise = None if self.dataset.noise is None else np.asarray(self.dataset.noise[indices]).astype(self.dtype)
+        return ImageBatch(pixels, labels, indices, epochs, counters, features, noise)
 
     def local_batch(self, images_seen: int, size: int, rank: int, group: int) -> ImageBatch:
         """Return the part of process `rank` of `group`; the parts in order of rank are the batch.

@@ -56,6 +56,7 @@ def as_dataset(
     count: int | None = None,
     max_bytes: int = MAX_BYTES,
     name: str | None = None,
+    noise: ArrayLike | None = None,
 ) -> Dataset:
     """Return a data set of anything that holds images.
 
@@ -73,6 +74,7 @@ def as_dataset(
         count: how many items to take; needed for an endless iterable.
         max_bytes: the largest data set that is read from an iterable.
         name: of the data set, for reports.
+        noise: of pairs, the standard normal noise of each item, in the layout of the images; see `Dataset`.
 
     Raises:
         DuetError: the object holds no images, has two readings, or its items differ in shape.
@@ -95,6 +97,7 @@ def as_dataset(
             value_range,
             batched,
             count,
+            noise,
         )
         if any(option is not None for option in given):
             raise DuetError(f"{data!r} was given with further options; a data set has its labels and values already")
@@ -112,10 +115,11 @@ def as_dataset(
         raise DuetError(f"{what}: conditions were given, and labels that are conditions; give one of them")
     vectors = read.conditions if given_conditions is None else host_array(given_conditions)
     vectors = vectors[:, None] if vectors is not None and vectors.ndim == 1 else vectors
+    eps = None if noise is None else arrange(f"{what}: noise", host_array(noise), layout)[0]
     remarks = tuple(text for text in (*found.remarks, moved, said, read.remark) if text)
     return Dataset(
         pixels, read.ids, read.class_names, name or found.name, Reading(remarks), value_range, vectors,
-        tuple(condition_names or read.condition_names),
+        tuple(condition_names or read.condition_names), eps,
     )  # fmt: skip
 
 

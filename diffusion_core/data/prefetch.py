@@ -58,8 +58,9 @@ class Prefetch:
 
     def __enter__(self) -> Prefetch:
         dataset = self.loader.dataset
-        if isinstance(dataset.images, np.memmap):  # pickling it would send its content
-            dataset = replace(dataset, images=Shards([dataset.images]))
+        for name in ("images", "noise"):
+            if isinstance(array := getattr(dataset, name), np.memmap):  # pickling it would send its content
+                dataset = replace(dataset, **{name: Shards([array])})
         self._pool = spawn_pool(self.workers, _open, replace(self.loader, dataset=dataset))
         return self
 

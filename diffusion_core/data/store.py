@@ -6,9 +6,11 @@ A store is a directory::
                            another shape (n, ...)
     labels.npy             int32 with shape (N,)
     conditions.npy         float32 with shape (N, D); only if images have conditions
+    noise-00000.npy ...    floats with the shape of the images, in files of the same lengths; only of pairs
     names.txt              the name of each image, one per line; only if images have names
     data.json              name, class names, shape, the length of each file of images, and the hash of the content;
-                           only of floats with a range: value_range; only with conditions: their names
+                           only of floats with a range: value_range; only with conditions: their names; only of
+                           pairs: the files of noise, and how they were made
 
 It is written to a temporary directory, flushed, then renamed: a reader sees a whole store or none. `prepare` writes
 directories of stores, one for each part of a data set.
@@ -19,10 +21,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +49,7 @@ __all__ = [
 
 _FORMAT = 2
 _CONDITIONS = "conditions.npy"
+_IMAGES, _NOISE = "images", "noise"
 _EXPECTED = "a store is a directory that experiments.prepare wrote"
 _SHARD_BYTES, _SHARD_IMAGES = 1 << 26, 2048
 
@@ -56,13 +59,18 @@ def shard_length(image_bytes: int) -> int:
     return max(1, min(_SHARD_IMAGES, _SHARD_BYTES // image_bytes))
 
 
-def shard_name(number: int) -> str:
-    """Return the name of a file of images."""
-    return f"images-{number:05d}.npy"
+def shard_name(number: int, kind: str = _IMAGES) -> str:
+    """Return the name of a file of images, or of noise."""
+    return f"{kind}-{number:05d}.npy"
 
 
-def save_store(dataset: Dataset, directory: str | Path) -> Path:
+def save_store(dataset: Dataset, directory: str | Path, made: Mapping[str, Any] | None = None) -> Path:
     """Write a data set to a new directory; do nothing if it is already there.
+
+    Args:
+        dataset: the data set.
+        directory: of the store.
+        made: how the data were made, as plain data; kept in data.json.
 
     Raises:
         DuetError: the directory holds something else.
@@ -78,10 +86,13 @@ def save_store(dataset: Dataset, directory: str | Path) -> Path:
         for start in range(0, len(dataset), step):
             images = np.ascontiguousarray(dataset.images[start : start + step])
             write_array(part / shard_name(len(lengths)), images)
+            if dataset.noise is not None:
+                noise = np.ascontiguousarray(dataset.noise[start : start + step])
+                write_array(part / shard_name(len(lengths), _NOISE), noise)
             lengths.append(len(images))
         finish_store(
             part, lengths, dataset.labels, dataset.class_names, dataset.name, None, dataset.value_range,
-            dataset.conditions, dataset.condition_names,
+            dataset.conditions, dataset.condition_names, dataset.noise is not None, made,
         )  # fmt: skip
         try:
             part.rename(final)
@@ -104,6 +115,8 @@ def finish_store(
     value_range: Sequence[float] | None = None,
     conditions: NDArray[np.float32] | None = None,
     condition_names: Sequence[str] = (),
+    noise: bool = False,
+    made: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Make a store of a directory that so far contains only shards.
 
@@ -117,14 +130,19 @@ def finish_store(
         value_range: as for `Dataset`, like conditions and condition_names.
         conditions: a vector for each image, or None.
         condition_names: the name of each of its numbers.
+        noise: whether the directory holds files of noise too, of the same lengths.
+        made: how the data were made, as plain data.
 
     Returns:
         The data set of the store.
     """
-    files = [{"file": shard_name(k), "length": int(n)} for k, n in enumerate(lengths) if n]
+    files, noises = (
+        [{"file": shard_name(k, kind), "length": int(n)} for k, n in enumerate(lengths) if n]
+        for kind in (_IMAGES, _NOISE)
+    )
     dataset = Dataset(
         _open_images(directory, files), labels, tuple(class_names), name, Reading(), value_range, conditions,
-        tuple(condition_names),
+        tuple(condition_names), _open_images(directory, noises) if noise else None,
     )  # fmt: skip
     write_array(directory / "labels.npy", dataset.labels)
     if dataset.conditions is not None:
@@ -145,23 +163,30 @@ def finish_store(
         header["value_range"] = dataset.value_range
     if dataset.conditions is not None:
         header["condition_names"] = dataset.condition_names
+    if noise:
+        header["noise"] = noises
+    if made is not None:
+        header["made"] = made
     with open(directory / "data.json", "w", encoding="utf-8") as file:
         json.dump(header, file, indent=2)
         _flush(file)
     return dataset
 
 
-def open_store(directory: str | Path, part: str | None = None, verify: bool = True) -> Dataset:
+def open_store(directory: str | Path, part: str | None = None, verify: bool = True, pairs: bool = True) -> Dataset:
     """Open the data set of a store; its images are memory maps.
 
     Args:
         directory: a store, or a directory of stores.
         part: which of several stores; ``"all"`` for all of them, one after another; None for the only one, or "train".
         verify: read everything once and compare the hash. Without it, only shapes and lengths are checked.
+        pairs: whether a store of pairs is opened with its noise; without it, training draws other noise.
 
     Raises:
         DuetError: there is no such part, or a file is missing, truncated or changed.
     """
+    if not pairs:
+        return replace(open_store(directory, part, verify), noise=None)
     directory = Path(directory).expanduser()
     parts = store_parts(directory)
     if not parts and not (directory / "data.json").exists() and (others := list_stores(directory.parent)):
@@ -175,21 +200,28 @@ def open_store(directory: str | Path, part: str | None = None, verify: bool = Tr
     if not others:
         return replace(first, reading=reading)
     if any(
-        (o.class_names, o.value_range, o.condition_names)
-        != (first.class_names, first.value_range, first.condition_names)
+        (o.class_names, o.value_range, o.condition_names, o.noise is None)
+        != (first.class_names, first.value_range, first.condition_names, first.noise is None)
         for o in others
     ):
         raise DuetError(f"store {str(directory)!r}: its parts have different classes; open one of them")
-    images = Shards([shard for dataset in opened for shard in getattr(dataset.images, "parts", [dataset.images])])
+    images = _joined([dataset.images for dataset in opened])
+    noise = None if first.noise is None else _joined([dataset.noise for dataset in opened])
     labels = np.concatenate([dataset.labels for dataset in opened])
     conditions = None if first.conditions is None else np.concatenate([dataset.conditions for dataset in opened])
-    return replace(first, images=images, labels=labels, reading=reading, conditions=conditions)
+    return replace(first, images=images, labels=labels, reading=reading, conditions=conditions, noise=noise)
+
+
+def _joined(arrays: Sequence[NDArray | Shards]) -> Shards:
+    """Return several arrays as one."""
+    return Shards([shard for array in arrays for shard in getattr(array, "parts", [array])])
 
 
 def _open_one(directory: Path, verify: bool) -> Dataset:
     """Open the data set of one store."""
     header = _read_header(directory)
     images = _open_images(directory, header["images"])
+    noise = _open_images(directory, header["noise"]) if "noise" in header else None
     labels = _read_array(directory / "labels.npy", mapped=False)
     if list(images.shape) != header["shape"]:
         raise DuetError(
@@ -199,7 +231,7 @@ def _open_one(directory: Path, verify: bool) -> Dataset:
         conditions = _read_array(directory / _CONDITIONS, mapped=False) if "condition_names" in header else None
         dataset = Dataset(
             images, labels, tuple(header["class_names"]), header["name"], Reading(), header.get("value_range"),
-            conditions, tuple(header.get("condition_names", ())),
+            conditions, tuple(header.get("condition_names", ())), noise,
         )  # fmt: skip
     except DuetError as error:
         raise DuetError(f"store {str(directory)!r}: {error}") from None
@@ -276,18 +308,19 @@ def _read_header(directory: Path) -> dict:
             f"store {str(directory)!r}: its format is {header['format']}; this version reads {_FORMAT}, "
             f"so prepare it again"
         )
-    files = header.get("images")
-    if not isinstance(files, list) or not files or not all(_is_shard(file) for file in files):
-        raise DuetError(f"store {str(directory)!r}: data.json has no valid 'images'; {_EXPECTED}")
+    for kind in (_IMAGES, _NOISE) if _NOISE in header else (_IMAGES,):
+        files = header.get(kind)
+        if not isinstance(files, list) or not files or not all(_is_shard(file, kind) for file in files):
+            raise DuetError(f"store {str(directory)!r}: data.json has no valid {kind!r}; {_EXPECTED}")
     return header
 
 
-def _is_shard(file: object) -> bool:
+def _is_shard(file: object, kind: str) -> bool:
     """Return whether an entry has the name and the length of a file inside the store."""
     if not isinstance(file, dict) or not isinstance(file.get("length"), int):
         return False
     name = file.get("file")
-    return isinstance(name, str) and name.startswith("images-") and "/" not in name and "\\" not in name
+    return isinstance(name, str) and name.startswith(f"{kind}-") and "/" not in name and "\\" not in name
 
 
 def _open_images(directory: Path, files: Sequence[dict]) -> NDArray[np.uint8] | Shards:

@@ -25,8 +25,8 @@ for noise per unit of signal, and lambda = log SNR:
 
 In velocity and likelihood, w = alpha sigma' - sigma alpha' is the Wronskian of a continuous schedule (`continuous`).
 velocity is the simple weighting of prediction velocity, 1 / t^2 for x_0 on the straight line, and with prediction x0
-and a `t_floor` the v-loss of JiT, 1 / max(t, t_floor)^2. likelihood is -SNR'(t)/2, with which the loss is the variational
-bound of continuous time up to constants; it is the weight `likelihood` of SiT.
+and a `t_floor` the v-loss of JiT, 1 / max(t, t_floor)^2. likelihood is -SNR'(t)/2, with which the loss is the
+variational bound of continuous time up to constants; it is the weight `likelihood` of SiT.
 
 Each is written so that it is finite where SNR is 0: w is 0 there, except for edm, where it is 1 / sigma_data^2, for
 velocity and for simple. The equality holds for the squared distance; another distance of the target is multiplied by

@@ -22,14 +22,19 @@ multiples. The strata within a block are permuted at random, so that a part of a
     log_normal            log(sigma/alpha) ~ N(mean, std^2), rounded to the nearest timestep in log(sigma/alpha)
     logit_normal          log(u/(1 - u)) ~ N(mean, std^2), to the timestep floor(u T)
     loss_second_moment    P(t) ~ sqrt(mean l^2) of the last losses l at t, once the history of every timestep is full
+    evenly_spaced         `count` timesteps at equal distances, the noisiest among them: distillation to count steps
+    constant              one timestep, at a part of the way from the least noisy (0) to the noisiest (1)
 
-The last three take strata too. In log_normal, values beyond either end of the table go to that end; a last level
-without signal, whose logarithm is infinite, is never the nearest. The time u of logit_normal is that of the schedule,
-where timestep t covers [t/T, (t + 1)/T) as it does in uniform; on the schedule `flow` it is that of rectified flow. In
-continuous time, from t_min to t_max, t is the quantile of u itself, without rounding:
+log_normal, logit_normal, loss_second_moment and evenly_spaced take strata too. In log_normal, values beyond either end
+of the table go to that end; a last level without signal, whose logarithm is infinite, is never the nearest. The time u
+of logit_normal is that of the schedule, where timestep t covers [t/T, (t + 1)/T) as it does in uniform; on the schedule
+`flow` it is that of rectified flow. In continuous time, from t_min to t_max, t is the quantile of u itself, without
+rounding:
 
     uniform, low_discrepancy    t_min + u (t_max - t_min)
     log_normal                  log(sigma/alpha) = mean + std Phi^-1(u), limited to the range of the schedule
+    evenly_spaced               t_max - j (t_max - t_min)/count, j = 0 .. count - 1, each as often
+    constant                    t_min + at (t_max - t_min)
     logit_normal                t_min + s (t_max - t_min) with log(s/(1 - s)) = mean + std Phi^-1(u)
 
 If the lowest timesteps are left out, every distribution is conditioned on the others. t = 0 means one noise step.
@@ -48,6 +53,8 @@ References:
     https://arxiv.org/abs/2403.03206
     Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021), eq. 18, second moments of the loss,
     https://arxiv.org/abs/2102.09672
+    Flow Straight and Fast (Liu et al., 2022), with its code (gnobitab/RectifiedFlow, losses.py, reflow_t_schedule),
+    evenly_spaced and constant, https://arxiv.org/abs/2209.03003
 """
 
 from __future__ import annotations
@@ -70,6 +77,8 @@ __all__ = [
     "DiscreteTimestepSampler",
     "LossHistory",
     "ContinuousTimestepSampler",
+    "constant",
+    "evenly_spaced",
     "log_normal",
     "logit_normal",
     "loss_second_moment",
@@ -303,6 +312,45 @@ def logit_normal(
     return DiscreteTimestepSampler(_condition(_cdf(normal, edges), first_t, "logit_normal"), strata)
 
 
+def evenly_spaced(
+    schedule: AnySchedule, first_t: int, count: int, strata: int = 1
+) -> DiscreteTimestepSampler | ContinuousTimestepSampler:
+    """Return `count` times at equal distances, each as often, the noisiest first (Liu et al., 2022, distillation).
+
+    They are those at which `count` steps start; 1 is the noisiest alone, for a student of one step.
+    """
+    if count < 1 or (schedule.is_table and count > schedule.steps - first_t):
+        raise DuetError(
+            f"process.timestep_sampling.count: {count} was given; it must be at least 1, and no more than a table has "
+            "timesteps"
+        )
+    if not schedule.is_table:
+        low, high = schedule.span
+        return ContinuousTimestepSampler(
+            lambda u: high - (count - 1 - np.floor(np.asarray(u) * count)) * ((high - low) / count), strata
+        )
+    return _at_timesteps(schedule, schedule.steps - 1 - np.arange(count) * (schedule.steps - first_t) // count, strata)
+
+
+def constant(
+    schedule: AnySchedule, first_t: int, at: float = 1.0
+) -> DiscreteTimestepSampler | ContinuousTimestepSampler:
+    """Return one time, at this part of the way from the least noisy to the noisiest (Liu et al., 2022)."""
+    if not 0 <= at <= 1:
+        raise DuetError(
+            f"process.timestep_sampling.at: {at} was given; it must be 0, the least noisy time, to 1, the noisiest"
+        )
+    if not schedule.is_table:
+        return ContinuousTimestepSampler(lambda u: _interpolate(schedule.span, np.full(np.shape(u), at)))
+    return _at_timesteps(schedule, np.array([first_t + round(at * (schedule.steps - 1 - first_t))]))
+
+
+def _at_timesteps(schedule: AnySchedule, timesteps: NDArray[np.int64], strata: int = 1) -> DiscreteTimestepSampler:
+    """Return the distribution in which each of these timesteps is as often."""
+    share = np.bincount(timesteps, minlength=schedule.steps)
+    return DiscreteTimestepSampler(np.cumsum(share) / share.sum(), strata)
+
+
 def loss_second_moment(
     schedule: AnySchedule, first_t: int, history: int = 10, uniform_share: float = 0.001, strata: int = 1
 ) -> DiscreteTimestepSampler:
@@ -342,6 +390,8 @@ TIMESTEP_SAMPLERS: Mapping[str, Callable[..., DiscreteTimestepSampler | Continuo
     "log_normal": log_normal,
     "logit_normal": logit_normal,
     "loss_second_moment": loss_second_moment,
+    "evenly_spaced": evenly_spaced,
+    "constant": constant,
 }
 
 

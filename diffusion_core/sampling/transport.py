@@ -59,7 +59,7 @@ from diffusion_core.sampling.declaration import sampler
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
 
-__all__ = ["FORMS", "LAST_STEPS", "sit_ode", "sit_sde"]
+__all__ = ["FORMS", "LAST_STEPS", "sit_ode", "sit_sde", "velocity_sign"]
 
 Array = NDArray[np.float64]
 
@@ -112,7 +112,7 @@ class _Path:
         alpha, sigma = schedule(self.t)
         c_skip, c_out = columns.c_skip.copy(), columns.c_out.copy()
         if raw:
-            c_skip[-1], c_out[-1] = 0.0, _velocity_sign(self.process)
+            c_skip[-1], c_out[-1] = 0.0, velocity_sign(self.process)
         noise_scale = sum_scale(schedule.norm)
         start = 1.0 if schedule.variance_preserving else float(sigma[0]) if noise_scale is None else noise_scale
         return SamplerPlan(
@@ -122,7 +122,7 @@ class _Path:
         )  # fmt: skip
 
 
-def _velocity_sign(process: Process) -> float | None:
+def velocity_sign(process: Process) -> float | None:
     """Return the factor of the output in the velocity from noise to data; None if the output is something else."""
     if process.prediction == "flow" and sum_scale(process.schedule.norm) == 1:
         return -1.0
@@ -147,7 +147,7 @@ def _checked(name: str, process: Process, steps: int, method: str, eps: float | 
 
 def _ends(process: Process, eps: float | None, sbdm: bool = False) -> tuple[float, float]:
     """Return the first and the last tau, both inside of which `eps` cuts."""
-    smooth, is_velocity = process.schedule.name in _SMOOTH, _velocity_sign(process) is not None
+    smooth, is_velocity = process.schedule.name in _SMOOTH, velocity_sign(process) is not None
     cut = _EPS if eps is None else eps
     start = cut if smooth and (sbdm or not is_velocity) else 0.0
     end = (0.0 if eps is None else eps) if smooth and is_velocity else cut
@@ -185,7 +185,7 @@ def sit_ode(process: Process, steps: int = 50, method: str = "euler", eps: float
     two = method == "heun"
     path = _Path(process, np.stack([points[:-1], points[1:]], axis=1).ravel() if two else points[:-1])
     rows = len(path.tau)
-    raw = two and path.level(ends[1])[1] == 0 and _velocity_sign(process) is not None
+    raw = two and path.level(ends[1])[1] == 0 and velocity_sign(process) is not None
 
     def step(i: int, X: Coefficients, D: Coefficients, z: Coefficients) -> list[Coefficients]:
         v = D[0] if raw and i == rows - 1 else path.velocity(i, X[0], D[0])

@@ -12,8 +12,8 @@ noises eps_i,
 
 draw says how pairs follow from the plan: ``assignment`` gives each image the one noise of the permutation, so that the
 batch keeps its images and its noises; ``replacement`` draws n pairs (i, j) from P with replacement, as torchcfm does,
-so that an image may occur twice and another not at all. A factor of the noise would change no permutation, since it only
-multiplies the part of the cost that depends on it, so one coupling serves every schedule.
+so that an image may occur twice and another not at all. A factor of the noise would change no permutation, since it
+only multiplies the part of the cost that depends on it, so one coupling serves every schedule.
 
 Noise remains normal over all images. It does not remain normal given the class, as a class prefers the noise that is
 near to it; sampling one class from any noise is then biased. `per_class` couples the images of each class with their

@@ -338,8 +338,8 @@ def make_batch(
             f"process.coupling: {objective.coupling['name']} needs the {size} images of the whole batch, but the "
             f"loader returned {len(images.labels)}; give it all of them, Loader(..., group=ProcessGroup())"
         )
-    progress = objective.progress(images_seen, size)
-    batch = objective.batch(images.pixels, images.labels, images.counters, loader.dtype, history, features, progress)
+    progress, arrays = objective.progress(images_seen, size), (images.pixels, images.labels, images.counters)
+    batch = objective.batch(*arrays, loader.dtype, history, features, progress, images.noise)
     if objective.needs_whole_batch and group is not None and group.size > 1:
         batch = batch.rows(group.slice_of(size))
     return batch if batch.size == size else replace(batch, importance=batch.importance * (batch.size / size))

@@ -441,6 +441,29 @@ class Objective:
         offset = Stream(self.seed, f"{streams}/offset_noise").normal(positions, (1, 1, shape[-1]))
         return (stream.normal(positions, shape) + self.offset_noise * offset).astype(dtype)
 
+    def check_pairs(self) -> None:
+        """Refuse options that would change the noise of stored pairs.
+
+        Raises:
+            DuetError: for a coupling, or offset noise.
+        """
+        for name in ("coupling", "offset_noise"):
+            if self.needs_whole_batch if name == "coupling" else self.offset_noise:
+                given = self.coupling["name"] if name == "coupling" else self.offset_noise
+                raise DuetError(
+                    f"process.{name}: {given} was given, but the data are pairs of noise and image; use "
+                    f"{'independent' if name == 'coupling' else 0}, or data.options.pairs=false to draw other noise"
+                )
+
+    def _given(
+        self, streams: str, noise: NDArray | None, positions: NDArray, images: NDArray, dtype: DTypeLike
+    ) -> NDArray:
+        """Return the noise of stored pairs, or drawn noise."""
+        if noise is None:
+            return self._noise(streams, positions, images.shape[1:], dtype)
+        self.check_pairs()
+        return samples_to_images(noise, "channels_last").astype(dtype, copy=False)
+
     def _paired(
         self,
         streams: str,
@@ -483,6 +506,7 @@ class Objective:
         history: LossHistory | None = None,
         features: NDArray | None = None,
         progress: Progress | None = None,
+        noise: NDArray | None = None,
     ) -> TrainBatch:
         """Return the training batch of these images.
 
@@ -494,12 +518,14 @@ class Objective:
             history: the losses so far, for a timestep distribution that depends on them.
             features: additional numbers of each image for the network, with shape (B, features); None is zeros.
             progress: which step of the run this is, for a method with stages; None is the first one.
+            noise: the noise of each image, of pairs, with the shape of the images; None draws it.
 
         Raises:
-            DuetError: if a label is out of range, or the features have another shape than the network takes.
+            DuetError: if a label is out of range, the features have another shape than the network takes, or noise was
+                given for an objective that changes it.
         """
         images, labels = samples_to_images(images, "channels_last"), self._labels(labels)
-        noise = self._noise("train", positions, images.shape[1:], np.float64 if self.input_perturbation else dtype)
+        noise = self._given("train", noise, positions, images, np.float64 if self.input_perturbation else dtype)
         images, noise, labels, features = self._paired("train", images, noise, labels, positions, features)
         dropped = np.zeros(len(labels), bool)
         if self.label_dropout:
@@ -593,6 +619,7 @@ class Objective:
         dtype: DTypeLike = np.float32,
         streams: str = "validation",
         features: NDArray | None = None,
+        noise: NDArray | None = None,
     ) -> TrainBatch:
         """Return a batch to evaluate at the timesteps `t`, without dropped labels, augmentation or perturbed inputs.
 
@@ -604,12 +631,13 @@ class Objective:
             dtype: as for `batch`.
             streams: the beginning of the names of the random streams, which must not be those of training.
             features: as for `batch`.
+            noise: as for `batch`.
 
         Raises:
             DuetError: if a label is out of range, or the features have another shape than the network takes.
         """
         images = samples_to_images(images, "channels_last")
-        noise = self._noise(streams, positions, images.shape[1:], dtype)
+        noise = self._given(streams, noise, positions, images, dtype)
         pairs = self._paired(streams, images, noise, self._labels(labels), positions, features)
         images, noise, labels, features = pairs
         importance = np.ones(len(t))

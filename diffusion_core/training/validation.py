@@ -171,7 +171,8 @@ class Validation:
         if not self.model.program.classes:  # unconditional: the classes of the held-out part do not matter
             labels = np.zeros_like(labels)
         t = self.timesteps[draws]
-        return self.objective.evaluation_batch(images, labels, draws, t, self.dtype, _STREAMS, features)
+        noise = None if self.dataset.noise is None else self.dataset.noise[unique][inverse]
+        return self.objective.evaluation_batch(images, labels, draws, t, self.dtype, _STREAMS, features, noise)
 
     def _features(self, indices: NDArray[np.int64]) -> NDArray | None:
         """Return the conditions of some images as the features of the network; its others, of augmentation, are 0."""

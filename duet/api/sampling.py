@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.backend.interface import Backend, StepCallback
 from diffusion_core.common.errors import DuetError
+from diffusion_core.data import Dataset
 from diffusion_core.data.pixels import to_uint8
 from diffusion_core.diffusion.process import Process
 from diffusion_core.model.generate import generate
@@ -32,6 +33,7 @@ from experiments.sampling.classes import labels_with_images, named_labels, names
 from experiments.sampling.conditions import check_labels_trained, describe_weights
 from experiments.sampling.guidance import GuidanceModels
 from experiments.sampling.options import choose_weights, sample_features, sample_labels
+from experiments.sampling.pairs import check_pairs, make_pairs
 from experiments.sampling.plans import check_levels, choose_sampler, shared_options
 
 __all__ = ["load_guidance", "open_backend", "read_checkpoint", "sample"]
@@ -52,6 +54,7 @@ def sample(
     classifier: Checkpoint | str | Path | None = None,
     measurement: Measurement | None = None,
     callback: Callable[[int, NDArray, NDArray], None] | None = None,
+    pairs: bool = False,
     backend: str | None = None,
     device: str = "auto",
     precision: str | None = None,
@@ -112,6 +115,8 @@ def sample(checkpoint: Any, *arguments: Any, **options: Any) -> Any:
         classifier: a classifier of noisy images for classifier guidance.
         measurement: what the images agree with, see `duet.Measurement`; in the value range of the network.
         callback: called after each row of the plan, for the first batch, with (row, x, estimate of x_0).
+        pairs: return a `duet.Dataset` of the samples, as floats, with their noise, to train on (reflow); the sampler
+            must add no fresh noise.
         backend: name of an installed backend; None takes the one that this Python can import.
         device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
         precision: ``"float64"``, ``"float32"`` or ``"bf16"``; None is ``"float32"``, or that of an own network.
@@ -193,13 +198,14 @@ def sample_checkpoint(
     classifier: Checkpoint | str | Path | None = None,
     measurement: Measurement | None = None,
     callback: Callable[[int, NDArray, NDArray], None] | None = None,
+    pairs: bool = False,
     backend: str | None = None,
     device: str = "auto",
     precision: str | None = None,
     compile: bool | str = "auto",
     threads: int | None = None,
     **options: Any,
-) -> NDArray[np.uint8]:
+) -> NDArray[np.uint8] | Dataset:
     """Sample images from a checkpoint; see `sample`."""
     _check_names(options)
     for name, number in (("sample.count", count), ("sample.batch", batch)):
@@ -214,6 +220,8 @@ def sample_checkpoint(
     chosen = sample_labels(numbers, count, loaded.model, models.classifier_program)
     names = () if loaded.training is None else loaded.training.data.condition_names
     features = sample_features(conditions, count, loaded.model.program, names)
+    if pairs:
+        check_pairs(loaded.model, plan, chosen)
     notes = [
         *models.check_training(loaded, plan, which),
         *check_labels_trained(loaded, chosen),
@@ -234,6 +242,11 @@ def sample_checkpoint(
         opened, network, plan, shape, chosen, seed, batch=batch,
         callback=callback and StepCallback(callback), guidance=guidance, edit=edit,
     )  # fmt: skip
+    if pairs:
+        return make_pairs(
+            images, chosen, features, model=loaded.model, plan=plan, seed=seed,
+            names=names_of_checkpoint(loaded, models.classifier), condition_names=names, dtype=opened.config.host_dtype,
+        )  # fmt: skip
     if loaded.training is not None and loaded.training.data.dtype != "uint8":
         return images_to_samples(images, loaded.model.spec.sample_shape, "channels_last")
     return to_uint8(images, loaded.model.value_range)

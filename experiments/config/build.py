@@ -251,7 +251,7 @@ def sampling_setup(cfg: DictConfig) -> SamplingSetup:
     own = own_network(cfg)
     return SamplingSetup.create(
         cfg.checkpoint, plain(cfg.sampler), sample_options(cfg.sample), guidance_models(cfg, own), backend_setup(cfg),
-        cfg.save_images, own,
+        cfg.save_images, own, cfg.pairs,
     )  # fmt: skip
 
 

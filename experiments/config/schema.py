@@ -129,8 +129,9 @@ class DataSchema:
 class ProcessSchema:
     """The diffusion process and the training objective.
 
-    `schedule`, `weighting`, `timestep_sampling` and `coupling` have a name and options. `first_t` is the lowest timestep
-    that is trained. `sigma_data` is the standard deviation of the data, which prediction edm and weighting edm use.
+    `schedule`, `weighting`, `timestep_sampling` and `coupling` have a name and options. `first_t` is the lowest
+    timestep that is trained. `sigma_data` is the standard deviation of the data, which prediction edm and weighting edm
+    use.
 
     `variance` is that of the reverse steps in the variational `bound`; "fixed" trains without the bound. A network with
     twice the output channels can learn it (learned, learned_range) by the bound hybrid, which has the weight
@@ -294,6 +295,7 @@ class SampleRunSchema(GuidanceModelsSchema, OwnNetworkSchema, FromRunSchema):
     sampler: dict[str, Any] = field(default_factory=dict)  # how samples are drawn; by default the run's own sampler
     sample: DrawSchema = field(default_factory=DrawSchema)  # what is sampled
     save_images: bool = True  # whether figures are written too
+    pairs: bool = False  # whether OUT/pairs gets the samples with their noise, data to train on (reflow)
 
 
 @dataclass

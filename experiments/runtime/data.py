@@ -271,6 +271,7 @@ def describe_data(dataset: Dataset, num_classes: int, features: int = 0, is_own:
     """
     part = f"{dataset.reading.part}, " if dataset.reading.part else ""
     line = f"data: {dataset.name}, {part}{pluralize(len(dataset), 'image')}, {count_classes(dataset)}"
+    line += ", with the noise of each image" if dataset.noise is not None else ""
     if not num_classes and dataset.num_classes > 1:
         key = f"network_call.classes={dataset.num_classes}, or classes={dataset.num_classes} in Python,"
         own = "" if is_own else "model.num_classes=0: "

@@ -42,6 +42,7 @@ def save_samples(
     names: Mapping[int, str] | None = None,
     keep_values: bool = False,
     condition_names: Sequence[str] = (),
+    on_values: Callable[[NDArray, NDArray, NDArray | None], None] | None = None,
     **facts: Any,
 ) -> NDArray[np.uint8]:
     """Draw samples and write ``<name>.npz`` and ``<name>.png``; return the images with shape (N, H, W, C).
@@ -60,6 +61,7 @@ def save_samples(
         names: the name of each label, for the grid and the facts.
         keep_values: whether to keep the values themselves too, for data that are no bytes.
         condition_names: the names of the conditions, if the options name them.
+        on_values: called in the main process with the values themselves, the labels and the features.
         facts: are added to the facts in the ``.npz`` file.
     """
     classifier = guidance.classifier.program if guidance and guidance.classifier else None
@@ -77,6 +79,8 @@ def save_samples(
     images = to_uint8(as_pictures(samples), model.value_range)
     if not backend.collective.group.is_main_process:
         return images
+    if on_values is not None:
+        on_values(samples, labels, features)
     scale = max(1, 64 // model.spec.image_size)
     sheet = sample_sheet(images, labels, names or {}, sheet_columns(model.spec.num_classes), scale)
     render.save_png(directory / f"{name}.png", sheet)

@@ -26,6 +26,7 @@ from experiments.sampling.conditions import check_labels_trained, describe_weigh
 from experiments.sampling.draw import save_samples
 from experiments.sampling.guidance import GuidanceModels
 from experiments.sampling.options import SampleOptions, sample_features, sample_labels
+from experiments.sampling.pairs import check_directory, check_pairs, make_pairs, save_pairs
 from experiments.sampling.plans import choose_sampler
 
 __all__ = ["SamplingSetup", "describe_samples", "sample_checkpoint"]
@@ -45,6 +46,7 @@ class SamplingSetup:
         guidance: other networks that guide.
         backend: what computes.
         figures: whether the denoising strip, the animation and the states are written too.
+        pairs: whether the samples are also written with their noise, as data to train on.
     """
 
     path: str
@@ -56,6 +58,7 @@ class SamplingSetup:
     guidance: GuidanceModels = field(default_factory=GuidanceModels)
     backend: BackendSetup = field(default_factory=BackendSetup)
     figures: bool = True
+    pairs: bool = False
 
     @staticmethod
     def create(
@@ -66,6 +69,7 @@ class SamplingSetup:
         backend: BackendSetup | None = None,
         figures: bool = True,
         network: OwnNetwork | None = None,
+        pairs: bool = False,
     ) -> SamplingSetup:
         """Read the checkpoint, choose what was left open as its run would, and check that everything fits.
 
@@ -77,6 +81,7 @@ class SamplingSetup:
             backend: by default PyTorch.
             figures: see `SamplingSetup`.
             network: the own network that the checkpoint is of.
+            pairs: see `SamplingSetup`.
 
         Raises:
             DuetError: if the checkpoint cannot be read, or an option does not fit it.
@@ -88,6 +93,8 @@ class SamplingSetup:
         options = given.for_checkpoint(checkpoint, guidance.classifier)
         options.check(checkpoint.model, len(checkpoint.state.averages), guidance.classifier_program)
         labels = sample_labels(options.labels, options.count, checkpoint.model, guidance.classifier_program)
+        if pairs:
+            check_pairs(checkpoint.model, plan, labels)
         trained = checkpoint.training.data.condition_names if checkpoint.training else ()
         features = sample_features(options.conditions, options.count, checkpoint.model.program, trained)
         names = names_of_checkpoint(checkpoint, guidance.classifier)
@@ -100,7 +107,7 @@ class SamplingSetup:
         ]
         backend = backend or BackendSetup()
         lines = (line, describe_samples(options, given.left_open, checkpoint), *notes)
-        return SamplingSetup(str(path), checkpoint, chosen, lines, plan, options, guidance, backend, figures)
+        return SamplingSetup(str(path), checkpoint, chosen, lines, plan, options, guidance, backend, figures, pairs)
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -108,6 +115,18 @@ class SamplingSetup:
         weights = {key: getattr(self.guidance, key) for key in ("guide_weights", "classifier_weights")}
         samples = {f"sample.{name}": value for name, value in asdict(self.options).items()}
         return {"sampler": dict(self.sampler), **samples, **weights}
+
+    def provenance(self, backend: str) -> dict[str, Any]:
+        """Return how these samples are made, as plain data: the teacher, its weights and its sampler."""
+        model, weights = self.checkpoint.model, self.options.weights
+        teacher = {"weights": weights, "weights_sha256": weights_hash(self.path, weights)}
+        teacher |= {"program_sha256": model.program.sha256, "images_seen": self.checkpoint.images_seen}
+        process = {key: value for key, value in model.to_dict().items() if key not in ("architecture", "spec")}
+        guides = [name for name in ("guide", "classifier") if getattr(self.guidance, name) is not None]
+        return {
+            "teacher": teacher, "process": process, "sampler": dict(self.sampler), "plan": self.plan.name,
+            "seed": self.options.seed, "guided_by": guides, "backend": backend, "precision": self.backend.precision,
+        }  # fmt: skip
 
 
 def describe_conditions(names: Sequence[str], features: NDArray | None) -> str | None:
@@ -145,13 +164,15 @@ def sample_checkpoint(setup: SamplingSetup, out: Path, config: str | None = None
 
     Args:
         setup: what to sample.
-        out: gets samples.npz, samples.png, environment.json, result.json, the figures with `figures`, and the folder
-            samples with `SampleOptions.files`.
+        out: gets samples.npz, samples.png, environment.json, result.json, the figures with `figures`, the folder
+            samples with `SampleOptions.files`, and the store pairs with `pairs`.
         config: the configuration as YAML, kept as config.yaml.
     """
     checkpoint, weights = setup.checkpoint, setup.options.weights
     if setup.options.files is not None:
         check_image_files(out / "samples")
+    if setup.pairs:
+        check_directory(out / "pairs")
     calls = sampling_calls([(setup.plan, setup.options.count)], setup.options.batch)
     backend = setup.backend.open(calls)
     print("\n".join(setup.lines), flush=True)
@@ -161,15 +182,28 @@ def sample_checkpoint(setup: SamplingSetup, out: Path, config: str | None = None
         if config is not None:
             write_atomically(out / "config.yaml", config.encode())
         write_json(out / "environment.json", describe_environment(backend.describe()))
+    names = names_of_checkpoint(checkpoint, setup.guidance.classifier)
+    condition_names = () if checkpoint.training is None else checkpoint.training.data.condition_names
+
+    def write_pairs(samples: NDArray, labels: NDArray, features: NDArray | None) -> None:
+        dtype, seed = backend.config.host_dtype, setup.options.seed
+        save_pairs(
+            make_pairs(
+                samples, labels, features, model=checkpoint.model, plan=setup.plan, seed=seed, names=names,
+                condition_names=condition_names, dtype=dtype,
+            ),
+            out / "pairs", setup.provenance(backend.describe().backend),
+        )  # fmt: skip
+
     began = perf_counter()
     with signals.flag_on_signal() as stop, stop_check(backend.collective, stop) as pause:
         images = save_samples(
             backend, network, checkpoint.model, setup.plan, out, setup.options, figures=setup.figures,
             guidance=setup.guidance.build(backend), pause=pause,
-            names=names_of_checkpoint(checkpoint, setup.guidance.classifier),
+            names=names, on_values=write_pairs if setup.pairs else None,
             images_seen=checkpoint.images_seen, weights_sha256=weights_hash(setup.path, weights),
             keep_values=checkpoint.training is not None and checkpoint.training.data.dtype != "uint8",
-            condition_names=() if checkpoint.training is None else checkpoint.training.data.condition_names,
+            condition_names=condition_names,
         )  # fmt: skip
     seconds = perf_counter() - began
     if is_main_process:

@@ -150,6 +150,8 @@ class TrainingSetup:
         sample = sample.with_classes(filled_labels(model.program, dataset.class_counts.tolist()))
         sample.check(model, len(ema.profiles))
         _check_features(augment, dataset, model)
+        if dataset.noise is not None:
+            _check_pairs(dataset, model, made_objective)
         config.check(model.program, backend.group)
         learning_rate = (learning_rate or LearningRate(peak=1e-3)).for_run(config.images)
         _check_rate(learning_rate, config)
@@ -256,6 +258,17 @@ def _check_features(augment: float, dataset: Dataset, model: DiffusionModel) -> 
     if augment and model.variance != "fixed":
         raise DuetError(
             "data.augment: it moves images off the bytes that the variational bound needs; use data.augment=0"
+        )
+
+
+def _check_pairs(dataset: Dataset, model: DiffusionModel, objective: Objective) -> None:
+    """Refuse pairs of noise and image of another value range, in which they are no pairs of their teacher."""
+    objective.check_pairs()
+    if dataset.value_range not in (None, tuple(model.value_range)):
+        (low, high), (black, white) = dataset.value_range, model.value_range
+        raise DuetError(
+            f"process.value_range: [{black:g}, {white:g}] was given, but the images of the pairs have the "
+            f"range [{low:g}, {high:g}] of their teacher; use process.value_range=[{low:g},{high:g}]"
         )
 
 

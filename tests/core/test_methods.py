@@ -81,10 +81,11 @@ def test_plans_are_finite_for_any_number_of_steps(name):
 
 def test_every_sampler_covers_a_published_method():
     # next_level has no choice of steps, ddim_inversion goes upwards, repaint repeats another sampler's rows, and the
-    # steps of SiT lie in a time of their own, see test_transport; samplers of few steps do not follow the
-    # probability-flow ODE of an estimate.
+    # steps of SiT and rectified flow lie in a time of their own, see test_transport and test_reflow; samplers of few
+    # steps do not follow the probability-flow ODE of an estimate.
     others = {
-        "next_level", "ddim_inversion", "repaint", "sit_ode", "sit_sde", "consistency", "mean_flow", "shortcut",
+        "next_level", "ddim_inversion", "repaint", "sit_ode", "sit_sde", "rectified_flow", "consistency", "mean_flow",
+        "shortcut",
     }  # fmt: skip
     assert {method.sampler for method in METHODS.values()} == SAMPLERS.keys() - others
 

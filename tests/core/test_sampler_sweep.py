@@ -29,7 +29,8 @@ PROCESSES = {
     "straight": Process(make_schedule("flow_continuous", t_min=1e-12), "velocity"),
 }
 # Samplers of one kind of process only.
-ONLY = {"next_level": "next level"} | dict.fromkeys(("sit_ode", "sit_sde", "mean_flow", "shortcut"), "straight")
+_STRAIGHT = ("sit_ode", "sit_sde", "rectified_flow", "mean_flow", "shortcut")
+ONLY = {"next_level": "next level"} | dict.fromkeys(_STRAIGHT, "straight")
 SPACINGS = [
     "leading", "linspace", "half_open", "trailing", None, "karras", "beta", "vp",
     {"name": "polyexponential", "rho": 2.0},
@@ -80,6 +81,7 @@ VALUES: dict[str, list[Any]] = {
     "last_step_size": [0.04, 0.3],
     "eps": [None, 0.0, 0.01],
     "times": [None, [0.9, 0.3], [1.0]],
+    "noise": [0.0, 0.5],
 }  # fmt: skip
 # Values that no sampler takes.
 REFUSED: dict[str, list[Any]] = {
@@ -123,7 +125,8 @@ REFUSED: dict[str, list[Any]] = {
     "norm": [-1.0, np.inf],
     "last_step": ["median"],
     "last_step_size": [0.0, 1.0],
-    "eps": [-0.1, 0.5],
+    "eps": [-0.1, 1.5],
+    "noise": [-1.0, np.inf],
     "times": [[0.3, 0.9], [2.0], []],
 }  # fmt: skip
 

@@ -49,7 +49,9 @@ def test_the_name_of_every_process_starts_with_its_prediction(name: str) -> None
         *(["model.out_channels=2"] if name.startswith(("eps_cosine", "dit")) else []),
     )  # fmt: skip
     # Named after the network of their paper, or after what they are trained for.
-    networks = ("dit", "sit", "jit", "uvit", "consistency", "easy_consistency", "mean_flow", "shortcut")
+    networks = (
+        "dit", "sit", "jit", "uvit", "consistency", "easy_consistency", "mean_flow", "shortcut", "rectified_flow",
+    )  # fmt: skip
     assert name.startswith((process.prediction, *networks)) and plan.rows == 16
 
 
@@ -65,7 +67,7 @@ def test_options_of_a_schedule_a_weighting_and_timestep_sampling_need_no_plus_si
 @pytest.mark.parametrize("name", names("sampler"))
 def test_every_sampler_makes_a_plan(name: str) -> None:
     own = {"next_level": "next_level_16", "mean_flow": "mean_flow", "shortcut": "shortcut"}
-    process = "sit_vp" if name.startswith("sit_") else own.get(name, "eps_linear")
+    process = "sit" if name.startswith(("sit_", "rectified")) else own.get(name, "eps_linear")
     if name == "ddim_inversion":  # it does not start from noise, so a training cannot sample with it
         with pytest.raises(DuetError, match="ddim_inversion was given, which leads images up to noise"):
             composed(f"process={process}", f"sampler={name}")
