@@ -26,6 +26,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_function_of_arrays_samples_as_the_reference_of_its_program(sampler: str) -> None:
     process = duet.process("cosine", "next_level", T=16) if sampler == "next_level" else PROCESS
+    if sampler in ("sit_ode", "sit_sde"):  # of a continuous time alone
+        process = duet.process("cosine_continuous", "v")
     plan = getattr(duet.samplers, sampler)(process, **OPTIONS.get(sampler, {"steps": 4}))
     program = lower(twins.SPEC)
     arrays = twins.weights(program)
