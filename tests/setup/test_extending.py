@@ -30,14 +30,15 @@ def fenced(title: str, language: str) -> str:
 def extended(tmp_path):
     """Apply the diff of a section to a copy of the repository, and install its entry points as pip does."""
 
-    def extend(title: str) -> Path:
+    def extend(*titles: str) -> Path:
         for name in COPIED:
             shutil.copytree(ROOT / name, tmp_path / name)
         for file in ("pyproject.toml", "README.md"):
             shutil.copy(ROOT / file, tmp_path)
         # One line of context is enough, so that changes nearby do not invalidate a diff.
         apply = ["git", "apply", "-C1", "-"]
-        subprocess.run(apply, cwd=tmp_path, input=fenced(title, "diff"), text=True, check=True)
+        for title in titles:
+            subprocess.run(apply, cwd=tmp_path, input=fenced(title, "diff"), text=True, check=True)
         entries = tomllib.loads((tmp_path / "pyproject.toml").read_text())["project"]["entry-points"]["duet.backends"]
         info = tmp_path / "duet_diffusion-0.2.0.dist-info"
         info.mkdir()
@@ -58,7 +59,7 @@ def run(folder: Path, *arguments: str) -> str:
 
 
 def test_there_is_a_walk_through_of_everything_that_can_be_added():
-    assert list(SECTIONS) == ["A sampler", "A schedule", "A block", "A network", "A backend"]
+    assert list(SECTIONS) == ["A sampler", "A schedule", "A block", "A token block", "A network", "A backend"]
 
 
 @pytest.mark.parametrize("title", SECTIONS)
@@ -78,12 +79,13 @@ from diffusion_core.parity import cases, trace
 for precision in ("float64", "float32"):
     backend = load_backend(sys.argv[1], BackendConfig(device="cpu", precision=precision, threads=1))
     result = trace.Trace(sys.argv[1], precision)
-    trace.blocks(backend, result, [case for case in cases.BLOCKS if case.name == "LeakyReLU"])
-    assert result.checks and all(check.passed for check in result.checks), result.checks
+    trace.blocks(backend, result, [case for case in cases.BLOCKS if case.name in sys.argv[2:]])
+    assert len(result.checks) == 2 and all(check.passed for check in result.checks), result.checks
     print(precision)
 """
 
 
 @pytest.mark.backend
-def test_the_new_block_climbs_rung_2_in_a_backend(extended, backend_name):
-    assert run(extended("A block"), "-c", RUNG_2, backend_name).split()[-2:] == ["float64", "float32"]
+def test_the_new_blocks_climb_rung_2_in_a_backend(extended, backend_name):
+    folder = extended("A block", "A token block")
+    assert run(folder, "-c", RUNG_2, backend_name, "LeakyReLU", "Registers").split()[-2:] == ["float64", "float32"]
