@@ -4,7 +4,7 @@
 
     diffusers    a directory for `DDPMPipeline.from_pretrained` and, under unet, `UNet2DModel.from_pretrained`
     state_dict   the names of another project, as safetensors: target.project=guided_diffusion, ddpm_tf, ddpm_torch,
-                 edm, dit, sit, dome272 or denoising_diffusion_pytorch
+                 edm, dit, sit, uvit, jit, dome272 or denoising_diffusion_pytorch
     onnx         a file for any ONNX runtime; see `diffusion_core.convert.onnx` for its inputs
     torch        a state dict as safetensors, with backend=torch
     savedmodel   a SavedModel of TensorFlow, with backend=tf

@@ -9,6 +9,8 @@
     python3 -m duet import_weights source=dome272 path=ckpt.pt out=DIR source.ema=ema_ckpt.pt
     python3 -m duet import_weights source=denoising_diffusion_pytorch path=model-10.pt out=DIR source.image_size=32
     python3 -m duet import_weights source=dit path=DiT-XL-2-256x256.pt out=DIR
+    python3 -m duet import_weights source=uvit path=nnet.pth out=DIR source.ema=nnet_ema.pth
+    python3 -m duet import_weights source=jit path=checkpoint-last.pth out=DIR
     python3 -m duet sample backend=tf from=outputs/imported out=outputs/samples
     python3 -m duet train from=outputs/imported data=image_folder data.options.path=FOLDER trainer.images=64000
 
