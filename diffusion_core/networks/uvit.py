@@ -3,7 +3,7 @@
 embed:  the class as a token, the time as a token, p x p patches as tokens    + a learned table over all of them
 in:     blocks; the value after each of them is a skip
 mid:    a block
-out:    blocks, each on Linear([x, skip])
+out:    blocks, each on Linear(x and skip)
 final:  LayerNorm -> Linear -> the patches as an image -> Conv 3x3
 
 block:  x + attention(LayerNorm(x)), then x + MLP(LayerNorm(x)) with GELU
