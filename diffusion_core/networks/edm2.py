@@ -3,7 +3,7 @@ r"""The magnitude-preserving U-Net of EDM2: every weight is normalised, no bias,
 embed:    c_noise -> MPFourier -> MPLinear, summed with MPLinear(one-hot label sqrt(K)) -> MPSiLU    a vector per sample
 in:       the image and a channel of ones -> Conv 3x3
 encoder:  [half the resolution] -> [Conv 1x1 to the new width] -> PixelNorm, then the residual branch
-decoder:  [twice the resolution] [x, skip]; the residual branch, and Conv 1x1 to the new width beside it
+decoder:  [twice the resolution], [x, skip]; the residual branch, and Conv 1x1 to the new width beside it
 branch:   MPSiLU -> Conv 3x3 -> times 1 + gain (W embedding) -> MPSiLU -> Dropout -> Conv 3x3, summed by MPSum
 then:     [attention with normalised q, k and v, summed by MPSum], and a clip at +-256
 out:      Conv 3x3, times a gain
