@@ -29,7 +29,9 @@ def read_arrays(path: Path, framework: Reader) -> dict[str, NDArray]:
     if path.suffix in (".pkl", ".pickle"):
         raise DuetError(
             f"{path}: reading a pickle runs code, so Duet refuses it; if you trust the file, convert it to plain "
-            f"weights, as in: safetensors.torch.save_file(pickle.load(file)['ema'].state_dict(), 'weights.safetensors')"
+            f'weights in a clone of the repository that published it, with: python -c "import pickle, torch; '
+            f"network = pickle.load(open({str(path)!r}, 'rb'))['ema']; "
+            f"torch.save(network.state_dict(), 'weights.pt')\"; then give path=weights.pt"
         )
     is_plain = path.suffix in (".safetensors", ".npz")
     # The path of a TensorFlow checkpoint is the prefix of several files, or a folder with a file of this name.

@@ -113,7 +113,13 @@ def read_spec(arrays: Arrays, source: str, **options: Any) -> EDM2Spec:
     widths = [shape(f"unet.enc.{s}x{s}_block0.conv_res1.weight", 4)[0] for s in sizes]
     embedding, noise = shape("unet.emb_noise.weight", 2)
     channels = math.gcd(*widths, embedding, noise)
-    has = arrays.__contains__
+    has, head = arrays.__contains__, options.get("head_channels", 64)
+    for side, width in zip(sizes, widths, strict=True):
+        if has(f"unet.enc.{side}x{side}_block0.attn_qkv.weight") and width < head:
+            raise DuetError(
+                f"source.head_channels: {head} was given, but {source} has attention at {width} channels; give the "
+                f"channels per head of its training, at most {width}"
+            )
     return EDM2Spec(
         image_size=size,
         in_channels=shape(f"unet.enc.{size}x{size}_conv.weight", 4)[1] - 1,

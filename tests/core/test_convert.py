@@ -615,8 +615,13 @@ def test_invalid_files_are_a_one_line_error(tmp_path):
             (tmp_path / name).write_bytes(content)
             with pytest.raises(DuetError, match=rf"\A.*{name}: it is not an? \S+ file( of arrays)? \(.*\)\Z"):
                 read_arrays(tmp_path / name, never)
-    with pytest.raises(DuetError, match=r"edm.pkl: reading a pickle runs code, so Duet refuses it; .*save_file"):
-        import_weights("edm", tmp_path / "edm.pkl", never, None, {})
+    for source in ("edm", "edm2"):
+        with pytest.raises(DuetError, match=r"edm\.pkl: reading a pickle runs code, so Duet refuses it; .*") as error:
+            import_weights(source, tmp_path / "edm.pkl", never, None, {})
+        code = str(error.value).split('python -c "')[1].split('"')[0]
+        assert [line.split("(")[0] for line in code.split("; ")] == [
+            "import pickle, torch", "network = pickle.load", "torch.save",
+        ]  # fmt: skip
     np.savez(tmp_path / "objects.npz", a=np.array([{}], dtype=object))
     with pytest.raises(DuetError, match=r"objects.npz: it is not an .npz file of arrays"):
         read_arrays(tmp_path / "objects.npz", never)

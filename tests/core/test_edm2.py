@@ -176,6 +176,18 @@ def test_a_state_dict_comes_back_as_the_same_network_with_the_same_bits(spec):
     assert all(np.array_equal(back[name], v) and back[name].shape == v.shape for name, v in weights.items())
 
 
+def test_attention_that_is_narrower_than_a_head_is_refused():
+    model = DiffusionModel(replace(TINY, attention_resolutions=(8,)), "edm", "edm")
+    arrays = export_state_dict(model, cases.scattered_weights(model.program), "edm2")
+    with pytest.raises(DuetError, match=r"source\.head_channels: 64 was given, but file has attention at 8 channels"):
+        read_spec(arrays, "file")
+
+
+def test_another_state_dict_is_refused():
+    with pytest.raises(DuetError, match=r"file: it has blocks of sizes .*; this is not a state dict of EDM2"):
+        read_spec({"conv.weight": np.zeros(3)}, "file")
+
+
 def test_the_names_are_those_of_the_original():
     program = lower(TINY)
     names = write_weights(make_name_map(TINY, program), initial_weights(program, 0))
