@@ -9,6 +9,7 @@ import pytest
 
 from diffusion_core.backend import reference
 from diffusion_core.backend.interface import TrainBatch, TrainerState
+from diffusion_core.common.errors import OutOfMemory
 from diffusion_core.networks import Node, Program
 from diffusion_core.networks.blocks import Dropout
 from diffusion_core.networks.magnitude_blocks import MPConv, MPFourier, MPGate, MPLinear, MPSiLU
@@ -95,6 +96,22 @@ def test_every_step_starts_from_normalised_weights_once(trainer, batch):
         state = trainer.state()
         for got, expected in zip(state.parts.values(), wanted.parts.values(), strict=True):
             assert l2_of_all(without_frequencies(got), without_frequencies(expected)) < 1e-13
+
+
+def test_a_step_that_is_repeated_after_memory_ran_out_normalises_once(trainer, batch, monkeypatch):
+    wanted, sound = step_by_hand(trainer, trainer.state(), batch), trainer.accumulate
+
+    def without_memory(*arguments: Any) -> Any:
+        sound(*arguments)  # all of the pass, then no memory for what follows it
+        raise MemoryError
+
+    monkeypatch.setattr(trainer, "accumulate", without_memory)
+    with pytest.raises(OutOfMemory):
+        trainer.step(batch, LR, (DECAY,), may_repeat=True)
+    monkeypatch.undo()
+    trainer.step(batch, LR, (DECAY,), 2, may_repeat=True)
+    for got, expected in zip(trainer.state().parts.values(), wanted.parts.values(), strict=True):
+        assert l2_of_all(without_frequencies(got), without_frequencies(expected)) < 1e-13
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(trainer, batch, open_backend):
