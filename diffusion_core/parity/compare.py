@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.files.safe_read import file_errors, open_npz, read_json
-from diffusion_core.parity import cases, edm2
+from diffusion_core.parity import cases, edm2, target_cases
 from diffusion_core.parity.ladder import TOLERANCES, Check, check, l2_of_all, relative, worst
 from diffusion_core.parity.trace import AVERAGES, HANDOVER_STEP, STEPS
 
@@ -174,7 +174,8 @@ def compare_arrays(a: Arrays, b: Arrays, precision: str, pair: str) -> list[Chec
 
 def _measured(names: Iterable[str]) -> list[str]:
     """Return the networks and losses that have an array among these names."""
-    known = (*cases.NETWORKS, *(case.name for case in cases.LOSSES))
+    targets = [f"target {name}" for name in ("every kind of step", *target_cases.TRAINED)]
+    known = (*cases.NETWORKS, *(case.name for case in cases.LOSSES), *targets)
     present = {name.removeprefix("4/").removesuffix(", loss").split("/")[0] for name in names if name.startswith("4/")}
     return [title for title in known if title in present]
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from diffusion_core.backend.interface import TrainBatch
 from diffusion_core.backend.target import Direction, Distance, Pass, Sum, Target, Teacher
 from diffusion_core.common.random import Stream
+from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import make_schedule
 from diffusion_core.networks import Node, Program
 from diffusion_core.networks.blocks import Add, Conv, Dropout, Embedding, Linear, Number, SiLU
 from diffusion_core.parity import cases
+from diffusion_core.training.objective import Objective
+from diffusion_core.training.targets import METHODS, Setting, TrainedNetwork
+
+__all__ = ["AVERAGE", "CASES", "DISTANCES", "METHODS", "PROGRAM", "TARGET", "TRAINED", "WEIGHTS", "TargetCase", "batch"]
 
 SHAPE, CLASSES = (4, 4, 2), 3
 
@@ -85,3 +93,62 @@ def batch(dtype: type = np.float64, size: int = 4) -> TrainBatch:
 def with_distance(distance: Distance) -> Target:
     """Return the target with a distance."""
     return replace(TARGET, distance=distance)
+
+
+@dataclass(frozen=True, eq=False)
+class TargetCase:
+    """A training method with the smallest network, for the ladder.
+
+    Args:
+        name: for display.
+        process: what it is used on.
+        options: name and options of the method.
+        teacher_process: of the teacher; None without one.
+    """
+
+    name: str
+    process: Process
+    options: Mapping[str, Any]
+    teacher_process: Process | None = None
+
+    @property
+    def objective(self) -> Objective:
+        """The objective, halfway through a run of 400 images."""
+        teacher = None
+        if self.teacher_process is not None:
+            teacher = TrainedNetwork(self.teacher_process, TEACHER, cases.scattered_weights(TEACHER), SHAPE)
+        setting = Setting(self.process, PROGRAM, SHAPE, teacher)
+        return Objective(
+            self.process, cases.SEED, null_label=CLASSES, classes=CLASSES, label_dropout=0.3, objective=self.options,
+            setting=setting, run_images=400,
+        )  # fmt: skip
+
+    @property
+    def target(self) -> Target:
+        """What is compared."""
+        return self.objective.loss
+
+    def batch(self, dtype: type = np.float64, size: int = 4) -> TrainBatch:
+        """Return a batch of noise images in the middle of the run."""
+        index, objective = 200 + np.arange(size), self.objective
+        images = Stream(cases.SEED, "parity/targets").normal(index, SHAPE)
+        return objective.batch(images, index % CLASSES, index, dtype, progress=objective.progress(200, size))
+
+
+_EDM, _COSINE = Process(make_schedule("edm"), "edm"), Process(make_schedule("cosine_continuous"), "v", 1000.0)
+_CONSISTENCY = Process(make_schedule("edm"), "edm", 1000.0, boundary=0.002)
+_LINE = make_schedule("flow_continuous")
+CASES = (
+    TargetCase("consistency training", _CONSISTENCY, {"name": "consistency_training"}),
+    TargetCase("consistency distillation", _CONSISTENCY, {"name": "consistency_distillation"}, _EDM),
+    TargetCase("iCT", _CONSISTENCY, {"name": "improved_consistency_training"}),
+    TargetCase("ECT", _EDM, {"name": "easy_consistency_tuning"}),
+    TargetCase("MeanFlow", Process(_LINE, "flow"), {"name": "mean_flow", "same_time": 0.25}),
+    TargetCase(
+        "shortcut", Process(_LINE, "velocity_to_data", -1.0, time_offset=1.0),
+        {"name": "shortcut", "every": 2, "steps": 8, "guidance_scale": 1.5},
+    ),
+    TargetCase("progressive distillation", _COSINE, {"name": "progressive_distillation"}, _COSINE),
+)  # fmt: skip
+# Those that a trainer computes on the ladder; the others have the same kinds of steps, and their tables are compared.
+TRAINED = ("consistency distillation", "MeanFlow", "shortcut")

@@ -26,6 +26,7 @@ from diffusion_core.backend.interface import (
     Trainer,
     TrainerState,
 )
+from diffusion_core.backend.reference_target import target_losses
 from diffusion_core.common.random import Stream
 from diffusion_core.data import to_uint8
 from diffusion_core.diffusion.continuous import CONTINUOUS
@@ -39,7 +40,7 @@ from diffusion_core.networks.weights import Weights, initial_weights
 from diffusion_core.optim import PROFILES, Ema, Power, Warmup, ema_update, make_profile
 from diffusion_core.optim.adam import Adam, LearningRate, adam_update, clip_factor, global_norm
 from diffusion_core.optim.normalisation import normalise_weights
-from diffusion_core.parity import cases, edm2
+from diffusion_core.parity import cases, edm2, target_cases
 from diffusion_core.parity.ladder import TOLERANCES, Check, check, relative, worst
 from diffusion_core.parity.normalisation import Formula, update_errors
 from diffusion_core.parity.posterior import posterior_errors
@@ -98,6 +99,7 @@ PARTS = {
     "tables": "tables and random streams (rung 0)",
     "forward_noising": "forward noising, targets and losses (rung 1)",
     "losses": "losses of more than a distance (rungs 1, 3, 4, 6)",
+    "targets": "targets that need the network (rungs 0, 1, 4)",
     "blocks": "every block kind (rung 2)",
     "micro_batches": "micro-batches (rungs 1, 4)",
     "optimiser": "optimiser, clip and averages (rung 5)",
@@ -132,7 +134,7 @@ def record(
     measures: dict[str, Callable[[], None]] = {
         part.__name__: partial(part, backend, trace)
         for part in (
-            tables, forward_noising, losses, blocks, micro_batches, optimiser, forced_normalisation, guidance,
+            tables, forward_noising, losses, targets, blocks, micro_batches, optimiser, forced_normalisation, guidance,
             posterior, likelihoods, training, edm2_training,
         )
     }  # fmt: skip
@@ -215,6 +217,34 @@ def losses(backend: Backend, trace: Trace, of: Iterable[cases.LossCase] = cases.
             rounded = {name: value.astype(dtype) for name, value in weights.items()}
             wanted = reference.sample(case.program, rounded, plan, start, batch.label, noise)
             trace.add_check(6, f"{case.name}, DDPM-4", "sampling", np.abs(got - wanted).max())
+
+
+def targets(backend: Backend, trace: Trace) -> None:
+    """Rungs 0, 1 and 4: the columns of every method, its loss and the loss of each image; gradients are recorded.
+
+    A loss with a derivative is compared with one whose derivative is a difference quotient of the reference.
+    """
+    dtype, program = backend.config.host_dtype, target_cases.PROGRAM
+    weights, average = (
+        {name: value.astype(dtype) for name, value in values.items()}
+        for values in (target_cases.WEIGHTS, target_cases.AVERAGE)
+    )
+    state = replace(TrainerState.fresh(weights, 2), averages=(weights, average))
+    every = [("every kind of step", target_cases.TARGET, target_cases.batch(dtype))]
+    every += [(case.name, case.target, case.batch(dtype)) for case in target_cases.CASES]
+    for name, target, batch in every:
+        trace.arrays[f"0/batch target {name}, columns"] = batch.columns
+        trace.arrays[f"0/batch target {name}, times"] = batch.times
+        if name not in (*target_cases.TRAINED, "every kind of step"):
+            continue
+        loss, gradients = backend.trainer(program, state, Adam(), target).gradients(batch)
+        losses, _ = target_losses(program, weights, batch, target, average)
+        has_derivative = any(step.direction is not None for step in target.passes)
+        kind = "pullback" if has_derivative else "loss"
+        trace.add_check(1, f"target {name}", kind, relative(loss, np.mean(batch.importance * losses)))
+        trace.arrays[f"4/target {name}, loss"] = np.float64(loss)
+        for parameter, gradient in gradients.items():
+            trace.arrays[f"4/target {name}/{parameter}"] = gradient
 
 
 def forward_error(

@@ -30,6 +30,7 @@ from experiments.runtime.processes import discard_output
 from experiments.sampling.options import SampleOptions
 from experiments.training import run as runs
 from experiments.training.setup import TrainingSetup
+from experiments.training.teacher import TeacherRun, load_teacher
 
 __all__ = ["train"]
 
@@ -60,6 +61,7 @@ def train(
     change_objective: bool = False,
     change_data: bool = False,
     validation: Any = None,
+    teacher: str | Path | None = None,
     quiet: bool = False,
     **options: Any,
 ) -> Run:
@@ -100,8 +102,10 @@ def train(
         validation: held-out images with the classes of `dataset`, on which the loss is evaluated at intervals, see
             ``validation_images`` of `TrainingConfig`. ``checkpoint.notes["validation"]`` holds the last values, and
             `out` all of them.
+        teacher: a run that the `objective` distils, or whose weights it starts from.
         quiet: suppress the progress output.
-        options: of `Objective.for_model`, such as ``label_dropout=0.1``, ``weighting={"name": "min_snr"}``; and of
+        options: of `Objective.for_model`, such as ``label_dropout=0.1``, ``weighting={"name": "min_snr"}``,
+            ``objective={"name": "mean_flow"}``; and of
             `TrainingConfig`, such as ``micro_batch=32`` or ``checkpoint_images=64_000``. For an own network also those
             of `duet.adapt`, such as ``classes=10``, and `value_range`, `variance` and `uncertainty` of `duet.Model`.
 
@@ -137,6 +141,7 @@ def train(
         model, dataset, images=images, batch=batch, lr=lr, optimiser=optimiser, ema=ema, sampler=sampler,
         samples=samples, flip=flip, augment=augment, seed=seed,
         validation=None if validation is None else as_loaded(validation),
+        teacher=None if teacher is None else load_teacher(str(teacher)),
         backend=backend_setup(backend, device, precision, compile, threads), **options,
     )  # fmt: skip
     start = {"resume": resume and str(resume), "change_objective": change_objective, "change_data": change_data}
@@ -192,6 +197,7 @@ def make_setup(
     flip: bool,
     augment: float,
     validation: Dataset | None = None,
+    teacher: TeacherRun | None = None,
     **options: Any,
 ) -> TrainingSetup:
     """Return the setup of a run; see `train`. Its `options` belong to the loop or to the objective."""
@@ -217,5 +223,5 @@ def make_setup(
         ema=make_ema(**read_option("ema", ema)) if isinstance(ema, str) else ema,
         sampler={"name": sampler} if isinstance(sampler, str) else plain_values(sampler),
         sample=SampleOptions(count=samples, weights="ema"), backend=backend, seed=seed, flip=flip, augment=augment,
-        held_out=None if validation is None else HeldOut("validation", validation),
+        held_out=None if validation is None else HeldOut("validation", validation), teacher=teacher,
     )  # fmt: skip

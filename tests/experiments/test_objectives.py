@@ -1,0 +1,153 @@
+"""Training methods whose targets need the network, by configuration: a run, its resume, its teacher, its samples."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import call, composed
+
+import duet
+from diffusion_core.common.errors import DuetError
+from diffusion_core.files.safe_read import read_json
+from diffusion_core.runs.checkpoint import find_checkpoint, load_checkpoint
+from diffusion_core.runs.run_directory import read_metrics, read_samples
+from diffusion_core.training.targets import METHODS
+from experiments.config import build
+from experiments.training import changes
+
+TINY = (
+    "data=digits", "model=digits", "model.channels=8", "model.norm_groups=4", "model.attention_resolutions=[]",
+    "model.middle_attention=false", "trainer.images=96", "trainer.batch=16", "trainer.log_images=16",
+    "lr.warmup_images=0", "lr.decay=constant", "sample.count=4", "sample.batch=4", "sampler.guidance_scale=1",
+    "features=none", "metrics=[]", "tracker=none", "backend.threads=1", "backend.device=cpu",
+)  # fmt: skip
+# The groups of each method; those with a teacher need one of this process.
+GROUPS = {
+    "consistency_training": ("process=consistency", "sampler=consistency"),
+    "consistency_distillation": ("process=consistency", "sampler=consistency", "sampler.steps=2"),
+    "improved_consistency_training": ("process=consistency", "sampler=consistency"),
+    "easy_consistency_tuning": ("process=easy_consistency", "sampler=consistency", "sampler.steps=2"),
+    "mean_flow": ("process=mean_flow", "sampler=mean_flow", "model.second_time=true"),
+    "shortcut": ("process=shortcut", "sampler=shortcut", "sampler.steps=4", "model.second_time=true"),
+    "progressive_distillation": ("process=v_cosine_continuous", "sampler=ddim", "sampler.steps=4"),
+}
+
+
+def words(name: str, teacher: Path | None = None) -> tuple[str, ...]:
+    """Return the words of the command line for a method."""
+    return (*TINY, f"objective={name}", *GROUPS[name], *([f"objective.teacher={teacher}"] if teacher else []))
+
+
+def train(run: Path, backend: str, *given: str) -> str:
+    code, out, err = call("train", f"backend={backend}", f"hydra.run.dir={run}", *given)
+    assert code == 0, err
+    return out
+
+
+@pytest.fixture(scope="module")
+def teacher(backend_name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher after two steps."""
+    run = tmp_path_factory.mktemp("teacher") / "run"
+    train(run, backend_name, *TINY, "process=edm", "sampler=heun", "sampler.steps=2", "trainer.images=32")
+    return run
+
+
+def test_every_method_has_a_configuration_with_its_options(teacher):
+    assert GROUPS.keys() == METHODS.keys()
+    for name, method in METHODS.items():
+        known = {"teacher", "teacher_weights", "start"} if method.needs_teacher or method.takes_teacher else set()
+        cfg = composed("train", *words(name, teacher if method.needs_teacher else None))
+        assert set(cfg.objective) == {"name", *method().options} | known
+        defaults = method().options
+        given = {key: cfg.objective[key] for key in defaults}
+        assert {key: list(v) if isinstance(v, tuple) else v for key, v in defaults.items()} == given, name
+
+
+@pytest.mark.backend
+def test_a_distilled_student_starts_at_its_teacher_and_resumes_exactly(teacher, backend_name, tmp_path):
+    """Its targets depend on the average and on the teacher; the checkpoint keeps one and the hash of the other."""
+    given = words("consistency_distillation", teacher)
+    setup = build.training_setup(composed("train", f"backend={backend_name}", *given))
+    assert setup.averages == 2 and setup.validation is None
+    start = setup.teacher.start_weights(setup.model)
+    assert all(np.array_equal(start[n], w) for n, w in load_checkpoint(teacher).state.ema.items())
+    train(tmp_path / "whole", backend_name, *given)
+    train(tmp_path / "parts", backend_name, *given, "trainer.images=48")
+    train(tmp_path / "parts", backend_name, *given, "resume=latest")
+    whole, parts = (load_checkpoint(tmp_path / name) for name in ("whole", "parts"))
+    for name, part in whole.state.parts.items():
+        for key, value in part.items():
+            np.testing.assert_array_equal(parts.state.parts[name][key], value, err_msg=f"{name} {key}")
+    metrics = list(read_metrics(tmp_path / "whole" / "metrics.jsonl"))
+    assert metrics[-1]["ema1_decay"] == 0.95
+    noted = whole.notes["trained_for"]["objective"]
+    assert noted["name"] == "consistency_distillation" and noted["teacher"] == setup.teacher.network.sha256
+    samples, _ = read_samples(next((tmp_path / "whole" / "samples").glob("samples*.npz")))[:2]
+    assert samples.shape == (4, 8, 8, 1)
+
+
+@pytest.mark.backend
+@pytest.mark.parametrize("name", ["mean_flow", "shortcut"])
+def test_a_network_of_two_times_trains_and_samples(name, backend_name, tmp_path):
+    train(tmp_path / name, backend_name, *words(name), "process.label_dropout=0.2", "trainer.images=32")
+    losses = [row["loss"] for row in read_metrics(tmp_path / name / "metrics.jsonl")]
+    assert len(losses) == 2 and np.all(np.isfinite(losses))
+    assert read_json(tmp_path / name / "result.json")["sampled"] == 4
+
+
+def test_another_objective_is_a_changed_objective(teacher):
+    setups = [
+        build.training_setup(composed("train", *words("improved_consistency_training"), f"objective.end_scales={n}"))
+        for n in (640, 1280)
+    ]
+    notes = [changes.objective_note(setup) for setup in setups]
+    assert notes[0] != notes[1] and notes[0]["end_scales"] == 640
+    assert changes.objective_note(build.training_setup(composed("train", *TINY))) == {"name": "regression"}
+
+
+@pytest.mark.parametrize(
+    "given, match",
+    [
+        ((), "objective.teacher: no value was given"),
+        (("objective.start=fresh",), "objective.start: fresh was given without a teacher"),
+        (("objective.teacher={teacher}", "objective.start=teahcer"), "objective.start: 'teahcer' was given"),
+        (("objective.teacher={teacher}", "objective.start=teacher", "model.channels=16"), "another; use fresh"),
+        (("objective.teacher={teacher}", "objective.teacher_weights=ema9"), "objective.teacher_weights: 'ema9'"),
+        (("validation.part=held_out",), "validation.part: held_out was given with objective=easy_consistency_tuning"),
+    ],
+)
+def test_what_does_not_fit_is_refused(given, match, teacher):
+    given = [word.format(teacher=teacher) for word in given]
+    objective = "easy_consistency_tuning" if given else "consistency_distillation"
+    with pytest.raises(Exception, match=re.escape(match)):
+        build.training_setup(composed("train", *words(objective), *given))
+
+
+def test_a_mistake_is_one_line(teacher, tmp_path):
+    for given, match in (
+        ((*TINY, f"objective.teacher={teacher}"), "objective.teacher"),
+        ((*words("consistency_training"), "objective.rhoo=1"), "objective.rhoo: there is no such key"),
+        (words("consistency_distillation"), "objective.teacher: no value was given"),
+    ):
+        code, _, err = call("train", f"hydra.run.dir={tmp_path / 'run'}", *given)
+        lines = [line for line in err.splitlines() if line.strip()]
+        assert code == 2 and len(lines) == 1 and match in lines[0], err
+
+
+@pytest.mark.backend
+def test_python_trains_with_an_objective_and_a_teacher(teacher, backend_name, tmp_path):
+    model = load_checkpoint(teacher).model
+    student = duet.Model(model.spec, {"name": "edm"}, "edm", boundary=0.002, time_scale=1000.0)
+    data = duet.load_dataset("digits")
+    run = duet.train(
+        student, data, images=16, batch=16, teacher=teacher, backend=backend_name, device="cpu", threads=1, quiet=True,
+        objective={"name": "consistency_distillation", "solver": "euler"}, sampler="consistency",
+    )  # fmt: skip
+    assert len(run.state.averages) == 2
+    assert duet.sample(run, 2, backend=backend_name, device="cpu").shape == (2, 8, 8, 1)
+    with pytest.raises(DuetError, match=r"objective.teacher: nothing was given; .*teacher=RUN"):
+        duet.train(student, data, images=16, batch=16, objective={"name": "consistency_distillation"})
+    assert find_checkpoint(teacher).exists()
