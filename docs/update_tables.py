@@ -36,7 +36,23 @@ def _exercises() -> str:
     return "\n".join(["| exercise | what to write | arguments | usual mistakes |", "| --- | --- | --- | --- |", *rows])
 
 
-TABLES = {"families": _families, "samplers": samplers_table, "methods": methods_table, "exercises": _exercises}
+def _targets() -> str:
+    """Return the table of training methods whose targets need the network."""
+    from diffusion_core.training.targets import METHODS
+
+    lines = ["| objective | method | source | code | teacher | sampler |", "| --- " * 6 + "|"]
+    for name, one in METHODS.items():
+        teacher = "yes" if one.needs_teacher else "its start" if one.takes_teacher else ""
+        lines.append(
+            f"| `{name}` | {one.title} | [{one.paper}]({one.url}) | {one.code} | {teacher} | `{one.sampler}` |"
+        )
+    return "\n".join(lines)
+
+
+TABLES = {
+    "targets": _targets, "families": _families, "samplers": samplers_table, "methods": methods_table,
+    "exercises": _exercises,
+}  # fmt: skip
 
 
 def updated(text: str) -> str:

@@ -59,7 +59,15 @@ def run(folder: Path, *arguments: str) -> str:
 
 
 def test_there_is_a_walk_through_of_everything_that_can_be_added():
-    assert list(SECTIONS) == ["A sampler", "A schedule", "A block", "A token block", "A network", "A backend"]
+    assert list(SECTIONS) == [
+        "A sampler",
+        "A schedule",
+        "A block",
+        "A token block",
+        "A network",
+        "A training target",
+        "A backend",
+    ]
 
 
 @pytest.mark.parametrize("title", SECTIONS)

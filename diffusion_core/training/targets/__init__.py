@@ -1,39 +1,17 @@
 """Training methods whose targets need the network: consistency models, MeanFlow, shortcut models and distillation.
 
-Each file holds one family and registers its methods with `method.method`. May import `backend.target`, `diffusion`,
-`networks` and `common`.
+Every file of this folder is imported, and every class with the decorator `method.method` is a training method: `METHODS`
+holds them by name. `levels` has what several methods share. May import: backend.target, diffusion, networks, common.
 """
 
 from __future__ import annotations
 
-from diffusion_core.training.targets.consistency import ConsistencyDistillation, ConsistencyTraining
-from diffusion_core.training.targets.improved_consistency import EasyConsistencyTuning, ImprovedConsistencyTraining
-from diffusion_core.training.targets.mean_flow import MeanFlow
-from diffusion_core.training.targets.method import (
-    METHODS,
-    Method,
-    Progress,
-    Setting,
-    Table,
-    TrainedNetwork,
-    make_method,
-)
-from diffusion_core.training.targets.progressive import ProgressiveDistillation
-from diffusion_core.training.targets.shortcut import Shortcut
+import importlib
+import pkgutil
 
-__all__ = [
-    "METHODS",
-    "ConsistencyDistillation",
-    "ConsistencyTraining",
-    "EasyConsistencyTuning",
-    "ImprovedConsistencyTraining",
-    "MeanFlow",
-    "Method",
-    "Progress",
-    "ProgressiveDistillation",
-    "Setting",
-    "Shortcut",
-    "Table",
-    "TrainedNetwork",
-    "make_method",
-]
+from diffusion_core.training.targets.method import METHODS, Method, Progress, Setting, Table, TrainedNetwork, make_method
+
+__all__ = ["METHODS", "Method", "Progress", "Setting", "Table", "TrainedNetwork", "make_method"]
+
+for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+    importlib.import_module(f"{__name__}.{_module}")
