@@ -9,7 +9,15 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from diffusion_core.training.targets.method import METHODS, Method, Progress, Setting, Table, TrainedNetwork, make_method
+from diffusion_core.training.targets.method import (
+    METHODS,
+    Method,
+    Progress,
+    Setting,
+    Table,
+    TrainedNetwork,
+    make_method,
+)
 
 __all__ = ["METHODS", "Method", "Progress", "Setting", "Table", "TrainedNetwork", "make_method"]
 
