@@ -122,10 +122,21 @@ def test_the_processes_are_those_of_the_code(tmp_path, oracles, randomised):
     assert dit.model.variance == "learned_range" and dit.model.prediction == "eps"
     assert dit.objective == {"label_dropout": 0.1}
     assert dit.process_source == "that of DiT's code, since these files do not say it; set process=NAME for another"
+    plan = plan_of(dit)
+    assert (plan.rows, plan.guidance_channels, plan.clip) == (250, 3, None)
+    np.testing.assert_array_equal(plan.guidance_scale, 4.0)
+    # The timesteps of space_timesteps(1000, "250").
+    np.testing.assert_array_equal(plan.t[::-1], np.round(np.arange(250) * (999 / 249)))
     sit = imported(make(oracles, randomised, depth=1, discards=True), "sit", tmp_path)
+    assert plan_of(sit).guidance_channels == 3 and sit.sampler["name"] == "sit_sde"
     columns = sit.model.process.columns(np.array([0.25]))
     # x_s = s data + (1 - s) noise at s = 0.75, and the network predicts data - noise from s.
     assert (columns.c_noise, columns.target_x0, columns.target_eps) == (0.75, 1.0, -1.0)
+
+
+def plan_of(found: Imported) -> Any:
+    options = dict(found.sampler)
+    return found.model.plan(options.pop("name"), **options)
 
 
 def test_a_checkpoint_of_its_training_has_both_networks(tmp_path, oracles, randomised):
