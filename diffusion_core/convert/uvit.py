@@ -134,7 +134,8 @@ def read_spec(arrays: Arrays, source: str, heads: int | None = None, null_class:
     rows = shape("label_emb.weight", 2)[0] if "label_emb.weight" in arrays else 0
     tokens = shape("pos_embed", 3)[1] - 1 - bool(rows)
     side = round(max(tokens, 0) ** 0.5)
-    outputs = shape("decoder_pred.weight", 2)[0]
+    outputs, hidden = shape("decoder_pred.weight", 2)[0], shape("mid_block.mlp.fc1.weight", 2)[0]
+    ratio = hidden / width  # times the width it may round to just below the hidden width
     if side < 1 or side**2 != tokens or outputs % patch**2:
         raise DuetError(
             f"{source}: pos_embed has {tokens} places of patches and decoder_pred {outputs} rows; this is not {_WHAT}, "
@@ -160,7 +161,7 @@ def read_spec(arrays: Arrays, source: str, heads: int | None = None, null_class:
         channels=width,
         depth=2 * count_numbers(arrays, r"in_blocks\.(\d+)\."),
         heads=heads,
-        mlp_ratio=shape("mid_block.mlp.fc1.weight", 2)[0] / width,
+        mlp_ratio=ratio if int(width * ratio) == hidden else (hidden + 0.5) / width,
         qkv_bias="mid_block.attn.qkv.bias" in arrays,
         time_mlp="time_embed.0.weight" in arrays,
         skips="out_blocks.0.skip_linear.weight" in arrays,

@@ -38,8 +38,8 @@ class NetworkSpec:
         out_channels: channels of the output: `in_channels`, or twice as many to predict a variance per element.
         num_classes: number of classes; 0 for a network without classes.
         self_conditioning: whether the first layer also reads an earlier estimate of the image.
-        init: where the weights start: ``"ddpm"``, as the layers of ``"keras"`` or ``"torch"`` do, or ``"dit"``; see
-            `initialisation`.
+        init: where the weights start: ``"ddpm"``, as the layers of ``"keras"`` or ``"torch"`` do, or as
+            ``"dit"`` or ``"uvit"``; see `initialisation`.
     """
 
     # Whether the output is the logits of the classes instead of an image.

@@ -9,7 +9,7 @@ final:  LayerNorm -> Linear -> the patches as an image -> Conv 3x3
 block:  x + attention(LayerNorm(x)), then x + MLP(LayerNorm(x)) with GELU
 
 Time and class are tokens like the others, so there is no modulation. Published networks receive 999 t with t in [0, 1]
-of the VP SDE (`process=vp_sde`), or a timestep that counts from 1 (`process.time_offset=1`).
+of the VP SDE (`process=uvit`), or a timestep that counts from 1 (`process=uvit_discrete`).
 
 Reference: All are Worth Words: A ViT Backbone for Diffusion Models (Bao et al., 2022), https://arxiv.org/abs/2209.12152,
 and its code (baofff/U-ViT, libs/uvit.py)

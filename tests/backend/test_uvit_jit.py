@@ -33,12 +33,12 @@ UVITS: dict[str, dict[str, Any]] = {
     "with a row for no class, biases, a time MLP, no last convolution": {
         "classes": 5, "qkv_bias": True, "time_mlp": True, "conv": False,
     },
-    "without skips": {"skip": False},
+    "without skips, with an uneven MLP": {"skip": False, "hidden": 47},
 }  # fmt: skip
 JITS: dict[str, dict[str, Any]] = {
     "context in the middle": {"context": 3, "start": 1},
     "context before all blocks": {"context": 2, "start": 0},
-    "no context": {"context": 0, "start": 1},
+    "no context, with an uneven MLP": {"context": 0, "start": 1, "hidden": 47},
 }
 
 

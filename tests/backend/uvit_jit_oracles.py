@@ -56,10 +56,10 @@ class UViTMlp(nn.Module):
 
 
 class UViTBlock(nn.Module):
-    def __init__(self, width: int, heads: int, bias: bool, skip: bool) -> None:
+    def __init__(self, width: int, heads: int, bias: bool, skip: bool, hidden: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn, self.mlp = UViTAttention(width, heads, bias), UViTMlp(width, 4 * width)
+        self.attn, self.mlp = UViTAttention(width, heads, bias), UViTMlp(width, hidden)
         if skip:
             self.skip_linear = nn.Linear(2 * width, width)
 
@@ -75,9 +75,10 @@ class UViT(nn.Module):
 
     def __init__(
         self, size: int, patch: int, channels: int, width: int, depth: int, heads: int, classes: int = 0,
-        qkv_bias: bool = False, time_mlp: bool = False, conv: bool = True, skip: bool = True,
+        qkv_bias: bool = False, time_mlp: bool = False, conv: bool = True, skip: bool = True, hidden: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        hidden = hidden or 4 * width
         self.patch, self.side, self.width = patch, size // patch, width
         self.patch_embed = nn.Module()
         self.patch_embed.proj = nn.Conv2d(channels, width, patch, stride=patch)
@@ -87,7 +88,9 @@ class UViT(nn.Module):
             self.label_emb = nn.Embedding(classes, width)
         self.extras = 1 + bool(classes)
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, self.extras + self.side**2, width))
-        blocks = [UViTBlock(width, heads, qkv_bias, skip and i > depth // 2) for i in range(2 * (depth // 2) + 1)]
+        blocks = [
+            UViTBlock(width, heads, qkv_bias, skip and i > depth // 2, hidden) for i in range(2 * (depth // 2) + 1)
+        ]
         self.in_blocks = nn.ModuleList(blocks[: depth // 2])
         self.mid_block = blocks[depth // 2]
         self.out_blocks = nn.ModuleList(blocks[depth // 2 + 1 :])
@@ -168,11 +171,11 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class JiTBlock(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
         self.norm1, self.norm2 = JiTNorm(width), JiTNorm(width)
         self.attn = JiTAttention(width, heads)
-        self.mlp = SwiGLU(width, int(4 * width * 2 / 3))
+        self.mlp = SwiGLU(width, hidden)
         self.adaLN_modulation = modulation(width, 6)
 
     def forward(self, x: Tensor, c: Tensor, side: int, extras: int) -> Tensor:
@@ -186,9 +189,10 @@ class JiT(nn.Module):
 
     def __init__(
         self, size: int, patch: int, channels: int, width: int, depth: int, heads: int, bottleneck: int, classes: int,
-        context: int, start: int,
+        context: int, start: int, hidden: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
+        hidden = hidden or int(4 * width * 2 / 3)
         self.patch, self.side, self.context, self.start = patch, size // patch, context, start
         self.t_embedder = nn.Module()
         self.t_embedder.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
@@ -200,7 +204,7 @@ class JiT(nn.Module):
         self.pos_embed = nn.Parameter(positions(self.side, width)[None], requires_grad=False)
         if context:
             self.in_context_posemb = nn.Parameter(0.02 * torch.randn(1, context, width))
-        self.blocks = nn.ModuleList([JiTBlock(width, heads) for _ in range(depth)])
+        self.blocks = nn.ModuleList([JiTBlock(width, heads, hidden) for _ in range(depth)])
         self.final_layer = nn.Module()
         self.final_layer.norm_final = JiTNorm(width)
         self.final_layer.linear = nn.Linear(width, patch**2 * channels)
