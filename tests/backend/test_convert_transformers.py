@@ -15,12 +15,14 @@ import pytest
 from numpy.typing import NDArray
 
 from diffusion_core.backend import reference
+from diffusion_core.backend.interface import TrainBatch, TrainerState
 from diffusion_core.common.errors import DuetError
 from diffusion_core.convert import Imported, dit, export_pipeline, export_state_dict, import_weights
-from diffusion_core.convert.names import read_weights
+from diffusion_core.convert.names import read_weights, write_weights
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import DiTSpec, lower
 from diffusion_core.networks.weights import initial_weights
+from diffusion_core.optim.adam import Adam
 
 IMAGES = np.random.default_rng(0).standard_normal((2, 8, 8, 3))
 T, LABELS = np.array([0.37, 812.0]), np.array([1, 3])
@@ -102,6 +104,33 @@ def test_a_dit_computes_the_same(source, options, how, spec, tmp_path, open_back
     np.testing.assert_allclose(
         network.forward(IMAGES, T, LABELS), expected, rtol=0, atol=1e-12 * np.abs(expected).max()
     )
+
+
+@pytest.mark.parametrize("name", ["without learned sigma", "SiT"])
+def test_the_gradients_by_all_parameters_are_the_same(name, tmp_path, open_backend, oracles, randomised):
+    """Of the sum of squares of the output: a training step whose target is 0."""
+    import torch
+
+    source, options, how, _ = DITS[name]
+    net = make(oracles, randomised, **options)
+    found = imported(net, source, tmp_path, **how)
+    output = net(torch.from_numpy(IMAGES).permute(0, 3, 1, 2), torch.from_numpy(T), torch.from_numpy(LABELS))
+    output.square().sum().backward()
+    ones, zeros = np.ones(2), np.zeros(2)
+    batch = TrainBatch(
+        images=IMAGES, noise=np.zeros_like(IMAGES), label=LABELS.astype(np.int32), alpha=ones, sigma=zeros, c_in=ones,
+        c_noise=T, target_x0=zeros, target_eps=zeros, weight=ones, importance=ones,
+        features=np.zeros((2, 0)), positions=np.arange(2), dropout_key=np.zeros(2, np.int64),
+    )  # fmt: skip
+    program = found.model.program
+    trainer = open_backend("float64").trainer(program, TrainerState.fresh(found.weights), Adam(), "mse")
+    ours = {p.name: np.zeros(p.shape) for p in program.parameters} | trainer.gradients(batch)[1]
+    arrays = write_weights(dit.make_name_map(found.model.spec, program), ours)
+    for parameter, value in net.named_parameters():
+        if parameter != "pos_embed":
+            wanted = value.grad.numpy()
+            got = IMAGES.size * arrays[parameter]
+            np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max(), err_msg=parameter)
 
 
 @pytest.mark.parametrize("source, options, how, spec", DITS.values(), ids=DITS)
