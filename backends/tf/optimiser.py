@@ -22,6 +22,7 @@ OPS = ArrayOps(
     square=tf.square,
     sign=tf.sign,
     maximum=tf.maximum,
+    epsilon=lambda x: float(np.finfo(x.dtype.as_numpy_dtype).eps),
     where=tf.where,
     mean=lambda x, axis=None, keepdims=False: tf.reduce_mean(x, axis=axis, keepdims=keepdims),
     total=lambda x, axis=None, keepdims=False: tf.reduce_sum(x, axis=axis, keepdims=keepdims),
@@ -31,7 +32,7 @@ OPS = ArrayOps(
     take=lambda x, order, axis: tf.gather(x, order, axis=axis),
     descending=lambda x: tf.argsort(x, direction="DESCENDING", stable=True),
     eigenvectors=tf.linalg.eigh,
-    orthogonal=lambda x: tf.linalg.qr(x)[0],
+    orthogonal=tf.linalg.qr,
     choose=lambda flag, then, otherwise: tf.cond(flag > 0, then, otherwise),
 )
 

@@ -23,6 +23,7 @@ OPS = ArrayOps(
     square=torch.square,
     sign=torch.sign,
     maximum=lambda a, b: torch.maximum(a, torch.as_tensor(b, dtype=a.dtype, device=a.device)),
+    epsilon=lambda x: torch.finfo(x.dtype).eps,
     where=torch.where,
     mean=lambda x, axis=None, keepdims=False: torch.mean(x, dim=axis, keepdim=keepdims),
     total=lambda x, axis=None, keepdims=False: torch.sum(x, dim=axis, keepdim=keepdims),
@@ -32,7 +33,7 @@ OPS = ArrayOps(
     take=lambda x, order, axis: torch.index_select(x, axis, order),
     descending=lambda x: torch.argsort(x, descending=True, stable=True),
     eigenvectors=torch.linalg.eigh,
-    orthogonal=lambda x: torch.linalg.qr(x)[0],
+    orthogonal=torch.linalg.qr,
     choose=lambda flag, then, otherwise: then() if flag else otherwise(),
 )
 

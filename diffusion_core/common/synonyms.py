@@ -70,7 +70,13 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("inpainting", "fill"), "inpaint"),
         **dict.fromkeys(("interpolation", "lerp", "slerp"), "interpolate"),
     },
-    "optimiser": {"adam_w": "adamw", **dict.fromkeys(("sgd", "adamax", "radam", "lion"), "adam")},
+    "optimiser": {
+        "adam_w": "adamw",
+        **dict.fromkeys(("adamax", "adamw", "rmsprop", "adagrad", "amsgrad", "adam8bit"), "adam"),
+        **dict.fromkeys(("gradient_descent", "momentum", "nesterov"), "sgd"),
+        **dict.fromkeys(("shampoo",), "soap"),
+        **dict.fromkeys(("schedulefree", "adamw_schedule_free", "schedule_free_adamw"), "schedule_free"),
+    },
     "process": {
         **dict.fromkeys(("ddpm", "linear", "epsilon", "eps", "noise"), "eps_linear"),
         **dict.fromkeys(("cosine", "v", "v_prediction", "velocity"), "v_cosine"),
@@ -141,6 +147,21 @@ VALUES: Mapping[str, Mapping[str, str]] = {
 
 # The same for the options of what a group chooses.
 OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "optimiser": {
+        **dict.fromkeys(("epsilon", "adam_epsilon"), "eps"),
+        **dict.fromkeys(("wd", "l2"), "weight_decay"),
+        **dict.fromkeys(("betas", "b1", "beta_1"), "beta1"),
+        **dict.fromkeys(("b2", "beta_2"), "beta2"),
+        **dict.fromkeys(("grad_clip", "max_grad_norm", "clipnorm", "global_clipnorm"), "clip"),
+        **dict.fromkeys(("ns_steps",), "steps"),
+        **dict.fromkeys(("precondition_frequency",), "frequency"),
+        **dict.fromkeys(("max_precond_dim",), "largest"),
+        **dict.fromkeys(("clip_threshold", "clipping_threshold", "d"), "threshold"),
+        **dict.fromkeys(("min_dim_size_to_factor",), "smallest"),
+        **dict.fromkeys(("decay_rate",), "beta2_decay"),
+        **dict.fromkeys(("adjust_lr_fn",), "scale"),
+        **dict.fromkeys(("weight_lr_power",), "power"),
+    },
     "sampler": {
         **dict.fromkeys(("num_inference_steps", "num_steps", "sampling_steps", "timestep_respacing"), "steps"),
         **dict.fromkeys(("thresholding", "dynamic_threshold", "dynamic_thresholding_ratio", "percentile"), "threshold"),

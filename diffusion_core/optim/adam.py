@@ -125,7 +125,7 @@ class Adam(Optimiser):
             new["largest_moment2"] = ops.maximum(slots["largest_moment2"], v)
             root = ops.sqrt(new["largest_moment2"]) / s["correction2"]
         elif self.amsgrad == "optax":
-            new["largest_moment2"] = ops.maximum(slots["largest_moment2"], v / ops.square(s["correction2"]))
+            new["largest_moment2"] = ops.maximum(slots["largest_moment2"], v / (s["correction2"] * s["correction2"]))
             root = ops.sqrt(new["largest_moment2"])
         return p - s["rate"] * m / (root + self.eps), new
 

@@ -24,6 +24,7 @@ class ArrayOps:
         square: of each element.
         sign: of each element, and 0 for 0.
         maximum: of two arrays, or of an array and a number.
+        epsilon: the machine epsilon of the type of an array.
         where: of a condition and two arrays.
         mean: of an array over an axis, or over all for None; with `keepdims` as in NumPy.
         total: the sum, with the arguments of `mean`.
@@ -33,7 +34,7 @@ class ArrayOps:
         take: the entries of an array in an order, along an axis.
         descending: the order that sorts a vector, the largest first.
         eigenvectors: of a symmetric matrix as columns, with ascending eigenvalues: (values, vectors).
-        orthogonal: the Q of the QR decomposition of a square matrix.
+        orthogonal: the QR decomposition of a square matrix: (Q, R).
         choose: of a flag that the host knows, 1.0 or 0.0, and two functions without arguments, which return tuples of
             arrays of the same shapes; only the chosen one is computed.
     """
@@ -42,6 +43,7 @@ class ArrayOps:
     square: Callable[[Any], Any]
     sign: Callable[[Any], Any]
     maximum: Callable[[Any, Any], Any]
+    epsilon: Callable[[Any], float]
     where: Callable[[Any, Any, Any], Any]
     mean: Callable[..., Any]
     total: Callable[..., Any]
@@ -51,7 +53,7 @@ class ArrayOps:
     take: Callable[[Any, Any, int], Any]
     descending: Callable[[Any], Any]
     eigenvectors: Callable[[Any], tuple[Any, Any]]
-    orthogonal: Callable[[Any], Any]
+    orthogonal: Callable[[Any], tuple[Any, Any]]
     choose: Callable[[Any, Callable[[], tuple], Callable[[], tuple]], tuple]
 
 
@@ -60,6 +62,7 @@ NUMPY = ArrayOps(
     square=np.square,
     sign=np.sign,
     maximum=np.maximum,
+    epsilon=lambda x: float(np.finfo(x.dtype).eps),
     where=np.where,
     mean=lambda x, axis=None, keepdims=False: np.mean(x, axis=axis, keepdims=keepdims),
     total=lambda x, axis=None, keepdims=False: np.sum(x, axis=axis, keepdims=keepdims),
@@ -69,6 +72,6 @@ NUMPY = ArrayOps(
     take=lambda x, order, axis: np.take(x, order, axis=axis),
     descending=lambda x: np.argsort(-x, kind="stable"),
     eigenvectors=np.linalg.eigh,
-    orthogonal=lambda x: np.linalg.qr(x)[0],
+    orthogonal=np.linalg.qr,
     choose=lambda flag, then, otherwise: then() if flag else otherwise(),
 )

@@ -7,13 +7,27 @@ from dataclasses import asdict
 from typing import Any
 
 from diffusion_core.common.registry import build
+from diffusion_core.optim.adafactor import Adafactor
 from diffusion_core.optim.adam import Adam
+from diffusion_core.optim.adam_variants import NAdam, RAdam
+from diffusion_core.optim.momentum import SGD, Lion
+from diffusion_core.optim.muon import Muon
 from diffusion_core.optim.optimiser import Optimiser
+from diffusion_core.optim.schedule_free import ScheduleFree
+from diffusion_core.optim.soap import SOAP
 
 __all__ = ["OPTIMISERS", "make_optimiser", "optimiser_options"]
 
 OPTIMISERS: Mapping[str, Callable[..., Optimiser]] = {
     "adam": Adam,
+    "sgd": SGD,
+    "lion": Lion,
+    "adafactor": Adafactor,
+    "radam": RAdam,
+    "nadam": NAdam,
+    "muon": Muon,
+    "soap": SOAP,
+    "schedule_free": ScheduleFree,
 }
 
 
