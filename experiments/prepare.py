@@ -5,6 +5,11 @@
     python3 -m duet prepare data=celeba data.options.path=FOLDER split=stream
     python3 -m duet prepare data=image_folder data.options.path=FOLDER split=file split.path=parts.txt
 
+With autoencoder=DIR, the folder of an AutoencoderKL of diffusers, the images are encoded: latents are written to `out`,
+which a network trains on and samples in, and which its samples are decoded from.
+
+    python3 -m duet prepare data=cifar10 autoencoder=VAE out=data/cifar10-latents backend=torch
+
 With features=NAME, the mean and the covariance of the features of each part are written too, as reference=FILE of
 `evaluate`.
 
@@ -20,16 +25,31 @@ from diffusion_core.data.card import part_lines
 from diffusion_core.data.reading import reading_lines
 from experiments.config import build
 from experiments.config.entry import Config, command
-from experiments.data.preparation import SPLITS, prepare_dataset
+from experiments.data.latents import encode_dataset
+from experiments.data.preparation import SPLITS, PreparedData, prepare_dataset
 
 
 @command("prepare", options={"split": SPLITS})
 def main(cfg: Config) -> None:
     """Write the stores and the card, and print what each part holds."""
+    latents = build.latent_setup(cfg)
+    if latents is not None:
+        card = encode_dataset(latents)
+        _print_parts(PreparedData(card, ()))
+        print(f"latents: {latents.out}")
+        return
     setup = build.preparation_setup(cfg)
     prepared = prepare_dataset(setup)
     for line in reading_lines(prepared.card.get("reading", {})):
         print(line)
+    _print_parts(prepared)
+    for part in prepared.empty_parts:
+        print(f"{part}: skipped, it has no image of these classes")
+    print(f"prepared: {setup.out}")
+
+
+def _print_parts(prepared: PreparedData) -> None:
+    """Print what each part holds."""
     for part, facts in prepared.card["parts"].items():
         skipped = facts["unreadable"]["count"]
         note = f", {pluralize(skipped, 'unreadable image')} skipped (README.md lists them)" if skipped else ""
@@ -41,9 +61,6 @@ def main(cfg: Config) -> None:
             print(f"{part}: {line}")
         if part in prepared.statistics:
             print(f"{part}: mean and covariance of the features: {prepared.statistics[part]}")
-    for part in prepared.empty_parts:
-        print(f"{part}: skipped, it has no image of these classes")
-    print(f"prepared: {setup.out}")
 
 
 if __name__ == "__main__":

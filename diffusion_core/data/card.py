@@ -249,6 +249,16 @@ def card_text(card: Mapping[str, Any]) -> str:
     if card.get("files"):
         lines += ["", "## Source files", "", "| file | bytes | SHA-256 |", "| --- | ---: | --- |"]
         lines += [f"| {file['name']} | {file['bytes']:,} | `{file['sha256']}` |" for file in card["files"]]
+    if latents := card.get("latents"):
+        shape = " x ".join(map(str, latents["image"]))
+        lines += [
+            "",
+            "## Latents",
+            "",
+            f"Of images {shape}, by the autoencoder {latents['autoencoder']} (`{latents['sha256']}`), which decodes "
+            f"them; a copy is in the folder autoencoder.  ",
+            f"{latents['scaling_factor']:g} (z - {latents['shift_factor']:g}), where z is {latents['z']}.",
+        ]
     if card.get("command"):
         lines += ["", "## Made by", "", f"    {card['command']}"]
     return "\n".join(lines) + "\n"

@@ -26,6 +26,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
+from diffusion_core.data.latents import LatentRecord
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range, from_stored, to_uint8
 from diffusion_core.data.reading import Reading
 from diffusion_core.data.shards import Shards
@@ -51,6 +52,7 @@ class Dataset:
         conditions: a vector for each item, with shape (N, D); stored as float32. None if there are none.
         condition_names: the name of each number of a condition; () numbers them.
         noise: the noise of each item, float32 or float64 with the shape of the images; None if training draws it.
+        latents: how the items were encoded, if they are latents of images, see `data.latents`; no part of the hash.
 
     Raises:
         DuetError: a shape, a type or a label is invalid.
@@ -72,6 +74,7 @@ class Dataset:
     conditions: NDArray[np.float32] | None = None
     condition_names: tuple[str, ...] = ()
     noise: NDArray | Shards | None = None
+    latents: LatentRecord | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, np.asarray(self.labels)

@@ -10,7 +10,7 @@ A store is a directory::
     names.txt              the name of each image, one per line; only if images have names
     data.json              name, class names, shape, the length of each file of images, and the hash of the content;
                            only of floats with a range: value_range; only with conditions: their names; only of
-                           pairs: the files of noise, and how they were made
+                           pairs: the files of noise, and how they were made; only of latents: how they were encoded
 
 It is written to a temporary directory, flushed, then renamed: a reader sees a whole store or none. `prepare` writes
 directories of stores, one for each part of a data set.
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data.dataset import Dataset
+from diffusion_core.data.latents import LatentRecord
 from diffusion_core.data.reading import Reading
 from diffusion_core.data.shards import Shards
 from diffusion_core.data.source import resolve_parts
@@ -92,7 +93,7 @@ def save_store(dataset: Dataset, directory: str | Path, made: Mapping[str, Any] 
             lengths.append(len(images))
         finish_store(
             part, lengths, dataset.labels, dataset.class_names, dataset.name, None, dataset.value_range,
-            dataset.conditions, dataset.condition_names, dataset.noise is not None, made,
+            dataset.conditions, dataset.condition_names, dataset.noise is not None, made, dataset.latents,
         )  # fmt: skip
         try:
             part.rename(final)
@@ -117,6 +118,7 @@ def finish_store(
     condition_names: Sequence[str] = (),
     noise: bool = False,
     made: Mapping[str, Any] | None = None,
+    latents: LatentRecord | None = None,
 ) -> Dataset:
     """Make a store of a directory that so far contains only shards.
 
@@ -132,6 +134,7 @@ def finish_store(
         condition_names: the name of each of its numbers.
         noise: whether the directory holds files of noise too, of the same lengths.
         made: how the data were made, as plain data.
+        latents: how the images were encoded, with the autoencoder relative to the directory.
 
     Returns:
         The data set of the store.
@@ -167,6 +170,8 @@ def finish_store(
         header["noise"] = noises
     if made is not None:
         header["made"] = made
+    if latents is not None:
+        header["latents"] = latents.to_dict()
     with open(directory / "data.json", "w", encoding="utf-8") as file:
         json.dump(header, file, indent=2)
         _flush(file)
@@ -200,8 +205,8 @@ def open_store(directory: str | Path, part: str | None = None, verify: bool = Tr
     if not others:
         return replace(first, reading=reading)
     if any(
-        (o.class_names, o.value_range, o.condition_names, o.noise is None)
-        != (first.class_names, first.value_range, first.condition_names, first.noise is None)
+        (o.class_names, o.value_range, o.condition_names, o.noise is None, o.latents)
+        != (first.class_names, first.value_range, first.condition_names, first.noise is None, first.latents)
         for o in others
     ):
         raise DuetError(f"store {str(directory)!r}: its parts have different classes; open one of them")
@@ -231,7 +236,7 @@ def _open_one(directory: Path, verify: bool) -> Dataset:
         conditions = _read_array(directory / _CONDITIONS, mapped=False) if "condition_names" in header else None
         dataset = Dataset(
             images, labels, tuple(header["class_names"]), header["name"], Reading(), header.get("value_range"),
-            conditions, tuple(header.get("condition_names", ())), noise,
+            conditions, tuple(header.get("condition_names", ())), noise, _read_latents(header, directory),
         )  # fmt: skip
     except DuetError as error:
         raise DuetError(f"store {str(directory)!r}: {error}") from None
@@ -241,6 +246,12 @@ def _open_one(directory: Path, verify: bool) -> Dataset:
             f"data.json says {header['sha256'][:12]}; it was changed after it was written, so write it again"
         )
     return dataset
+
+
+def _read_latents(header: Mapping[str, Any], directory: Path) -> LatentRecord | None:
+    if "latents" not in header:
+        return None
+    return LatentRecord.from_dict(header["latents"], "data.json").found_from(directory)
 
 
 def store_parts(directory: str | Path) -> list[str]:

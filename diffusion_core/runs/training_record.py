@@ -45,6 +45,7 @@ class DataRecord:
         augment: the probability of each change of EDM's augmentation.
         dtype: of the stored items; those of floats are no bytes that samples could be rounded to.
         condition_names: the name of each condition of an image.
+        latents: how the items were encoded, if they are latents, see `data.latents.LatentRecord`; empty for others.
     """
 
     name: str
@@ -58,6 +59,7 @@ class DataRecord:
     augment: float = 0.0
     dtype: str = "uint8"
     condition_names: tuple[str, ...] = ()
+    latents: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check_text(self, "name", "sha256", "dtype")

@@ -29,6 +29,7 @@ from duet.api.own_sampling import sample_network
 from duet.api.runs import run_setup
 from experiments.runtime import own_files
 from experiments.runtime.backends import BackendSetup, sampling_calls
+from experiments.runtime.latents import clips_latents, find_decoder
 from experiments.sampling.classes import labels_with_images, named_labels, names_of_checkpoint
 from experiments.sampling.conditions import check_labels_trained, describe_weights
 from experiments.sampling.guidance import GuidanceModels
@@ -53,6 +54,7 @@ def sample(
     guide: Checkpoint | str | Path | None = None,
     classifier: Checkpoint | str | Path | None = None,
     measurement: Measurement | None = None,
+    autoencoder: str | Path | None = None,
     callback: Callable[[int, NDArray, NDArray], None] | None = None,
     pairs: bool = False,
     backend: str | None = None,
@@ -114,6 +116,7 @@ def sample(checkpoint: Any, *arguments: Any, **options: Any) -> Any:
         guide: a weaker network for autoguidance.
         classifier: a classifier of noisy images for classifier guidance.
         measurement: what the images agree with, see `duet.Measurement`; in the value range of the network.
+        autoencoder: the folder that decodes the samples of a network of latents; None is the one that encoded its data.
         callback: called after each row of the plan, for the first batch, with (row, x, estimate of x_0).
         pairs: return a `duet.Dataset` of the samples, as floats, with their noise, to train on (reflow); the sampler
             must add no fresh noise.
@@ -197,6 +200,7 @@ def sample_checkpoint(
     guide: Checkpoint | str | Path | None = None,
     classifier: Checkpoint | str | Path | None = None,
     measurement: Measurement | None = None,
+    autoencoder: str | Path | None = None,
     callback: Callable[[int, NDArray, NDArray], None] | None = None,
     pairs: bool = False,
     backend: str | None = None,
@@ -232,6 +236,10 @@ def sample_checkpoint(
     shape, edit = loaded.model.spec.image_shape, None
     if measurement is not None:
         edit = posterior(plan, measurement.of_images(shape, count))
+    latents = loaded.training and loaded.training.data.latents
+    decoder = find_decoder(latents, None if autoencoder is None else str(autoencoder))
+    for note in clips_latents(decoder, plan):
+        warnings.warn(note, stacklevel=2)
     setup = run_setup(loaded, backend, device, precision, compile, threads)
     opened = open_backend(setup, sampling_calls([(plan, count)], batch))
     network = opened.network(loaded.model.program, loaded.state.parts[which])
@@ -246,7 +254,10 @@ def sample_checkpoint(
         return make_pairs(
             images, chosen, features, model=loaded.model, plan=plan, seed=seed,
             names=names_of_checkpoint(loaded, models.classifier), condition_names=names, dtype=opened.config.host_dtype,
+            latents=latents,
         )  # fmt: skip
+    if decoder is not None:
+        return decoder.decode(images, opened)
     if loaded.training is not None and loaded.training.data.dtype != "uint8":
         return images_to_samples(images, loaded.model.spec.sample_shape, "channels_last")
     return to_uint8(images, loaded.model.value_range)

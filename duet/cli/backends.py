@@ -105,4 +105,4 @@ def default_option(config: Path, group: str) -> str | None:
     """Return the option of a group in the defaults list of a configuration, or None."""
     text = config.read_text(encoding="utf-8") if config.is_file() else ""
     match = re.search(rf"^\s*- {group}: *(\w+)", text, re.MULTILINE)
-    return match.group(1) if match else None
+    return match.group(1) if match and match.group(1) != "null" else None

@@ -31,6 +31,7 @@ from diffusion_core.training.objective import REGRESSION
 from experiments.config.convert import plain
 from experiments.config.schema import OWN_MODEL, ProcessSchema
 from experiments.data.inspection import InspectionSetup
+from experiments.data.latents import LatentOptions, LatentSetup
 from experiments.data.preparation import PreparationSetup
 from experiments.editing.setup import EditSetup
 from experiments.evaluation.context import dataset_reference
@@ -67,6 +68,7 @@ __all__ = [
     "new_checkpoint_directory",
     "open_own_network",
     "own_network",
+    "latent_setup",
     "preparation_setup",
     "run_directory",
     "process_group",
@@ -352,6 +354,23 @@ def evaluation_setup(cfg: DictConfig) -> EvaluationSetup:
         network=own_network(cfg),
         **options,
     )
+
+
+def latent_setup(cfg: DictConfig) -> LatentSetup | None:
+    """Return the request to encode images of a configuration of `experiments.prepare`; None without an autoencoder."""
+    options = LatentOptions(**plain(cfg.latents))
+    if cfg.autoencoder is None:
+        if options != LatentOptions():
+            raise DuetError("latents: options were given without autoencoder=DIR, the folder of an AutoencoderKL")
+        return None
+    source, out = data_source(cfg.data), _store_path(cfg.out)
+    if out is None or out == source.store:
+        raise DuetError(f"out: {out} was given, where the images are; give another directory for their latents")
+    if "name" not in cfg.backend:
+        raise DuetError("backend: none was given; encoding images needs one, such as backend=torch")
+    if plain(cfg.split).get("name", "none") != "none" or plain(cfg.features).get("name", "none") != "none":
+        raise DuetError("split, features: they were given with an autoencoder; prepare the images with them first")
+    return LatentSetup(source, out, cfg.autoencoder, options, backend_setup(cfg))
 
 
 def preparation_setup(cfg: DictConfig) -> PreparationSetup:

@@ -27,6 +27,7 @@ from diffusion_core.convert import SOURCES
 from diffusion_core.networks import ARCHITECTURES
 from diffusion_core.optim.adam import LearningRate
 from diffusion_core.training.loop import TrainingConfig
+from experiments.data.latents import LatentOptions
 from experiments.export.targets import TARGETS
 from experiments.sampling.options import RUN
 from experiments.sampling.plans import shared_options
@@ -185,6 +186,7 @@ class SampleSchema:
     weights: str = "ema"  # ema, another average (ema1 ...), or weights for the weights themselves
     files: str | None = None  # png: also one PNG file per sample, in a folder for each class
     conditions: Any = None  # of data with conditions: one vector, a list of vectors, or {NAME: NUMBER}; null is zeros
+    autoencoder: str | None = None  # decodes samples of latents; null: the one that encoded the data
 
 
 @dataclass
@@ -386,6 +388,10 @@ class PrepareSchema:
     # the network whose mean and covariance are written for each part, as references of Fréchet distances
     features: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
     split: dict[str, Any] = field(default_factory=dict)  # how further parts are made
+    autoencoder: str | None = None  # the folder of an AutoencoderKL, or of a pipeline: latents are written
+    latents: _dataclass_schema(LatentOptions) = field(default_factory=_dataclass_schema(LatentOptions))  # how
+    backend: BackendSchema = field(default_factory=BackendSchema)  # the framework that encodes
+    precision: str = "float32"  # of the encoder: float32, bf16 or float64
 
 
 @dataclass

@@ -20,6 +20,7 @@ from diffusion_core.model.generate import generate
 from diffusion_core.networks.own_call import images_to_samples
 from diffusion_core.runs.run_directory import write_samples
 from diffusion_core.sampling import SamplerPlan
+from experiments.runtime.latents import LatentDecoder
 from experiments.runtime.progress import Counter
 from experiments.sampling.figures import make_trajectory
 from experiments.sampling.options import SampleOptions, sample_features, sample_labels
@@ -43,6 +44,7 @@ def save_samples(
     keep_values: bool = False,
     condition_names: Sequence[str] = (),
     on_values: Callable[[NDArray, NDArray, NDArray | None], None] | None = None,
+    decoder: LatentDecoder | None = None,
     **facts: Any,
 ) -> NDArray[np.uint8]:
     """Draw samples and write ``<name>.npz`` and ``<name>.png``; return the images with shape (N, H, W, C).
@@ -62,6 +64,7 @@ def save_samples(
         keep_values: whether to keep the values themselves too, for data that are no bytes.
         condition_names: the names of the conditions, if the options name them.
         on_values: called in the main process with the values themselves, the labels and the features.
+        decoder: makes images of the samples of a network of latents.
         facts: are added to the facts in the ``.npz`` file.
     """
     classifier = guidance.classifier.program if guidance and guidance.classifier else None
@@ -76,12 +79,15 @@ def save_samples(
             batch=options.batch, callback=trajectory and trajectory.callback, progress=progress,
             guidance=guidance, collective=backend.collective, pause=pause,
         )  # fmt: skip
-    images = to_uint8(as_pictures(samples), model.value_range)
+    if decoder is None:
+        images = to_uint8(as_pictures(samples), model.value_range)
+    else:
+        images = as_pictures(decoder.decode(samples, backend))
     if not backend.collective.group.is_main_process:
         return images
     if on_values is not None:
         on_values(samples, labels, features)
-    scale = max(1, 64 // model.spec.image_size)
+    scale = max(1, 64 // images.shape[1])
     sheet = sample_sheet(images, labels, names or {}, sheet_columns(model.spec.num_classes), scale)
     render.save_png(directory / f"{name}.png", sheet)
     if trajectory:

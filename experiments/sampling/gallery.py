@@ -28,6 +28,7 @@ from diffusion_core.runs.run_directory import describe_environment, write_json
 from diffusion_core.sampling import METHODS, Method, SamplerPlan
 from experiments.report.gallery import write
 from experiments.runtime.backends import BackendSetup, sampling_calls
+from experiments.runtime.latents import find_decoder
 from experiments.runtime.own_networks import OwnNetwork, with_network
 from experiments.runtime.progress import Counter
 from experiments.sampling.classes import describe_classes, names_of_checkpoint
@@ -105,6 +106,7 @@ def draw_gallery(setup: GallerySetup, out: Path) -> tuple[Path, list[GalleryEntr
     model, sample = checkpoint.model, setup.sample.for_checkpoint(checkpoint)
     sample.check(model, len(checkpoint.state.averages))
     labels = sample_labels(sample.labels, sample.count, model)
+    decoder = find_decoder(checkpoint.training and checkpoint.training.data.latents, sample.autoencoder)
     entries, left_out = plan_entries(model, setup.methods, sorted(set(setup.budgets)), setup.options)
     reference = method_plan(model, METHODS[setup.reference], setup.reference_steps, setup.options)
     plans = [*(entry.plan for entry in entries), reference]
@@ -133,7 +135,11 @@ def draw_gallery(setup: GallerySetup, out: Path) -> tuple[Path, list[GalleryEntr
         "left_out": left_out,
         "methods": [_describe(entry, error) for entry, error in zip(entries, errors, strict=True)],
     }
-    sheet = _sheet(report["methods"], [_shown(setup.shown, sample, model, image) for image in images])
+    if decoder is None:
+        shown = [_shown(setup.shown, sample, model, image) for image in images]
+    else:
+        shown = [decoder.decode(image[: setup.shown], backend) for image in images]
+    sheet = _sheet(report["methods"], shown)
     page = write(report, render.png_bytes(sheet), out)
     write_json(out / "gallery.json", report)
     return page, entries

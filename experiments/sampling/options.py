@@ -37,6 +37,7 @@ class SampleOptions:
         files: ``"png"`` also writes each sample as a PNG file, in a folder per class; None does not.
         conditions: of a network with features: one vector for all samples, a list of vectors that repeats, or numbers
             by the names that they have in the data; None is zeros.
+        autoencoder: the folder that decodes the samples of a network of latents; None is the one that encoded its data.
 
     For samples of a checkpoint, None, and the labels ``"run"``, stand for the value of its run; `for_checkpoint` looks
     it up, and takes the default of this class where the checkpoint does not know it.
@@ -49,6 +50,7 @@ class SampleOptions:
     weights: str | None = None
     files: str | None = None
     conditions: Sequence[Any] | Mapping[str, float] | float | None = None
+    autoencoder: str | None = None
 
     def check(self, model: DiffusionModel, averages: int, classifier: Program | None = None) -> None:
         """Refuse options that do not fit the network, or name an average that a run with `averages` of them lacks."""

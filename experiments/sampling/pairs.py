@@ -19,6 +19,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
 from diffusion_core.data import Dataset
 from diffusion_core.data.dataset import default_class_names
+from diffusion_core.data.latents import LatentRecord
 from diffusion_core.data.store import save_store
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.model.diffusion_model import DiffusionModel
@@ -61,6 +62,7 @@ def make_pairs(
     names: Mapping[int, str],
     condition_names: Sequence[str] = (),
     dtype: DTypeLike = np.float32,
+    latents: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """Return samples 0, 1, ... with their noise as a data set.
 
@@ -74,6 +76,7 @@ def make_pairs(
         names: the name of each label.
         condition_names: of the first features; the others, of augmentation, are left out.
         dtype: of the noise.
+        latents: how the data of the teacher were encoded; None or empty for images.
     """
     program = model.program
     noise = start_noise(replace(plan, start_scale=1.0), seed, np.arange(len(labels)), samples.shape[1:], dtype)
@@ -87,6 +90,7 @@ def make_pairs(
     return Dataset(
         images, np.asarray(labels) - classes[0], class_names, "pairs", value_range=tuple(model.value_range),
         conditions=conditions, condition_names=() if conditions is None else tuple(condition_names), noise=noise,
+        latents=LatentRecord.from_dict(latents, "the checkpoint") if latents else None,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from diffusion_core.runs.run_directory import describe_environment, write_json
 from diffusion_core.runtime import signals
 from diffusion_core.sampling import SamplerPlan
 from experiments.runtime.backends import BackendSetup, sampling_calls
+from experiments.runtime.latents import LatentDecoder, clips_latents, find_decoder
 from experiments.runtime.own_networks import OwnNetwork, with_network
 from experiments.runtime.processes import stop_check
 from experiments.sampling.classes import describe_classes, names_of_checkpoint
@@ -47,6 +48,7 @@ class SamplingSetup:
         backend: what computes.
         figures: whether the denoising strip, the animation and the states are written too.
         pairs: whether the samples are also written with their noise, as data to train on.
+        decoder: makes images of the samples of a network of latents.
     """
 
     path: str
@@ -59,6 +61,7 @@ class SamplingSetup:
     backend: BackendSetup = field(default_factory=BackendSetup)
     figures: bool = True
     pairs: bool = False
+    decoder: LatentDecoder | None = None
 
     @staticmethod
     def create(
@@ -97,8 +100,10 @@ class SamplingSetup:
             check_pairs(checkpoint.model, plan, labels)
         trained = checkpoint.training.data.condition_names if checkpoint.training else ()
         features = sample_features(options.conditions, options.count, checkpoint.model.program, trained)
+        decoder = find_decoder(checkpoint.training and checkpoint.training.data.latents, options.autoencoder)
         names = names_of_checkpoint(checkpoint, guidance.classifier)
         notes = [
+            *clips_latents(decoder, plan),
             *guidance.check_training(checkpoint, plan, options.weights),
             *check_labels_trained(checkpoint, labels),
             *describe_weights(checkpoint, options.weights),
@@ -107,7 +112,9 @@ class SamplingSetup:
         ]
         backend = backend or BackendSetup()
         lines = (line, describe_samples(options, given.left_open, checkpoint), *notes)
-        return SamplingSetup(str(path), checkpoint, chosen, lines, plan, options, guidance, backend, figures, pairs)
+        return SamplingSetup(
+            str(path), checkpoint, chosen, lines, plan, options, guidance, backend, figures, pairs, decoder
+        )
 
     @property
     def choices(self) -> dict[str, Any]:
@@ -191,6 +198,7 @@ def sample_checkpoint(setup: SamplingSetup, out: Path, config: str | None = None
             make_pairs(
                 samples, labels, features, model=checkpoint.model, plan=setup.plan, seed=seed, names=names,
                 condition_names=condition_names, dtype=dtype,
+                latents=checkpoint.training and checkpoint.training.data.latents,
             ),
             out / "pairs", setup.provenance(backend.describe().backend),
         )  # fmt: skip
@@ -203,7 +211,7 @@ def sample_checkpoint(setup: SamplingSetup, out: Path, config: str | None = None
             names=names, on_values=write_pairs if setup.pairs else None,
             images_seen=checkpoint.images_seen, weights_sha256=weights_hash(setup.path, weights),
             keep_values=checkpoint.training is not None and checkpoint.training.data.dtype != "uint8",
-            condition_names=condition_names,
+            condition_names=condition_names, decoder=setup.decoder,
         )  # fmt: skip
     seconds = perf_counter() - began
     if is_main_process:

@@ -180,7 +180,7 @@ class RunCallbacks:
                 images = draw.save_samples(
                     backend, network, setup.model, setup.plan, directory, setup.sample, _name(images_seen), pause=pause,
                     names=setup.label_names, keep_values=not setup.loader.dataset.is_bytes,
-                    condition_names=setup.loader.dataset.condition_names,
+                    condition_names=setup.loader.dataset.condition_names, decoder=setup.decoder,
                 )  # fmt: skip
         except signals.Stopped as stopped:
             self.stop.number = stopped.number

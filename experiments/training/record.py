@@ -31,6 +31,7 @@ def data_record(setup: TrainingSetup) -> DataRecord:
         augment=loader.augment,
         dtype=dataset.images.dtype.name,
         condition_names=dataset.condition_names,
+        latents={} if dataset.latents is None else dataset.latents.to_dict(),
     )
 
 

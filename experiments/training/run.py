@@ -371,7 +371,7 @@ def _sample(
         images = draw.save_samples(
             backend, network, model, setup.plan, run and run.path / "samples", setup.sample, pause=pause,
             names=setup.label_names, images_seen=images_seen, keep_values=not setup.loader.dataset.is_bytes,
-            condition_names=setup.loader.dataset.condition_names, **facts,
+            condition_names=setup.loader.dataset.condition_names, decoder=setup.decoder, **facts,
         )  # fmt: skip
     if run is None:
         return {}

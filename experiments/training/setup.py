@@ -23,6 +23,7 @@ from diffusion_core.training.objective import Objective
 from diffusion_core.training.validation import Validation
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import HeldOut, check_data
+from experiments.runtime.latents import LatentDecoder, find_decoder
 from experiments.sampling.classes import filled_labels, label_names
 from experiments.sampling.options import SampleOptions
 from experiments.sampling.plans import default_sampler, make_sampler_plan, shared_options
@@ -62,6 +63,7 @@ class TrainingSetup:
         data_options: of the data set, as they were given; kept with the weights.
         validation: the validation loss; None trains without it.
         teacher: the run that a training method distils or starts from; None without one.
+        decoder: makes images of the samples, if the data are latents.
     """
 
     model: DiffusionModel
@@ -80,6 +82,7 @@ class TrainingSetup:
     data_options: Mapping[str, Any] = field(default_factory=dict)
     validation: Validation | None = None
     teacher: TeacherRun | None = None
+    decoder: LatentDecoder | None = None
 
     @staticmethod
     def create(
@@ -149,6 +152,7 @@ class TrainingSetup:
         sample = sample.with_names(label_names(model.program, dataset.class_names))
         sample = sample.with_classes(filled_labels(model.program, dataset.class_counts.tolist()))
         sample.check(model, len(ema.profiles))
+        decoder = find_decoder(dataset.latents, sample.autoencoder)
         _check_features(augment, dataset, model)
         if dataset.noise is not None:
             _check_pairs(dataset, model, made_objective)
@@ -176,6 +180,7 @@ class TrainingSetup:
             sampler=sampler,
             plan=plan,
             sample=sample,
+            decoder=decoder,
             backend=backend,
             seed=seed,
             data_options=dict(data_options or {}),

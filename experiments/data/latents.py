@@ -1,0 +1,215 @@
+"""Encode a data set by an autoencoder into a store of latents, which both frameworks train on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections import Counter as Tally
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffusion_core.common.errors import DuetError
+from diffusion_core.convert.autoencoder import export_autoencoder, import_autoencoder
+from diffusion_core.data import Dataset, from_uint8
+from diffusion_core.data.archives import DatasetInfo
+from diffusion_core.data.card import PreparedPart, card_text, data_card
+from diffusion_core.data.latents import LatentRecord
+from diffusion_core.data.source import Source
+from diffusion_core.data.store import finish_store, open_store, shard_length, shard_name, write_array
+from diffusion_core.data.transform import ArrayTransform
+from diffusion_core.files.atomic import write_atomically
+from diffusion_core.files.safe_read import read_json
+from diffusion_core.model.latents import LatentCodec
+from diffusion_core.networks.autoencoder import Autoencoder
+from diffusion_core.runs.run_directory import describe_environment
+from experiments.runtime.backends import BackendSetup
+from experiments.runtime.data import DataSource
+from experiments.runtime.progress import Counter
+
+__all__ = ["LatentOptions", "LatentSetup", "encode_dataset"]
+
+# The folder of a prepared data set that holds the autoencoder.
+_AUTOENCODER = "autoencoder"
+
+
+@dataclass(frozen=True)
+class LatentOptions:
+    """How images are encoded.
+
+    Args:
+        sample: whether z is drawn from the posterior of each image; otherwise it is the mean.
+        seed: of these draws.
+        batch: images per network call; affects only rounding.
+    """
+
+    sample: bool = False
+    seed: int = 0
+    batch: int = 8
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise DuetError(f"latents.batch: {self.batch} was given; it must be at least 1")
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSetup:
+    """A request to encode a data set.
+
+    Args:
+        source: the images; every part of a prepared data set is encoded.
+        out: the directory to write.
+        autoencoder: the folder of an `AutoencoderKL` of diffusers, or of a pipeline that has one.
+        options: how images are encoded.
+        backend: runs the encoder.
+    """
+
+    source: DataSource
+    out: str
+    autoencoder: str
+    options: LatentOptions = field(default_factory=LatentOptions)
+    backend: BackendSetup = field(default_factory=BackendSetup)
+
+
+def encode_dataset(setup: LatentSetup) -> dict[str, Any]:
+    """Write the latents of a data set as stores, one for each part, with a copy of the autoencoder; return the card.
+
+    Nothing is done if the directory holds the same already.
+
+    Raises:
+        DuetError: if the images do not fit the autoencoder, or the directory holds something else.
+    """
+    backend = setup.backend.load()
+    autoencoder = import_autoencoder(setup.autoencoder, backend.read_arrays)
+    parts = {part: _load(setup.source, part) for part in setup.source.parts() or [None]}
+    for dataset in parts.values():
+        _check(dataset, autoencoder)
+    named = {part or dataset.reading.part or "train": dataset for part, dataset in parts.items()}
+    request = {
+        "autoencoder": autoencoder.sha256, "sample": setup.options.sample, "seed": setup.options.seed,
+        "parts": {part: dataset.sha256 for part, dataset in named.items()},
+    }  # fmt: skip
+    final = Path(setup.out).expanduser()
+    if final.exists() and any(final.iterdir()):
+        return _existing(final, request)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = final.with_name(f".{final.name}.{os.getpid()}.part")
+    try:
+        unfinished.mkdir()
+        codec, first, made = LatentCodec(autoencoder, backend, setup.options.batch), 0, {}
+        for part, dataset in named.items():
+            made[part] = _encode_part(codec, dataset, part, unfinished / part, first, setup.options)
+            first += len(dataset)
+        card = _card(made, named, autoencoder, setup, request)
+        for name, content in export_autoencoder(autoencoder).items():
+            write_atomically(unfinished / _AUTOENCODER / name, content)
+        write_atomically(unfinished / "card.json", _json(card))
+        write_atomically(unfinished / "README.md", card_text(card).encode())
+        if final.is_dir():  # it is empty
+            final.rmdir()
+        unfinished.rename(final)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return card
+
+
+def _load(source: DataSource, part: str | None) -> Dataset:
+    chosen = source if part is None else replace(source, options={**source.options, "part": part})
+    return chosen.load(announce=part is None)
+
+
+def _check(dataset: Dataset, autoencoder: Autoencoder) -> None:
+    """Refuse data that are no pictures, or not such as the autoencoder takes."""
+    spec = autoencoder.spec
+    if not dataset.is_pictures:
+        raise DuetError(f"data: {dataset.name} holds no pictures, but an autoencoder encodes pictures")
+    if dataset.channels != spec.in_channels:
+        raise DuetError(
+            f"data: {dataset.name} has {dataset.channels} channels, but the autoencoder takes {spec.in_channels}; set "
+            f"data.options.channels={spec.in_channels}, or use another autoencoder"
+        )
+    spec.latent_shape(*dataset.shape[:2])
+
+
+def _existing(final: Path, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the card of a directory that the same request made."""
+    try:
+        card = read_json(final / "card.json")
+        same = card["latents"]["request"] == request
+    except (DuetError, KeyError, TypeError):
+        raise DuetError(f"out: {str(final)!r} holds something else than latents; choose another directory") from None
+    if not same:
+        raise DuetError(
+            f"out: {str(final)!r} holds latents of other images, of another autoencoder or other draws; choose another "
+            f"directory, or delete it"
+        )
+    for part, facts in card["parts"].items():
+        if open_store(final / part).sha256 != facts["sha256"]:
+            raise DuetError(f"out: {str(final / part)!r} differs from its card; delete it and encode it again")
+    return card
+
+
+def _encode_part(
+    codec: LatentCodec, dataset: Dataset, part: str, directory: Path, first: int, options: LatentOptions
+) -> Dataset:
+    """Write the latents of a part; `first` is the place of its first image among those of all parts."""
+    spec, lengths = codec.autoencoder.spec, []
+    directory.mkdir()
+    step = shard_length(4 * math.prod(spec.latent_shape(*dataset.shape[:2])))
+    seed = options.seed if options.sample else None
+    with Counter(f"{dataset.name}, {part}: latents", len(dataset)) as progress:
+        for start in range(0, len(dataset), step):
+            shard = []
+            for at in range(start, min(start + step, len(dataset)), codec.batch):
+                index = np.arange(at, min(at + codec.batch, start + step, len(dataset)))
+                images = from_uint8(dataset.pictures(index), np.float64, (-1.0, 1.0))
+                shard.append(codec.encode(images, seed, first + index).astype(np.float32))
+                progress(int(index[-1]) + 1)
+            write_array(directory / shard_name(len(lengths)), np.concatenate(shard))
+            lengths.append(sum(map(len, shard)))
+    record = LatentRecord(
+        f"../{_AUTOENCODER}", codec.autoencoder.sha256, spec.scaling_factor, spec.shift_factor, options.sample,
+        options.seed, dataset.shape,
+    )  # fmt: skip
+    return finish_store(
+        directory, lengths, dataset.labels, dataset.class_names, f"{dataset.name} latents", None, None,
+        dataset.conditions, dataset.condition_names, latents=record,
+    )  # fmt: skip
+
+
+def _card(
+    made: Mapping[str, Dataset],
+    images: Mapping[str, Dataset],
+    autoencoder: Autoencoder,
+    setup: LatentSetup,
+    request: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the data card: that of any floats, and how they were encoded."""
+    parts = {}
+    for part, dataset in made.items():
+        source = Source(dataset.images, dataset.labels, dataset.class_names, dataset.name)
+        size = " x ".join(map(str, images[part].shape[:2]))
+        parts[part] = PreparedPart(source, dataset, (), (), Tally({size: len(dataset)}))
+    first, spec = next(iter(made.values())), autoencoder.spec
+    facts = {
+        "autoencoder": str(setup.autoencoder),
+        "sha256": autoencoder.sha256,
+        "scaling_factor": spec.scaling_factor,
+        "shift_factor": spec.shift_factor,
+        "z": f"drawn with seed {setup.options.seed}" if setup.options.sample else "the mean",
+        "image": list(next(iter(images.values())).shape),
+        "request": dict(request),
+    }
+    name = next(iter(images.values())).name
+    extra = {"latents": facts, "command": describe_environment()["command"]}
+    info = DatasetInfo(f"Latents of {name}")
+    return data_card(parts, ArrayTransform(first.shape, first.images.dtype), info, extra)
+
+
+def _json(card: Mapping[str, Any]) -> bytes:
+    return (json.dumps(card, indent=2) + "\n").encode()

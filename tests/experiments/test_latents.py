@@ -1,0 +1,156 @@
+"""A data set is encoded, a network is trained on its latents, and what it samples is decoded, in either framework."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import call
+
+import duet
+from diffusion_core.backend.numpy_backend import NumpyBackend
+from diffusion_core.common.errors import DuetError
+from diffusion_core.convert.autoencoder import export_autoencoder
+from diffusion_core.data import load_dataset
+from diffusion_core.data.store import open_store
+from diffusion_core.model.latents import LatentCodec
+from diffusion_core.networks.autoencoder import Autoencoder, AutoencoderSpec
+from diffusion_core.parity import cases
+from diffusion_core.runs.run_directory import read_samples
+from experiments.runtime.latents import find_decoder
+
+pytestmark = pytest.mark.backend
+
+SPEC = AutoencoderSpec(
+    in_channels=1, out_channels=1, latent_channels=2, channels=(4, 4), norm_groups=2, scaling_factor=0.5,
+    shift_factor=0.1, image_size=8,
+)  # fmt: skip
+AUTOENCODER = Autoencoder(SPEC, *(cases.scattered_weights(program, 0.5) for program in (SPEC.encoder, SPEC.decoder)))
+PICTURES = load_dataset("digits", part="held_out").images[:6]
+
+
+def write_autoencoder(folder: Path, autoencoder: Autoencoder = AUTOENCODER) -> Path:
+    folder.mkdir(parents=True)
+    for name, content in export_autoencoder(autoencoder).items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latents(tmp_path_factory, backend_name, open_backend) -> Path:
+    """Return the directory of the latents of the test digits, encoded in float64."""
+    open_backend()  # TensorFlow takes its number of threads once
+    folder = tmp_path_factory.mktemp("latents")
+    vae = write_autoencoder(folder / "vae")
+    done = prepared(vae, folder / "store", backend_name)
+    assert done.code == 0, done.err
+    shutil.rmtree(vae)  # the store keeps a copy
+    return folder / "store"
+
+
+def prepared(vae: Path, out: Path, backend_name: str, *words: str):
+    options = ["data=digits", "data.options.part=held_out", f"backend={backend_name}", "backend.threads=1"]
+    return call("prepare", *options, "precision=float64", f"autoencoder={vae}", f"out={out}", *words)
+
+
+@pytest.fixture(scope="module")
+def run(latents, backend_name, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "run"
+    done = call(
+        "train", "data=store", f"data.options.directory={latents}", "model=digits", "model.image_size=4",
+        "model.in_channels=2", "model.out_channels=2", "model.channels=8", "model.channel_multipliers=[1]",
+        "model.attention_resolutions=[]", "model.norm_groups=2", "process=v_cosine", "sampler=ddim", "sampler.steps=2",
+        "sampler.clip=null", "sample.count=6", "trainer.images=32", "trainer.batch=16", "validation.count=0",
+        "precision=float64", "backend.threads=1", f"backend={backend_name}", f"hydra.run.dir={out}",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    return out
+
+
+def test_a_store_of_latents_holds_those_of_the_reference(latents):
+    dataset = open_store(latents)
+    wanted = LatentCodec(AUTOENCODER, NumpyBackend()).encode(PICTURES / 127.5 - 1)
+    assert dataset.images.dtype == np.float32 and dataset.shape == (4, 4, 2)
+    np.testing.assert_allclose(dataset.images[:6], wanted, rtol=1e-6, atol=1e-6)
+    record = dataset.latents
+    assert (record.scaling_factor, record.shift_factor, record.sampled) == (0.5, 0.1, False)
+    assert record.sha256 == AUTOENCODER.sha256 and record.image_shape == (8, 8, 1)
+    assert find_decoder(record).autoencoder.sha256 == AUTOENCODER.sha256
+    card = json.loads((latents / "card.json").read_text())
+    assert card["latents"]["sha256"] == AUTOENCODER.sha256 and "## Latents" in (latents / "README.md").read_text()
+
+
+def test_the_samples_of_a_run_are_decoded(run, latents, backend_name, tmp_path):
+    images, *_ = read_samples(run / "samples" / "samples.npz")
+    with np.load(run / "samples" / "samples.npz") as file:
+        values = file["values"]
+    assert images.shape == (6, 8, 8, 1) and values.shape == (6, 4, 4, 2)
+    decoded = LatentCodec(AUTOENCODER, NumpyBackend()).decode(values)
+    np.testing.assert_array_equal(images, np.clip(np.rint((decoded + 1) * 127.5), 0, 255).astype(np.uint8))
+    again = duet.sample(run, 6, backend=backend_name, precision="float64", threads=1, compile=False)
+    np.testing.assert_array_equal(again, images)
+    # Where the autoencoder has gone, it is named; another one is refused.
+    other = Autoencoder(SPEC, AUTOENCODER.encoder, {k: 2 * v for k, v in AUTOENCODER.decoder.items()})
+    given = f"sample.autoencoder={write_autoencoder(tmp_path / 'other', other)}"
+    words = [f"checkpoint={run}", f"out={tmp_path}/a", f"backend={backend_name}", "precision=float64"]
+    line = call("sample", *words, given).err
+    assert "has the hash" in line and "give that one" in line
+    moved = (latents / "autoencoder").rename(latents / "elsewhere")
+    try:
+        line = call("sample", *words).err
+        assert "autoencoder" in line and "is missing" in line
+        done = call("sample", *words, f"sample.autoencoder={moved}", "backend.threads=1", "save_images=false")
+        assert done.code == 0, done.err
+    finally:
+        moved.rename(latents / "autoencoder")
+    np.testing.assert_array_equal(read_samples(tmp_path / "a" / "samples.npz")[0], images)
+
+
+def test_pairs_of_a_network_of_latents_say_how_they_are_decoded(run, latents, backend_name):
+    options = {"backend": backend_name, "precision": "float64", "threads": 1, "compile": False}
+    pairs = duet.sample(run, 3, pairs=True, **options)
+    assert pairs.shape == (4, 4, 2) and pairs.latents.sha256 == AUTOENCODER.sha256
+
+
+def test_draws_of_the_posterior_are_those_of_a_named_stream_and_latents_are_written_once(
+    latents, backend_name, tmp_path
+):
+    vae, out = latents / "autoencoder", tmp_path / "drawn"
+    done = prepared(vae, out, backend_name, "latents.sample=true", "latents.seed=3", "latents.batch=5")
+    assert done.code == 0, done.err
+    wanted = LatentCodec(AUTOENCODER, NumpyBackend()).encode(PICTURES / 127.5 - 1, 3, np.arange(6))
+    np.testing.assert_allclose(open_store(out).images[:6], wanted, rtol=1e-6, atol=1e-6)
+    before = (out / "card.json").read_bytes()
+    assert prepared(vae, out, backend_name, "latents.sample=true", "latents.seed=3").code == 0
+    assert (out / "card.json").read_bytes() == before
+    assert "of other images, of another autoencoder or other draws" in prepared(vae, out, backend_name).err
+
+
+REFUSED = {
+    "no backend": (["data=digits", "autoencoder=VAE", "out=OUT"], "backend: none was given"),
+    "no autoencoder": (["data=digits", "latents.sample=true", "out=OUT"], "latents: options were given without"),
+    "no folder": (["data=digits", "autoencoder=NOWHERE", "out=OUT", "BACKEND"], "must be the folder of an Autoencoder"),
+    "colours": (["data=shapes", "autoencoder=VAE", "out=OUT", "BACKEND"], "3 channels, but the autoencoder takes 1"),
+    "no batch": (["data=digits", "autoencoder=VAE", "out=OUT", "latents.batch=0", "BACKEND"], "latents.batch: 0"),
+    "a mistyped option": (["data=digits", "autoencoder=VAE", "latents.smaple=true"], "latents.sample"),
+}
+
+
+@pytest.mark.parametrize("words, message", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_encoded_is_refused_in_one_line(latents, backend_name, tmp_path, words, message):
+    names = {"VAE": str(latents / "autoencoder"), "OUT": str(tmp_path / "out"), "BACKEND": f"backend={backend_name}"}
+    names["NOWHERE"] = str(tmp_path / "nowhere")
+    for name, value in names.items():
+        words = [word.replace(name, value) for word in words]
+    done = call("prepare", *words)
+    assert done.code == 2 and message in done.err, done.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_a_run_on_pixels_are_not_decoded():
+    assert find_decoder(None) is None and find_decoder({}) is None
+    with pytest.raises(DuetError, match="was not trained on latents"):
+        find_decoder(None, "vae")
