@@ -61,8 +61,8 @@ ARCHITECTURES: dict[str, type[NetworkSpec]] = {
     "dit": DiTSpec,
     "uvit": UViTSpec,
     "jit": JiTSpec,
-    "classifier": ClassifierSpec,
     "edm2": EDM2Spec,
+    "classifier": ClassifierSpec,
     "own": OwnSpec,
 }
 

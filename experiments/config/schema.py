@@ -155,7 +155,8 @@ class ProcessSchema:
     variance: str = "fixed"  # of the reverse steps: fixed, or learned_range ... for the bound
     bound: str = "hybrid"  # the variational bound in the loss: hybrid, vlb or kl
     bound_weight: float = 0.001  # weight of the bound in hybrid
-    uncertainty: bool = False  # whether the network also predicts the uncertainty of its loss
+    # whether the network also predicts the uncertainty of its loss; one of EDM2 does by model.logvar_channels
+    uncertainty: bool = False
     # the values of black and white that the network sees
     value_range: list[float] = field(default_factory=lambda: [-1.0, 1.0])
     time_scale: float = 1.0  # factor of the timestep that the network sees
