@@ -26,11 +26,7 @@ from experiments.runtime import own_networks
 pytestmark = pytest.mark.backend
 
 DATA = Gaussian.random((4, 4, 1), 2)
-OPERATORS = {
-    "downsample": downsample(DATA.shape, 2),
-    "blur": blur(DATA.shape, 0.5),
-    "mask": mask(DATA.shape, np.eye(4)[..., None]),
-}
+OPERATORS = {"downsample": downsample(DATA.shape, 2), "mask": mask(DATA.shape, np.eye(4)[..., None])}
 
 
 def own_denoiser(backend_name: str) -> Any:
@@ -83,14 +79,13 @@ def test_moment_matching_with_an_own_network_samples_the_exact_posterior(open_ba
     open_backend()  # TensorFlow takes its number of threads once
     operator, plan = OPERATORS[name], make_plan(DENOISER, "heun", steps=50)
     y = observe(operator, DATA.draw(5), 0.2, 0, np.arange(1))
-    got = moments(own_denoiser(backend_name), operator, y, 0.2, plan, iterations=16)
+    got = moments(own_denoiser(backend_name), operator, y, 0.2, plan, iterations=4)  # as many as numbers are measured
     assert max(errors(got, DATA.posterior(operator, y, 0.2))) < 0.02
 
 
-@pytest.mark.parametrize("name", OPERATORS)
-def test_an_own_network_is_led_as_the_same_function_of_numpy_arrays(open_backend, backend_name, name):
+def test_an_own_network_is_led_as_the_same_function_of_numpy_arrays(open_backend, backend_name):
     open_backend()
-    operator, network = OPERATORS[name], own_denoiser(backend_name)
+    operator, network = blur(DATA.shape, 0.5), own_denoiser(backend_name)
     y = observe(operator, DATA.draw(5), 0.2, 0, np.arange(1))
     for method, sampler in (("mmps", "heun"), ("pigdm", "heun"), ("dps", "euler")):
         plan, options = make_plan(DENOISER, sampler, steps=6), {"iterations": 3} if method == "mmps" else {}
@@ -103,18 +98,19 @@ def test_an_own_network_is_led_as_the_same_function_of_numpy_arrays(open_backend
 WIDE = lower(UNetSpec(4, 1, 2, 4, (1,), 1, (), norm_groups=2, zero_init=False, self_conditioning=True))
 
 
-@pytest.mark.parametrize("method", ["mmps", "pigdm", "adaptive", "dps"])
-def test_a_learned_variance_and_self_conditioning_agree_with_the_reference(open_backend, method):
+def test_a_learned_variance_and_self_conditioning_agree_with_the_reference(open_backend):
     backend, index, shape = open_backend("float64"), np.arange(2), (4, 4, 1)
-    plan = make_plan(Process(linear(20, 1e-3, 0.4), "v", 50.0), "ddpm", steps=4, variance="learned_range")
-    options = {"method": "pigdm", "adaptive": True} if method == "adaptive" else {"method": method}
+    plan = make_plan(Process(linear(20, 1e-3, 0.4), "v", 50.0), "ddpm", steps=3, variance="learned_range")
     operator, weights = mask(shape, np.eye(4)[..., None]), cases.scattered_weights(WIDE, 0.5)
-    y = observe(operator, Stream(0, "measured").normal(index, shape), 0.1, 0, index)
+    y, network = (
+        observe(operator, Stream(0, "measured").normal(index, shape), 0.1, 0, index),
+        backend.network(WIDE, weights),
+    )
     given = plan, start_noise(plan, 3, index, shape, float), index, noise_source(3, index, shape, float)
-    measurement = Measurement(operator, y, 0.1, shape, **options)
-    got = backend.sample(backend.network(WIDE, weights), *given, None, Guidance(measurement=measurement))
-    wanted = reference.sample(WIDE, weights, *given, measurement=measurement)
-    assert np.abs(got - wanted).max() <= 1e-10
+    for options in ({}, {"method": "pigdm"}, {"method": "pigdm", "adaptive": True}, {"method": "dps"}):
+        measurement = Measurement(operator, y, 0.1, shape, **options)
+        got = backend.sample(network, *given, None, Guidance(measurement=measurement))
+        assert np.abs(got - reference.sample(WIDE, weights, *given, measurement=measurement)).max() <= 1e-10
 
 
 @pytest.mark.slow

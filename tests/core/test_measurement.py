@@ -13,7 +13,7 @@ from diffusion_core.backend.numpy_backend import NumpyBackend
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import linear, make_schedule
-from diffusion_core.model.generate import generate
+from diffusion_core.model.generate import generate, noise_source
 from diffusion_core.sampling import make_plan
 from diffusion_core.sampling.edit import posterior
 from diffusion_core.sampling.linear_operators import LinearOperator, blur, downsample, grey, mask
@@ -199,6 +199,53 @@ def test_the_hidden_part_of_a_measurement_does_not_count():
     np.testing.assert_array_equal(
         Measurement(OPERATORS["mask"], hidden, 0.0, SHAPE).y, 0.5 * KNOWN * np.ones((1, *SHAPE))
     )
+
+
+# The steps of the authors' code, written again
+
+
+LEVELS = Process(linear(20, 1e-3, 0.4), "x0")
+
+
+def published(method: str, plan, x, y, operator, noise):
+    """Follow DDIM with eta 0.5 by the lines of a method's code, for `DATA` with its exact estimate and Jacobian."""
+    a, (variances, directions) = matrix(operator, DATA.shape), DATA.axes
+    alpha, sigma = plan.alpha, plan.sigma
+    for i in range(plan.rows):
+        gain = directions * (alpha[i] * variances / (alpha[i] ** 2 * variances + sigma[i] ** 2)) @ directions.T
+        x0 = DATA.mean + (x - alpha[i] * DATA.mean) @ gain  # the Jacobian of x0 is `gain`
+        eps = (x - alpha[i] * x0) / sigma[i]
+        residual = y - x0 @ a.T
+        c1 = 0.5 * sigma[i + 1] / sigma[i] * np.sqrt(1 - (alpha[i] / alpha[i + 1]) ** 2)
+        c2 = np.sqrt(sigma[i + 1] ** 2 - c1**2)
+        step = alpha[i + 1] * x0 + c1 * noise(i) + c2 * eps
+        if method == "dps":  # x_t -= scale * d|y - A x0|/dx
+            step = step + 0.3 * residual @ a @ gain / np.linalg.norm(residual, axis=1, keepdims=True)
+        else:  # + sqrt(alpha_s alpha_t) d(H+ y - H+ H x0, x0)/dx
+            step = step + alpha[i + 1] * alpha[i] * residual @ np.linalg.pinv(a).T @ gain
+        x = step
+    return x
+
+
+@pytest.mark.parametrize("method", ["dps", "pigdm"])
+def test_dps_and_adaptive_pigdm_take_the_steps_of_their_code(method):
+    plan, operator = make_plan(LEVELS, "ddim", steps=6, eta=0.5, clip=None), SMALL["sums"]
+    levels = {float(t): (plan.alpha[i], plan.sigma[i]) for i, t in enumerate(plan.t)}
+
+    def network(x, t):
+        alpha, sigma = levels[float(t[0])]
+        return DATA.denoise(x / alpha, np.full(len(x), sigma / alpha))
+
+    y, index = operator.measure(DATA.draw(4)), np.arange(2)
+    own = own_networks.adapt(network)
+    spec = own.spec(DATA.shape, classes=0, with_label=False, conditions=())
+    starts = np.random.default_rng(1).normal(size=(2, *DATA.shape))
+    measurement = Measurement(operator, np.repeat(y, 2, 0), 0.0, DATA.shape, method, adaptive=method == "pigdm")
+    made = replace(posterior(plan, measurement), start=starts)
+    got = generate(own.open(False), own.build(spec, False), plan, DATA.shape, np.zeros(2, np.int32), 7, edit=made)
+    drawn = noise_source(7, index, DATA.shape, np.float64)
+    wanted = published(method, plan, starts.reshape(2, 9), y, operator, lambda i: drawn(i).reshape(2, 9))
+    np.testing.assert_allclose(got.reshape(2, 9), wanted, atol=1e-9)
 
 
 # Where a method is not defined
