@@ -131,7 +131,7 @@ def import_diffusers(
     if average is None and unet.name == "unet" and (unet.parent / "unet_ema").is_dir():
         average, _ = read_both(names, model.program, read_one(find_weight_files(unet.parent / "unet_ema", variant)))
         where += ", with its moving average in unet_ema"
-    pipeline = "DiTPipeline, whose vae is not part of it," if is_dit else "DDPMPipeline"
+    pipeline = "DiTPipeline (sample.autoencoder decodes with its vae)" if is_dit else "DDPMPipeline"
     note = f"a {pipeline if is_pipeline else title} of diffusers{where}{remark}"
     objective = {"label_dropout": 0.1} if is_dit else {}
     average = weights if average is None else average

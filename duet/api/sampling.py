@@ -237,7 +237,8 @@ def sample_checkpoint(
     if measurement is not None:
         edit = posterior(plan, measurement.of_images(shape, count))
     latents = loaded.training and loaded.training.data.latents
-    decoder = find_decoder(latents, None if autoencoder is None else str(autoencoder))
+    unknown = None if loaded.training else loaded.model.spec.in_channels
+    decoder = find_decoder(latents, None if autoencoder is None else str(autoencoder), unknown)
     for note in clips_latents(decoder, plan):
         warnings.warn(note, stacklevel=2)
     setup = run_setup(loaded, backend, device, precision, compile, threads)

@@ -35,17 +35,23 @@ class LatentDecoder:
         return to_uint8(self._codec.decode(latents), (-1.0, 1.0))
 
 
-def find_decoder(latents: LatentRecord | Mapping[str, Any] | None, path: str | None = None) -> LatentDecoder | None:
+def find_decoder(
+    latents: LatentRecord | Mapping[str, Any] | None, path: str | None = None, channels: int | None = None
+) -> LatentDecoder | None:
     """Return the decoder of latents; None for data that are no latents.
 
     Args:
         latents: how they were encoded, or an empty table.
         path: the folder of the autoencoder; None is the one that encoded them.
+        channels: of the samples of a network whose data are not known, as of imported weights: it takes any autoencoder
+            with latents of as many channels. None for a network with a record of its training.
 
     Raises:
         DuetError: if the autoencoder is missing, or is another one.
     """
     if not latents:
+        if path is not None and channels is not None:
+            return LatentDecoder(_with_channels(_read(Path(path).expanduser()), path, channels))
         if path is not None:
             raise DuetError(
                 f"sample.autoencoder: {path} was given, but the network was not trained on latents; leave it out"
@@ -58,17 +64,29 @@ def find_decoder(latents: LatentRecord | Mapping[str, Any] | None, path: str | N
             f"sample.autoencoder: {folder}, which encoded the data of this network, is missing; give the folder of the "
             f"same autoencoder, as sample.autoencoder=DIR"
         )
-
-    def refuse(file: Path) -> dict[str, NDArray]:
-        raise DuetError(f"autoencoder: {file} cannot be read here; save it as safetensors")
-
-    autoencoder = import_autoencoder(folder, refuse)
+    autoencoder = _read(folder)
     if autoencoder.sha256 != record.sha256:
         raise DuetError(
             f"sample.autoencoder: {folder} has the hash {autoencoder.sha256[:12]}, but the data of this network were "
             f"encoded by one with {record.sha256[:12]}; give that one"
         )
     return LatentDecoder(autoencoder)
+
+
+def _read(folder: Path) -> Autoencoder:
+    def refuse(file: Path) -> dict[str, NDArray]:
+        raise DuetError(f"autoencoder: {file} cannot be read here; save it as safetensors")
+
+    return import_autoencoder(folder, refuse)
+
+
+def _with_channels(autoencoder: Autoencoder, path: str, channels: int) -> Autoencoder:
+    if (own := autoencoder.spec.latent_channels) != channels:
+        raise DuetError(
+            f"sample.autoencoder: {path} was given, whose latents have {own} channels, but the network samples "
+            f"{channels}; give the autoencoder of its data, or leave it out"
+        )
+    return autoencoder
 
 
 def clips_latents(decoder: LatentDecoder | None, plan: SamplerPlan | None) -> list[str]:

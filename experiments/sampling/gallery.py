@@ -106,7 +106,8 @@ def draw_gallery(setup: GallerySetup, out: Path) -> tuple[Path, list[GalleryEntr
     model, sample = checkpoint.model, setup.sample.for_checkpoint(checkpoint)
     sample.check(model, len(checkpoint.state.averages))
     labels = sample_labels(sample.labels, sample.count, model)
-    decoder = find_decoder(checkpoint.training and checkpoint.training.data.latents, sample.autoencoder)
+    unknown = None if checkpoint.training else model.spec.in_channels
+    decoder = find_decoder(checkpoint.training and checkpoint.training.data.latents, sample.autoencoder, unknown)
     entries, left_out = plan_entries(model, setup.methods, sorted(set(setup.budgets)), setup.options)
     reference = method_plan(model, METHODS[setup.reference], setup.reference_steps, setup.options)
     plans = [*(entry.plan for entry in entries), reference]

@@ -100,7 +100,8 @@ class SamplingSetup:
             check_pairs(checkpoint.model, plan, labels)
         trained = checkpoint.training.data.condition_names if checkpoint.training else ()
         features = sample_features(options.conditions, options.count, checkpoint.model.program, trained)
-        decoder = find_decoder(checkpoint.training and checkpoint.training.data.latents, options.autoencoder)
+        unknown = None if checkpoint.training else checkpoint.model.spec.in_channels
+        decoder = find_decoder(checkpoint.training and checkpoint.training.data.latents, options.autoencoder, unknown)
         names = names_of_checkpoint(checkpoint, guidance.classifier)
         notes = [
             *clips_latents(decoder, plan),

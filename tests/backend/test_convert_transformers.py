@@ -322,7 +322,7 @@ def test_a_pipeline_of_diffusers_is_read_without_its_vae(tmp_path, randomised):
              "transformer": ["diffusers", "Transformer2DModel"], "vae": ["diffusers", "AutoencoderKL"]}  # fmt: skip
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     found = import_weights("diffusers", tmp_path, never, None, {})
-    assert "a DiTPipeline, whose vae is not part of it, of diffusers" in found.note
+    assert "a DiTPipeline (sample.autoencoder decodes with its vae) of diffusers" in found.note
     assert found.sampler["name"] == "ddim" and found.model.schedule["name"] == "linear"
     same_as(theirs(net, IMAGES, T, LABELS), found)
 

@@ -11,14 +11,18 @@ import pytest
 from commands import call
 
 import duet
+from diffusion_core.backend.interface import TrainerState
 from diffusion_core.backend.numpy_backend import NumpyBackend
 from diffusion_core.common.errors import DuetError
 from diffusion_core.convert.autoencoder import export_autoencoder
 from diffusion_core.data import load_dataset
 from diffusion_core.data.store import open_store
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.latents import LatentCodec
+from diffusion_core.networks import DiTSpec
 from diffusion_core.networks.autoencoder import Autoencoder, AutoencoderSpec
 from diffusion_core.parity import cases
+from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import read_samples
 from experiments.runtime.latents import find_decoder
 
@@ -155,3 +159,20 @@ def test_images_of_a_run_on_pixels_are_not_decoded():
     assert find_decoder(None) is None and find_decoder({}) is None
     with pytest.raises(DuetError, match="was not trained on latents"):
         find_decoder(None, "vae")
+
+
+def test_imported_weights_are_decoded_by_the_autoencoder_that_is_named(tmp_path, backend_name):
+    """Their file says nothing of their data; the autoencoder must have as many channels."""
+    vae = write_autoencoder(tmp_path / "vae")
+    spec = DiTSpec(4, 2, 2, num_classes=3, patch_size=2, channels=8, depth=1, heads=2)
+    model = DiffusionModel(spec, "cosine", "v")
+    state = TrainerState.fresh(cases.scattered_weights(model.program, dtype=np.float32))
+    save_checkpoint(tmp_path / "run/checkpoints", Checkpoint(0, model, 0, state, {}))
+    given = ["sampler=ddim", "sampler.steps=2", "sampler.clip=null", "sample.count=2", "precision=float64",
+             f"backend={backend_name}", "backend.threads=1", f"checkpoint={tmp_path / 'run'}"]  # fmt: skip
+    done = call("sample", *given, f"sample.autoencoder={vae}", f"out={tmp_path / 'samples'}")
+    assert done.code == 0, done.err
+    images, _, _ = read_samples(tmp_path / "samples/samples.npz")
+    assert images.shape == (2, 8, 8, 1) and images.dtype == np.uint8
+    with pytest.raises(DuetError, match="latents have 2 channels, but the network samples 4; give the autoencoder of"):
+        find_decoder(None, str(vae), 4)
