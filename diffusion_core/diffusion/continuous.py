@@ -7,19 +7,19 @@ r"""Noise schedules in continuous time: a function t -> (alpha, sigma) for every
     ve_sde             1                                      sigma_min (sigma_max/sigma_min)^t  [0, 1]
     edm                1                                      t                                  [0.002, 80]
     cosine_continuous  cos(a)                                 sin(a), a rising evenly with t     [0, 1]
-    flow_continuous    1 - t                                  t, or noise_scale t                [0.001, 1]
+    flow_continuous    1 - t                                  noise_scale (s + (1 - s) t)        [0.001, 1]
     linear_vp          1 - t                                  sqrt(t (2 - t))                    [0.001, 1]
     polynomial         (1 - t)^n, or 1 - sigma                1 - alpha, or t^n                  [0.001, 1]
 
-with beta_d = beta_max - beta_min. Where sigma/alpha vanishes for t -> 0, the span ends slightly above 0, as x_t without
-noise does not determine eps. There is no table, and so no number of timesteps. Calling a schedule returns
-(alpha, sigma), and `t_at_log_ratio` inverts the call, as for a table, `schedule.Schedule`.
+with beta_d = beta_max - beta_min, and s = sigma_min, 0 by default. Where sigma/alpha vanishes for t -> 0, the span ends
+slightly above 0, as x_t without noise does not determine eps. There is no table, and so no number of timesteps. Calling
+a schedule returns (alpha, sigma), and `t_at_log_ratio` inverts the call, as for a table, `schedule.Schedule`.
 
 The derivatives by t follow from one function, the Wronskian w = alpha sigma' - sigma alpha' > 0, since each schedule
 preserves a norm:
 
     alpha^2 + sigma^2 = 1    alpha' = -sigma w,    sigma' = alpha w
-    alpha + sigma/k = 1      alpha' = -w/k,        sigma' = w          k = noise_scale, otherwise 1
+    a alpha + sigma/k = 1    alpha' = -w/k,        sigma' = a w        k = noise_scale, a = 1 - s, otherwise 1
     alpha = 1                alpha' = 0,           sigma' = w
 
 If the log-SNR is shifted by s, with k = exp(s/2), then w becomes k w / norm(k alpha, sigma)^2.
@@ -65,6 +65,7 @@ __all__ = [
     "polynomial",
     "straight_line",
     "sum_scale",
+    "sum_signal",
     "ve_sde",
     "vp_sde",
 ]
@@ -143,8 +144,9 @@ class ContinuousSchedule:
         (alpha, sigma), w = self(t), self.wronskian(t)
         if self.norm is np.hypot:
             return -sigma * w, alpha * w
-        scale = sum_scale(self.norm)
-        return (np.zeros_like(w) if scale is None else -w / scale), w
+        if (scale := sum_scale(self.norm)) is None:
+            return np.zeros_like(w), w
+        return -w / scale, sum_signal(self.norm) * w
 
     def t_at_log_ratio(self, log_ratio: ArrayLike) -> Array:
         """Return the t at which log(sigma/alpha) has these values: the inverse of a call.
@@ -247,20 +249,26 @@ def _alpha_norm(alpha: Array, sigma: Array) -> Array:
 
 @dataclass(frozen=True)
 class ScaledSum:
-    """The norm alpha + sigma / scale."""
+    """The norm signal alpha + sigma / scale."""
 
     scale: float
+    signal: float = 1.0
 
     def __call__(self, alpha: Array, sigma: Array) -> Array:
-        """Return alpha + sigma / scale."""
-        return alpha + sigma / self.scale
+        """Return signal alpha + sigma / scale."""
+        return self.signal * alpha + sigma / self.scale
 
 
 def sum_scale(norm: Callable[[Array, Array], Array]) -> float | None:
-    """Return the k of a norm alpha + sigma / k; None for any other norm."""
+    """Return the k of a norm a alpha + sigma / k; None for any other norm."""
     if isinstance(norm, ScaledSum):
         return norm.scale
     return 1.0 if norm is np.add else None
+
+
+def sum_signal(norm: Callable[[Array, Array], Array]) -> float:
+    """Return the a of a norm a alpha + sigma / k."""
+    return norm.signal if isinstance(norm, ScaledSum) else 1.0
 
 
 def vp_sde(
@@ -382,7 +390,9 @@ def straight_line(t: ArrayLike) -> tuple[Array, Array]:
     return 1.0 - t, t
 
 
-def flow_continuous(t_min: float = 1e-3, t_max: float = 1.0, noise_scale: float = 1.0) -> ContinuousSchedule:
+def flow_continuous(
+    t_min: float = 1e-3, t_max: float = 1.0, noise_scale: float = 1.0, sigma_min: float = 0.0
+) -> ContinuousSchedule:
     """Return the schedule of `straight_line`: rectified flow, or the conditional optimal transport path.
 
     See Liu et al., 2022; Lipman et al., 2022.
@@ -392,26 +402,38 @@ def flow_continuous(t_min: float = 1e-3, t_max: float = 1.0, noise_scale: float 
         t_max: the noisiest t.
         noise_scale: standard deviation of x_t at t = 1; images of twice the size have about the same signal-to-noise
             ratio with 2 (Li & He, 2025).
+        sigma_min: standard deviation of the noise that is left at t = 0, relative to noise_scale, as in Lipman et al.,
+            eq. 20; with it t_min may be 0.
 
     Raises:
-        DuetError: unless 0 < t_min < t_max <= 1, or for a noise_scale that is not positive.
+        DuetError: unless 0 < t_min < t_max <= 1, for a noise_scale that is not positive, or a sigma_min outside [0, 1).
     """
-    _check_times("flow_continuous", t_min, t_max)
+    if not 0 <= sigma_min < 1:
+        raise DuetError(f"schedule.sigma_min: {sigma_min} was given; it must be at least 0 and below 1")
+    if not (sigma_min and t_min == 0 and 0 < t_max <= 1):
+        _check_times("flow_continuous", t_min, t_max)
     if not 0 < noise_scale < math.inf:
         raise DuetError(f"schedule.noise_scale: {noise_scale} was given; it must be a positive number")
-    if noise_scale == 1:
+    if noise_scale == 1 and not sigma_min:
         return ContinuousSchedule("flow_continuous", straight_line, _logistic, (t_min, t_max), np.add, np.ones_like)
 
     def alpha_sigma(t: Array) -> tuple[Array, Array]:
         alpha, sigma = straight_line(t)
-        return alpha, noise_scale * sigma
+        return alpha, noise_scale * (sigma_min + (1.0 - sigma_min) * sigma)
+
+    def inverse(log_ratio: Array) -> Array:
+        ratio = log_ratio - math.log(noise_scale)
+        if not sigma_min:
+            return _logistic(ratio)
+        # t = (r - s)/(r + 1 - s), 1 for infinite r.
+        return 1.0 - 1.0 / (np.exp(ratio) + 1.0 - sigma_min)
 
     return ContinuousSchedule(
         "flow_continuous",
         alpha_sigma,
-        lambda log_ratio: _logistic(log_ratio - math.log(noise_scale)),
+        inverse,
         (t_min, t_max),
-        ScaledSum(noise_scale),
+        ScaledSum(noise_scale, 1.0 - sigma_min),
         lambda t: np.full_like(t, noise_scale),
     )
 

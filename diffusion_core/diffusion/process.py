@@ -96,7 +96,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.registry import check_fields
-from diffusion_core.diffusion.continuous import sum_scale
+from diffusion_core.diffusion.continuous import sum_scale, sum_signal
 from diffusion_core.diffusion.plot import plot_process
 from diffusion_core.diffusion.schedule import AnySchedule
 
@@ -414,10 +414,11 @@ class Process:
             )
         line = self.schedule
         t = np.zeros(0) if line.is_table else line.even_timesteps(5)
-        if line.is_table or sum_scale(line.norm) is None or not np.allclose(line(t)[0], 1.0 - t, rtol=0, atol=1e-12):
+        is_line = not line.is_table and sum_scale(line.norm) is not None and sum_signal(line.norm) == 1
+        if not is_line or not np.allclose(line(t)[0], 1.0 - t, rtol=0, atol=1e-12):
             raise DuetError(
                 f"process.t_floor: {self.t_floor:g} was given on the schedule {line.name}; a floor is defined on the "
-                "straight line only, so use 0, or the schedule flow_continuous without a shift"
+                "straight line only, so use 0, or the schedule flow_continuous without a shift and a sigma_min"
             )
 
     def _check_boundary(self) -> None:

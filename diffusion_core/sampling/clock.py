@@ -39,7 +39,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.registry import build
-from diffusion_core.diffusion.continuous import ContinuousSchedule, sum_scale
+from diffusion_core.diffusion.continuous import ContinuousSchedule, sum_scale, sum_signal
 from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.recurrence import Coefficients
 
@@ -82,10 +82,10 @@ def _vp_scale(log_ratio: Array) -> Pair:
     return 1 / np.sqrt(1 + square), -square / (1 + square)
 
 
-def _flow_scale(noise_scale: float, log_ratio: Array) -> Pair:
-    """Return that of alpha + sigma / noise_scale = 1."""
+def _flow_scale(noise_scale: float, signal: float, log_ratio: Array) -> Pair:
+    """Return that of signal alpha + sigma / noise_scale = 1."""
     ratio = np.exp(log_ratio) / noise_scale
-    return 1 / (1 + ratio), -ratio / (1 + ratio)
+    return 1 / (signal + ratio), -ratio / (signal + ratio)
 
 
 def ve() -> Clock:
@@ -154,7 +154,7 @@ def _own(schedule: AnySchedule) -> Clock:
 
     noise_scale = sum_scale(schedule.norm)
     scale = _vp_scale if schedule.norm is np.hypot else _no_scale
-    scale = scale if noise_scale is None else partial(_flow_scale, noise_scale)
+    scale = scale if noise_scale is None else partial(_flow_scale, noise_scale, sum_signal(schedule.norm))
     return Clock("t", time, scale, lambda t: _log_ratio(schedule, t))
 
 

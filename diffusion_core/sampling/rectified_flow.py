@@ -26,6 +26,7 @@ import numpy as np
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.continuous import sum_scale
 from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import MAX_LEVELS
 from diffusion_core.sampling.declaration import sampler
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
@@ -65,8 +66,8 @@ def rectified_flow(process: Process, steps: int = 100, eps: float = 1e-3, noise:
             f"sampler rectified_flow: prediction {process.prediction} on {schedule.name} was given; it needs velocity "
             "or velocity_to_data on flow_continuous; use flow_euler, or ddim"
         )
-    if steps < 1:
-        raise DuetError(f"sampler.steps: {steps} was given; it must be at least 1")
+    if not 1 <= steps <= MAX_LEVELS:
+        raise DuetError(f"sampler.steps: {steps} was given; it must be at least 1 and at most {MAX_LEVELS}")
     if not 0 <= eps < 1:
         raise DuetError(f"sampler.eps: {eps} was given; it must be a part of the time, at least 0 and below 1")
     if not 0 <= noise < math.inf:

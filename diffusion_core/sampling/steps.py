@@ -113,7 +113,7 @@ def one_step_plan(
         needs_signal(name, alpha)
     norm = VARIABLES[variable]
     if variable == "flow" and isinstance(own := getattr(process.schedule, "norm", None), ScaledSum):
-        norm = own  # in which the schedule's own path is straight
+        norm = ScaledSum(own.scale * own.signal)  # in which the schedule's own path is straight
     path = ClockSteps(clock, alpha[:-1], sigma[:-1]) if clock else _Straight(norm, alpha, sigma)
     registers = 1 + bool(np.any(two))
     # Each step leads to the level at which the next one starts, before its fresh noise; the last to the end.

@@ -53,8 +53,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.diffusion.continuous import ContinuousSchedule, sum_scale
+from diffusion_core.diffusion.continuous import ContinuousSchedule, sum_scale, sum_signal
 from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.schedule import MAX_LEVELS
 from diffusion_core.sampling.declaration import sampler
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
@@ -124,7 +125,8 @@ class _Path:
 
 def velocity_sign(process: Process) -> float | None:
     """Return the factor of the output in the velocity from noise to data; None if the output is something else."""
-    if process.prediction == "flow" and sum_scale(process.schedule.norm) == 1:
+    norm = process.schedule.norm if isinstance(process.schedule, ContinuousSchedule) else None
+    if process.prediction == "flow" and sum_scale(norm) == sum_signal(norm) == 1:
         return -1.0
     return _VELOCITIES.get(process.prediction)
 
@@ -139,8 +141,8 @@ def _checked(name: str, process: Process, steps: int, method: str, eps: float | 
         )
     if method not in SOLVERS:
         raise one_of("sampler.method", method, SOLVERS)
-    if steps < 1:
-        raise DuetError(f"sampler.steps: {steps} was given; it must be at least 1")
+    if not 1 <= steps <= MAX_LEVELS:
+        raise DuetError(f"sampler.steps: {steps} was given; it must be at least 1 and at most {MAX_LEVELS}")
     if eps is not None and not 0 <= eps < 0.5:
         raise DuetError(f"sampler.eps: {eps} was given; it must be a part of the time, at least 0, or null")
 

@@ -80,6 +80,7 @@ from diffusion_core.diffusion.variational import BOUNDS, VARIANCES, bound_column
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.own_call import samples_to_images
 from diffusion_core.training.coupling import Coupling, make_coupling
+from diffusion_core.training.path_noise import PathNoise, add_to_path, make_path_noise
 from diffusion_core.training.targets import METHODS, Method, Progress, Setting, TrainedNetwork, make_method
 from diffusion_core.training.targets.method import check_teacher
 
@@ -88,12 +89,14 @@ __all__ = ["OPTIONS", "REGRESSION", "Objective", "network_labels"]
 # Options that the user sets; everything else follows from the model.
 OPTIONS = (
     "distance", "label_dropout", "first_t", "weighting", "timestep_sampling", "offset_noise", "input_perturbation",
-    "bound", "bound_weight", "coupling", "objective",
+    "bound", "bound_weight", "coupling", "path_noise", "objective",
 )  # fmt: skip
 # Options with a name and options of their own.
-_NAMED = ("weighting", "timestep_sampling", "coupling", "objective")
+_NAMED = ("weighting", "timestep_sampling", "coupling", "path_noise", "objective")
 # Options of the regression, which a method of `targets` has in a way of its own or cannot have.
-_OF_REGRESSION = ("distance", "first_t", "weighting", "timestep_sampling", "input_perturbation", "bound")
+_OF_REGRESSION = (
+    "distance", "first_t", "weighting", "timestep_sampling", "input_perturbation", "path_noise", "bound",
+)  # fmt: skip
 REGRESSION = "regression"
 
 
@@ -155,6 +158,8 @@ class Objective:
         self_conditioned: whether the network takes its own estimate of the image as an input.
         value_range: the network's values of black and white.
         coupling: name and options of the coupling of noise and images, see `coupling.make_coupling`.
+        path_noise: name and options of noise around the path of x_t, see `path_noise.make_path_noise`; not in the
+            validation loss.
         objective: name and options of the training method: ``"regression"``, or one of `targets.METHODS`.
         setting: what a method of `targets` is used on; None for the regression.
         run_images: the length of the run, which some methods divide into stages; None is unknown, and counts as the
@@ -191,6 +196,7 @@ class Objective:
     self_conditioned: bool = False
     value_range: tuple[float, float] = (-1.0, 1.0)
     coupling: Mapping[str, Any] = field(default_factory=lambda: {"name": "independent"})
+    path_noise: Mapping[str, Any] = field(default_factory=lambda: {"name": "none"})
     objective: Mapping[str, Any] = field(default_factory=lambda: {"name": REGRESSION})
     setting: Setting | None = None
     run_images: int | None = None
@@ -226,7 +232,9 @@ class Objective:
             raise DuetError(f"{what} was given, but process.bound={self.bound} ignores it; use hybrid")
         self._check_method()
         # Computed here so that a mistake is found before training starts.
-        _ = self.loss_weights, self.timestep_sampler, self.variational, self.loss
+        _ = self.loss_weights, self.timestep_sampler, self.variational, self.loss, self.around_path
+        if self.variance != "fixed" and self.around_path is not None:
+            raise DuetError("process.path_noise: use none with the variational bound, which needs uint8 images")
         if self.coupled.per_class and not (self.classes or self.null_label):
             raise DuetError("process.coupling.per_class: true was given, but the network has no classes; use false")
         if self.needs_whole_batch and self.variance != "fixed":
@@ -406,6 +414,11 @@ class Objective:
         """The coupling of noise and images."""
         return make_coupling(**self.coupling)
 
+    @cached_property
+    def around_path(self) -> PathNoise | None:
+        """The noise around the path between image and noise; None without it."""
+        return make_path_noise(self.process, **self.path_noise)
+
     @property
     def needs_whole_batch(self) -> bool:
         """Whether an image's noise depends on the other images of its batch."""
@@ -525,7 +538,8 @@ class Objective:
                 given for an objective that changes it.
         """
         images, labels = samples_to_images(images, "channels_last"), self._labels(labels)
-        noise = self._given("train", noise, positions, images, np.float64 if self.input_perturbation else dtype)
+        is_exact = self.input_perturbation or self.around_path is not None
+        noise = self._given("train", noise, positions, images, np.float64 if is_exact else dtype)
         images, noise, labels, features = self._paired("train", images, noise, labels, positions, features)
         dropped = np.zeros(len(labels), bool)
         if self.label_dropout:
@@ -537,6 +551,9 @@ class Objective:
         labels = np.where(dropped, self.null_label, labels) if self.label_dropout else labels
         if self.input_perturbation:
             images, noise = self._perturbed(images, noise, positions, t)
+        if self.around_path is not None:
+            xi = Stream(self.seed, "train/path_noise").normal(positions, images.shape[1:])
+            images, noise = add_to_path(self.process, t, images, noise, xi, *self.around_path(t))
         return self._assemble("train", images, noise, labels, positions, t, importance, dtype, features)
 
     def draw(self, positions: ArrayLike, progress: Progress, streams: str = "train") -> dict[str, NDArray]:

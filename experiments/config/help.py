@@ -34,6 +34,8 @@ from experiments.sampling.plans import shared_options
 __all__ = ["Group", "Key", "command_groups", "help_text"]
 
 # Arguments of the functions behind a group that a command passes itself.
+# Keys of a group that have a name and options of their own.
+_PARTS = ("options", "schedule", "weighting", "timestep_sampling", "coupling", "path_noise")
 _PASSED = {"process", "context", "schedule", "first_t", "t", "parts", "read", "open_backend", "weights_of"}
 _WIDTH = 118
 
@@ -183,10 +185,7 @@ def _function_keys(group: str) -> Iterator[tuple[str, str]]:
                     yield key, _describe([metric.fit], option) or _TEXTS.get(key, "")
         return
     fixed = {"source": SOURCES, "target": TARGETS}.get(group)
-    for path in (
-        group,
-        *(f"{group}.{part}" for part in ("options", "schedule", "weighting", "timestep_sampling", "coupling")),
-    ):
+    for path in (group, *(f"{group}.{part}" for part in _PARTS)):
         functions = fixed if fixed and path == group else named_functions(path)
         options: dict[str, list[str]] = {}
         for name, function in functions.items():

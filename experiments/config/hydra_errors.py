@@ -180,7 +180,7 @@ def _known_key(message: str) -> str | None:
     if "is not Optional" in message:
         return f"{key}: null was given; it must have a value"
     if given and (target := re.search(r"Cannot assign \w+ to (Dict|List)\[", message)):
-        named = {"process.schedule", "process.weighting", "process.timestep_sampling", "process.coupling"}
+        named = {f"process.{name}" for name in ("schedule", "weighting", "timestep_sampling", "coupling", "path_noise")}
         value = given.group(1)
         example = f"{key}.name={value}" if key in named and re.fullmatch(r"[a-z]\w*", value) else f"{key}.NAME=VALUE"
         what = "a group of keys; give one of them, as in" if target.group(1) == "Dict" else "a list, as in"

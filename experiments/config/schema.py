@@ -164,6 +164,8 @@ class ProcessSchema:
     time_offset: float = 0.0  # added to the scaled timestep that the network sees; with time_scale -1, 1 is 1 - t
     # which noise of a batch belongs to which image: {name: optimal_transport} ...
     coupling: dict[str, Any] = field(default_factory=lambda: {"name": "independent"})
+    # noise around the path of x_t: {name: constant, sigma: 0.1} ...
+    path_noise: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
     t_floor: float = 0.0  # the least t that the velocity of prediction x0 is divided by (flow_continuous)
     boundary: float = 0.0  # the sigma/alpha at which the estimate of prediction edm is x itself (consistency models)
 
@@ -583,7 +585,7 @@ def register() -> None:
             OmegaConf.set_struct(node.sampler, False)
         if schema is TrainSchema:
             # Options of the named function, which checks them when it is called.
-            for group in ("schedule", "weighting", "timestep_sampling", "coupling"):
+            for group in ("schedule", "weighting", "timestep_sampling", "coupling", "path_noise"):
                 OmegaConf.set_struct(node.process[group], False)
         store.store(name=f"{name}_schema", node=node)
     for name, schema in MODELS.items():

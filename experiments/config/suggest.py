@@ -21,6 +21,7 @@ from diffusion_core.metrics.evaluate import METRICS, metric_options
 from diffusion_core.optim import OPTIMISERS, PROFILES
 from diffusion_core.sampling import SAMPLERS
 from diffusion_core.training.coupling import COUPLINGS
+from diffusion_core.training.path_noise import PATH_NOISES
 from experiments.config.schema import MODELS, SCHEMAS
 from experiments.config.synonyms import other_name
 from experiments.features import FEATURES
@@ -64,6 +65,7 @@ _OPTIONS: dict[str, Mapping[str, Callable[..., Any]]] = {
     "optimiser": OPTIMISERS,
     "features": FEATURES,
     "process.coupling": COUPLINGS,
+    "process.path_noise": PATH_NOISES,
     "process.schedule": SCHEDULES | CONTINUOUS | LISTED,
     "process.timestep_sampling": TIMESTEP_SAMPLERS,
     "process.weighting": WEIGHTINGS,

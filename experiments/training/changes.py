@@ -28,6 +28,7 @@ from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.runs.training_record import DataRecord
 from diffusion_core.training.coupling import COUPLINGS
 from diffusion_core.training.objective import REGRESSION
+from diffusion_core.training.path_noise import PATH_NOISES
 from experiments.training.record import data_record
 from experiments.training.setup import TrainingSetup
 
@@ -41,9 +42,13 @@ _REGISTRIES: Mapping[str, Mapping[str, Any]] = {
     "process.weighting": WEIGHTINGS,
     "process.timestep_sampling": TIMESTEP_SAMPLERS,
     "process.coupling": COUPLINGS,
+    "process.path_noise": PATH_NOISES,
 }
 # What runs of earlier versions were trained with, which do not note it.
-_EARLIER = {"process.coupling": {"name": "independent"}, "objective": {"name": REGRESSION}}
+_EARLIER = {
+    "process.coupling": {"name": "independent"}, "process.path_noise": {"name": "none"},
+    "objective": {"name": REGRESSION},
+}  # fmt: skip
 _SHOWN = 3
 
 

@@ -27,13 +27,15 @@ from experiments.runtime.launch import environments, run_together, visible_gpus
 pytestmark = pytest.mark.backend
 
 ROOT = Path(__file__).resolve().parents[2]
-# Timesteps drawn by loss, parts of 4 and 3 images, and a last batch of samples that is smaller than the others.
+# Timesteps drawn by loss, noise coupled with the whole batch, parts of 4 and 3 images, and a last batch of samples that
+# is smaller than the others.
 WORDS = (
     "experiment=toy", "model.channels=8", "model.norm_groups=2", "model.blocks_per_resolution=1",
     "data.options.count=64",
     "backend.threads=1", "backend.device=cpu", "trainer.images=56", "trainer.batch=7", "trainer.log_images=7",
     "trainer.checkpoint_images=28", "lr.warmup_images=0", "lr.decay=constant", "sample.count=11", "sample.batch=3",
     "sampler.steps=3", "process.schedule.T=4", "process.timestep_sampling.name=loss_second_moment",
+    "process.coupling.name=optimal_transport",
     "+process.timestep_sampling.history=1",
 )  # fmt: skip
 KIND = {"torch": "ddp", "tf": "multiworker"}
