@@ -27,6 +27,7 @@ from diffusion_core.common.text import pluralize
 from diffusion_core.networks.own import Manifest
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights
+from diffusion_core.optim.normalisation import check_optimiser
 from diffusion_core.optim.optimiser import Optimiser
 from diffusion_core.runtime.distributed import Collective, ProcessGroup
 from diffusion_core.sampling.measurement import Measurement
@@ -611,6 +612,7 @@ class Backend:
             DuetError: if the state does not fit the program or the optimiser.
             OutOfMemory: if the device has too little memory.
         """
+        check_optimiser(program.normalised, optimiser)
         return self.trainers.Trainer(program, state, optimiser, distance, self.context)
 
     @translate_out_of_memory

@@ -29,7 +29,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MIN_SQUARE", "normalise", "normalise_weights"]
+from diffusion_core.common.errors import DuetError
+from diffusion_core.optim.optimiser import Optimiser
+
+__all__ = ["MIN_SQUARE", "check_optimiser", "normalise", "normalise_weights"]
 
 # Lower bound of a mean square under a root, where the root has no finite derivative.
 MIN_SQUARE = 1e-30
@@ -57,3 +60,12 @@ def normalise_weights(weights: Mapping[str, NDArray], rules: Mapping[str, float]
         name: normalise(w, tuple(range(1, np.ndim(w))), rules[name]) if name in rules else w
         for name, w in weights.items()
     }
+
+
+def check_optimiser(rules: Mapping[str, float], optimiser: Optimiser) -> None:
+    """Raise a `DuetError` for an optimiser whose gradients are not taken at its weights, if any weight has a rule."""
+    if rules and optimiser.moves_point:
+        raise DuetError(
+            f"optimiser.name: {type(optimiser).__name__} was given, which takes gradients beside the weights, but the "
+            f"network normalises its weights by force at every step; use another optimiser, such as adam"
+        )

@@ -16,6 +16,7 @@ from diffusion_core.data.prefetch import Prefetch
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.optim import Ema, Optimiser, make_ema, optimiser_options, profile_options
 from diffusion_core.optim.adam import Adam, LearningRate
+from diffusion_core.optim.normalisation import check_optimiser
 from diffusion_core.runtime.distributed import ProcessGroup
 from diffusion_core.sampling import SamplerPlan
 from diffusion_core.training.loop import TrainingConfig
@@ -159,6 +160,7 @@ class TrainingSetup:
         config.check(model.program, backend.group)
         learning_rate = (learning_rate or LearningRate(peak=1e-3)).for_run(config.images)
         _check_rate(learning_rate, config)
+        check_optimiser(model.program.normalised, optimiser or Adam())
         data = Loader(dataset, seed, flip, backend.config.host_dtype, model.value_range, augment)
         dtype, validation = backend.config.host_dtype, validation or ValidationOptions()
         validated = make_validation(model, made_objective, dataset, held_out, validation, dtype)

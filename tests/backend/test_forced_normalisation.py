@@ -9,13 +9,16 @@ import pytest
 
 from diffusion_core.backend import reference
 from diffusion_core.backend.interface import TrainBatch, TrainerState
-from diffusion_core.common.errors import OutOfMemory
+from diffusion_core.common.errors import DuetError, OutOfMemory
+from diffusion_core.common.random import Stream
 from diffusion_core.networks import Node, Program
 from diffusion_core.networks.blocks import Dropout
 from diffusion_core.networks.magnitude_blocks import MPConv, MPFourier, MPGate, MPLinear, MPSiLU
 from diffusion_core.networks.weights import Weights
 from diffusion_core.optim.adam import Adam, adam_update
 from diffusion_core.optim.normalisation import normalise_weights
+from diffusion_core.optim.optimiser import optimiser_update, role_of, start_slots
+from diffusion_core.optim.registry import make_optimiser
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import l2_of_all, relative
 
@@ -131,6 +134,24 @@ def test_a_step_that_is_not_finite_leaves_the_weights(trainer, batch):
     trainer.clear_non_finite()
     trainer.step(batch, LR, (DECAY,))
     assert l2_of_all(trainer.state().weights, weights()) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["lion", "muon"])
+def test_every_optimiser_starts_from_normalised_weights(name, open_backend):
+    optimiser, roles = make_optimiser(name), {p.name: role_of(p) for p in PROGRAM.trained}
+    trainer = open_backend("float64").trainer(PROGRAM, TrainerState.fresh(weights()), optimiser, "mse")
+    wanted, slots = weights(), start_slots(optimiser, roles, weights(), {})
+    for update in (1, 2):
+        drawn = {n: Stream(0, n).normal([0], role.shape, row=update)[0] for n, role in roles.items()}
+        trainer.update(drawn, LR, (DECAY,))
+        sized = normalise_weights(wanted, PROGRAM.normalised)
+        wanted, slots = optimiser_update(optimiser, roles, sized, slots, drawn, update, LR)
+    assert l2_of_all(trainer.state().weights, wanted) < 1e-13
+
+
+def test_an_optimiser_that_takes_gradients_elsewhere_is_refused(open_backend):
+    with pytest.raises(DuetError, match=r"optimiser\.name: ScheduleFree was given, .* normalises its weights by force"):
+        open_backend("float64").trainer(PROGRAM, TrainerState.fresh(weights()), make_optimiser("schedule_free"), "mse")
 
 
 def test_evaluation_normalises_on_use_alone(open_backend, batch):
