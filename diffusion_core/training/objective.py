@@ -257,9 +257,14 @@ class Objective:
                     f"process.{option}: {value} was given with objective={name}, which has its own; leave it out, or "
                     f"use the options of the objective"
                 )
-        for option, what in (("uncertainty", "an uncertainty"), ("self_conditioned", "self-conditioning")):
+        for option, what, use in (
+            ("uncertainty", "an uncertainty", "process.uncertainty=false, or model.logvar_channels=0 for EDM2"),
+            ("self_conditioned", "self-conditioning", "model.self_conditioning=false"),
+        ):
             if getattr(self, option):
-                raise DuetError(f"objective: {name} was given for a network with {what}, which it does not train")
+                raise DuetError(
+                    f"objective: {name} was given for a network with {what}, which it does not train; use {use}"
+                )
         if self.variance != "fixed":
             raise DuetError(f"process.variance: {self.variance} was given with objective={name}; use fixed")
         if self.setting is None:

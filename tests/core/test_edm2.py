@@ -19,6 +19,7 @@ from diffusion_core.networks.blocks import AvgPool, Resample, Upsample
 from diffusion_core.networks.magnitude_blocks import MPAttention, MPSum, OneHot
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.parity import cases
+from diffusion_core.training.objective import Objective
 
 TINY = EDM2Spec(
     8, 2, 2, num_classes=3, channels=8, channel_multipliers=(1, 2), blocks_per_resolution=1,
@@ -87,6 +88,12 @@ def test_a_model_of_this_network_learns_the_weighting_of_its_loss():
     assert not plain.uncertainty
     assert "uncertainty.dense" in {node.name for node in replace(plain, uncertainty=True).program.nodes}
     assert DiffusionModel.from_dict(model.to_dict()).is_same_as(model)
+
+
+def test_an_objective_that_does_not_train_the_log_variance_says_how_to_leave_it_out():
+    model = DiffusionModel(TINY, "edm", "edm")
+    with pytest.raises(DuetError, match=r"a network with an uncertainty, .* or model\.logvar_channels=0 for EDM2"):
+        Objective.for_model(model, 0, objective={"name": "easy_consistency_tuning"})
 
 
 def test_the_filter_of_two_taps_is_the_mean_and_the_copy():
