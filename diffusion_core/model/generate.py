@@ -151,12 +151,18 @@ def generate(
         Images with shape (N, H, W, C) in the value range of the data, which they may exceed slightly.
 
     Raises:
-        DuetError: for invalid labels, or another number of labels than the edit has samples.
+        DuetError: for invalid labels, another number of labels than the edit has samples, or a plan of two times for
+            a network of one.
     """
     guidance, collective = guidance or Guidance(), collective or Collective()
     classifier = None if guidance.classifier is None else guidance.classifier.program
     has_guide = guidance.guide is not None or guidance.null_features is not None
     labels = check_labels(labels, network.program, plan, has_guide, classifier)
+    if plan.second_time is not None and not network.program.two_times:
+        raise DuetError(
+            f"sampler {plan.name}: its network reads the length of a step as a second time, which this network does not "
+            "take; use another sampler, or a network of objective=mean_flow or shortcut"
+        )
     dtype = backend.config.host_dtype
     if edit is not None and len(edit.index) != len(labels):
         raise DuetError(f"edit: it has {len(edit.index)} samples, but {len(labels)} labels were given")

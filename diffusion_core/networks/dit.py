@@ -78,7 +78,7 @@ class DiTSpec(NetworkSpec):
 
     Example:
         >>> lower(DiTSpec(image_size=32, in_channels=4, out_channels=8, num_classes=1000))
-        Program(251 blocks, 32,865,056 parameters, classes=1000)
+        Program(244 blocks, 32,865,056 parameters, classes=1000)
     """
 
     patch_size: int = 2

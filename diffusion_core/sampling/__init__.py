@@ -106,8 +106,11 @@ def _with_levels(
         return options
     own = inspect.signature(SAMPLERS[name]).parameters
     if "spacing" not in own:
-        if sigmas is not None:
-            raise DuetError(f"sampler.sigmas: {sigmas!r} was given; {name} visits every level, so use sigmas=null")
+        for key, value in (("sigmas", sigmas), ("end", end)):
+            if value is not None and key not in own:
+                raise DuetError(
+                    f"sampler.{key}: {value!r} was given; the steps of {name} lie where it defines them, so use {key}=null"
+                )
         return {**options, "end": end}
     spacing = options.get("spacing", own["spacing"].default)
     if sigmas is not None:

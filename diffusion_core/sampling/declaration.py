@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.sampling.families import FAMILIES, NETWORK, Family
+from diffusion_core.sampling.families import FAMILIES, NETWORK, OWN_TIMES, Family
 
 __all__ = ["DECLARATIONS", "Declaration", "Method", "families_table", "methods_table", "sampler", "samplers_table"]
 
@@ -194,11 +194,12 @@ def families_table(configurations: Mapping[str, Mapping[str, Any]]) -> str:
                     [f"`{name}`: " + ", ".join(f"{key} {_value(v)}" for key, v in values.items())] if values else []
                 )
         spacing = f"`{family.spacing}`" if family.spacing else "`leading`; in continuous time `linspace`"
+        spacing = {NETWORK: "every timestep", OWN_TIMES: "equal steps"}.get(family, spacing)
         lines.append(
             _row(
                 family.title,
                 ", ".join(f"`{name}`" for name in members),
-                spacing if family is not NETWORK else "every timestep",
+                spacing,
                 _value(family.clip),
                 family.source,
                 "; ".join(other),

@@ -10,7 +10,18 @@ from dataclasses import dataclass
 
 from diffusion_core.sampling.spacing import Spacing
 
-__all__ = ["FAMILIES", "FAST", "FLOW", "INVERSION", "NETWORK", "RATIO", "SCHEDULERS", "TIMESTEPS", "Family"]
+__all__ = [
+    "FAMILIES",
+    "FAST",
+    "FLOW",
+    "INVERSION",
+    "NETWORK",
+    "OWN_TIMES",
+    "RATIO",
+    "SCHEDULERS",
+    "TIMESTEPS",
+    "Family",
+]
 
 
 @dataclass(frozen=True)
@@ -51,4 +62,7 @@ INVERSION = Family(
     "inversion", None, None, "Song et al. 2020, section 4.3; with a clip DDIM does not return to the image"
 )
 NETWORK = Family("the network's own step", None, None, "")
-FAMILIES = (TIMESTEPS, SCHEDULERS, RATIO, FAST, FLOW, INVERSION, NETWORK)
+OWN_TIMES = Family(
+    "steps in the time of a straight line or of a path", None, None, "the code of each; their networks are not clipped"
+)
+FAMILIES = (TIMESTEPS, SCHEDULERS, RATIO, FAST, FLOW, INVERSION, NETWORK, OWN_TIMES)

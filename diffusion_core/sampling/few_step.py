@@ -5,7 +5,8 @@ r"""Sampling in few steps with networks that were trained for it, see `training.
     shortcut       x_s = x_t + s(x_t, t, d) / N,            d = log2 N                      N equal steps
 
 A consistency model adds the noise of the level s to its estimate; b is the `boundary` of the process, the level at
-which its estimates lie. Its N steps lie between N + 1 levels, the last of which is the least noise, and is not noised.
+which its estimates lie. Its N steps lie between N + 1 levels, the last of which is the least noise, and is not noised unless
+sampling is asked to end at a noisy level.
 mean_flow and shortcut are Euler's method with a network that reads the length of the step as its second time.
 
 References:
@@ -25,7 +26,7 @@ import numpy as np
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import sampler
-from diffusion_core.sampling.families import NETWORK, RATIO
+from diffusion_core.sampling.families import OWN_TIMES, RATIO
 from diffusion_core.sampling.grid import GRIDS, Grid, make_grid
 from diffusion_core.sampling.plan import SamplerPlan, plan_levels
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
@@ -63,22 +64,23 @@ def consistency(
         SamplerPlan('consistency-2', rows=2, registers=1, stochastic=True)
     """
     options = {"name": spacing} if isinstance(spacing, str) else spacing
-    if isinstance(options, Mapping) and options.get("name") in GRIDS:
-        options = {"end": "sigma_min"} | dict(options)
+    to_data = not isinstance(options, Mapping) or not options.get("end")
+    if to_data and isinstance(options, Mapping) and options.get("name") in GRIDS:
+        options = dict(options) | {"end": "sigma_min"}  # the least noise, where the steps of a grid end
     grid = make_grid(process.schedule, steps, options)
-    levels = plan_levels(process, grid.t)
+    levels = plan_levels(process, grid.t) if to_data else plan_levels(process, *grid)
     rows, alpha, sigma = len(grid.t), levels["alpha"], levels["sigma"]
     fresh = np.sqrt(np.maximum(sigma**2 - (process.boundary * alpha) ** 2, 0.0))
 
     def step(i: int, X: Coefficients, D: Coefficients, z: Coefficients) -> list[Coefficients]:
-        return [alpha[i + 1] * D[0] + (fresh[i + 1] * z if i + 1 < rows else 0.0)]
+        return [alpha[i + 1] * D[0] + fresh[i + 1] * z]
 
     tables = recurrence(rows, 1, 1, step)
     return SamplerPlan(name=f"consistency-{rows}", **levels, **tables, clip=clip, preserves="mean")
 
 
 @sampler(
-    family=NETWORK,
+    family=OWN_TIMES,
     paper="Geng et al. 2025",
     url="https://arxiv.org/abs/2505.13447",
     equation="algorithm 2",
@@ -86,7 +88,7 @@ def consistency(
     notes="For networks of `objective=mean_flow`, which read the length of the step.",
 )
 def mean_flow(
-    process: Process, steps: int = 1, times: Sequence[float] | None = None, clip: float | None = NETWORK.clip
+    process: Process, steps: int = 1, times: Sequence[float] | None = None, clip: float | None = OWN_TIMES.clip
 ) -> SamplerPlan:
     """Make the plan of steps of the average velocity; one evaluation per step.
 
@@ -114,14 +116,14 @@ def mean_flow(
 
 
 @sampler(
-    family=NETWORK,
+    family=OWN_TIMES,
     paper="Frans et al. 2024",
     url="https://arxiv.org/abs/2410.12557",
     equation="algorithm 2",
     requires="the straight line",
     notes="For networks of `objective=shortcut`, which read log2 of the number of steps, a power of two.",
 )
-def shortcut(process: Process, steps: int = 1, clip: float | None = NETWORK.clip) -> SamplerPlan:
+def shortcut(process: Process, steps: int = 1, clip: float | None = OWN_TIMES.clip) -> SamplerPlan:
     """Make the plan of a shortcut model; one evaluation per step.
 
     Args:

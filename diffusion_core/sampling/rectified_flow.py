@@ -28,6 +28,7 @@ from diffusion_core.diffusion.continuous import sum_scale
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import MAX_LEVELS
 from diffusion_core.sampling.declaration import sampler
+from diffusion_core.sampling.families import OWN_TIMES
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
 from diffusion_core.sampling.transport import velocity_sign
@@ -36,6 +37,7 @@ __all__ = ["rectified_flow"]
 
 
 @sampler(
+    family=OWN_TIMES,
     paper="Liu et al. 2022",
     url="https://arxiv.org/abs/2209.03003",
     equation="algorithm 1, and their code",

@@ -57,6 +57,7 @@ from diffusion_core.diffusion.continuous import ContinuousSchedule, sum_scale, s
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import MAX_LEVELS
 from diffusion_core.sampling.declaration import sampler
+from diffusion_core.sampling.families import OWN_TIMES
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
 
@@ -157,6 +158,7 @@ def _ends(process: Process, eps: float | None, sbdm: bool = False) -> tuple[floa
 
 
 @sampler(
+    family=OWN_TIMES,
     paper="Ma et al. 2024",
     url="https://arxiv.org/abs/2401.08740",
     equation="section 2.2, and their code",
@@ -218,6 +220,7 @@ FORMS: Mapping[str, Callable[[Process, Array, Array, float], Array]] = {
 
 
 @sampler(
+    family=OWN_TIMES,
     paper="Ma et al. 2024",
     url="https://arxiv.org/abs/2401.08740",
     equation="section 2.4, and their code",

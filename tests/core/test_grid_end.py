@@ -18,7 +18,9 @@ PROCESSES = {
     "linear": PROCESS, "flow": Process(flow(), "flow"), "edm": Process(make_schedule("edm"), "edm"),
     "vp_sde": Process(make_schedule("vp_sde"), "vp"),
 }  # fmt: skip
-DOWN = sorted(SAMPLERS.keys() - {"ddim_inversion", "next_level", "repaint"})
+# Samplers whose steps lie where they define them, to clean data.
+FIXED = ("mean_flow", "rectified_flow", "shortcut", "sit_ode", "sit_sde")
+DOWN = sorted(SAMPLERS.keys() - {"ddim_inversion", "next_level", "repaint", *FIXED})
 SIGMAS = [50.0, 12.0, 3.0, 0.8, 0.2]
 
 
@@ -38,7 +40,7 @@ def test_every_sampler_ends_at_the_level_that_it_is_asked_for(name):
         assert make_plan(process, name, steps=7, spacing="karras", end=0).sigma[-1] == 0
 
 
-@pytest.mark.parametrize("name", [name for name in DOWN if name not in ("restart", "plms", "pndm")])
+@pytest.mark.parametrize("name", [name for name in DOWN if name not in ("consistency", "restart", "plms", "pndm")])
 def test_samples_at_a_noisy_end_have_the_moments_of_its_level(name):
     """Stochastic samplers add noise in their last row too: 128 steps come close to the normal of the level."""
     plan = make_plan(PROCESS, name, steps=128, spacing="log_snr", end=0.5, clip=None)
@@ -161,7 +163,7 @@ def test_samplers_without_such_an_end_say_so():
     assert plan.t.tolist() == [9, 8, 7, 6, 5, 4] and ratio(plan)[-1] == pytest.approx(levels[3])
     with pytest.raises(DuetError, match=r"sampler.end: .* next_level visits the timesteps alone"):
         make_plan(process, "next_level", end=float(np.sqrt(levels[3] * levels[4])))
-    with pytest.raises(DuetError, match=r"sampler.sigmas: .* next_level visits every level"):
+    with pytest.raises(DuetError, match=r"sampler.sigmas: .* the steps of next_level lie where it defines them"):
         make_plan(process, "next_level", sigmas=[1.0])
     with pytest.raises(DuetError, match=r"sampler.last_t: 1 was given with sampler.end"):
         make_plan(PROCESS, "ddpm", last_t=1, end="sigma_min")
@@ -173,3 +175,10 @@ def test_ancestral_sampling_to_a_noisy_end_draws_from_the_posterior():
     assert plan.rows == 999 and plan.is_noisy.all()
     for table in ("state", "denoised", "noise"):
         np.testing.assert_array_equal(getattr(plan, table), getattr(whole, table)[:-1])
+
+
+@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("options", [{"sigmas": SIGMAS}, {"end": 0.3}, {"end": "sigma_min"}])
+def test_levels_are_refused_by_samplers_whose_steps_are_fixed(name, options):
+    with pytest.raises(DuetError, match=rf"sampler.{next(iter(options))}: .* the steps of {name} lie where"):
+        make_plan(Process(make_schedule("flow_continuous"), "flow"), name, **options)

@@ -76,7 +76,9 @@ def run_process(directory: Path, dtype: type) -> None:
     """Run one process in a directory, from its last checkpoint to the end of the run."""
     with exclusive_directory(directory):
         source = find_source("auto", directory)
-        start = Checkpoint(0, MODEL, 1, TrainerState.fresh(initial_weights(MODEL.program, 1, dtype)), {})
+        weights = initial_weights(MODEL.program, 1, dtype)
+        state = replace(TrainerState.fresh(weights), slots={"moment1": weights, "moment2": weights})
+        start = Checkpoint(0, MODEL, 1, state, {})
         start = load_checkpoint(source) if source else start
         trainer = Trainer(start.state)
 

@@ -18,16 +18,20 @@ from diffusion_core.networks.own_call import Arguments, call_names, images_to_sa
 from diffusion_core.sampling import SAMPLERS
 
 PROCESS = duet.process("cosine", "v", T=16)
+# Samplers of networks that read two times.
+TWO_TIMES = ("mean_flow", "shortcut")
 OPTIONS: dict[str, dict[str, Any]] = {
     "next_level": {}, "plms": {"steps": 8}, "pndm": {"steps": 8}, "repaint": {"steps": 4, "jump": 2},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name not in TWO_TIMES])
 def test_a_function_of_arrays_samples_as_the_reference_of_its_program(sampler: str) -> None:
     process = duet.process("cosine", "next_level", T=16) if sampler == "next_level" else PROCESS
     if sampler in ("sit_ode", "sit_sde"):  # of a continuous time alone
         process = duet.process("cosine_continuous", "v")
+    if sampler == "rectified_flow":
+        process = duet.process("flow_continuous", "velocity_to_data", t_min=1e-12)
     plan = getattr(duet.samplers, sampler)(process, **OPTIONS.get(sampler, {"steps": 4}))
     program = lower(twins.SPEC)
     arrays = twins.weights(program)
@@ -35,6 +39,13 @@ def test_a_function_of_arrays_samples_as_the_reference_of_its_program(sampler: s
     wanted = generate(NumpyBackend(), network, plan, (4, 4, 2), twins.LABELS, 5)
     options = {"shape": (3, 4, 4, 2), "labels": twins.LABELS, "classes": 3, "seed": 5}
     np.testing.assert_array_equal(duet.sample(twins.as_numpy(program, arrays), plan, **options), wanted)
+
+
+@pytest.mark.parametrize("sampler", TWO_TIMES)
+def test_a_network_of_one_time_is_not_sampled_with_two(sampler: str) -> None:
+    plan = getattr(duet.samplers, sampler)(duet.process("flow_continuous", "flow"), steps=2)
+    with pytest.raises(DuetError, match=rf"sampler {sampler}.*second time, which this network does not take"):
+        duet.sample(lambda x, t: x, plan, shape=(1, 2, 2, 1))
 
 
 @pytest.mark.parametrize("shape", [(7,), (9, 2), (4, 6, 3), (2, 3, 4, 5)])
