@@ -14,8 +14,9 @@ The table of positions is part of the file, as a parameter that is not trained.
     final_layer.adaLN_modulation.1, .linear    final.modulation, .dense
 
 DiT predicts eps on DDPM's linear schedule, with a variance between beta and that of the posterior; SiT predicts the
-velocity from noise to data on the straight line, of which it reads the time 1 - t. A state dict says neither. Both come
-with the sampler of their script: 250 ancestral steps, or those of the SDE, with a guidance scale of 4 on three channels.
+velocity from noise to data on the straight line, of which it reads the time 1 - t. A state dict says neither. Both
+come with the sampler of their script: 250 ancestral steps, or those of the SDE, with a guidance scale of 4 on three
+channels.
 
 References:
     Scalable Diffusion Models with Transformers (Peebles & Xie, 2022), https://arxiv.org/abs/2212.09748

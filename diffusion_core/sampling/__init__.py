@@ -109,7 +109,8 @@ def _with_levels(
         for key, value in (("sigmas", sigmas), ("end", end)):
             if value is not None and key not in own:
                 raise DuetError(
-                    f"sampler.{key}: {value!r} was given; the steps of {name} lie where it defines them, so use {key}=null"
+                    f"sampler.{key}: {value!r} was given; the steps of {name} lie where it defines them, so use "
+                    f"{key}=null"
                 )
         return {**options, "end": end}
     spacing = options.get("spacing", own["spacing"].default)

@@ -5,8 +5,8 @@ r"""Sampling in few steps with networks that were trained for it, see `training.
     shortcut       x_s = x_t + s(x_t, t, d) / N,            d = log2 N                      N equal steps
 
 A consistency model adds the noise of the level s to its estimate; b is the `boundary` of the process, the level at
-which its estimates lie. Its N steps lie between N + 1 levels, the last of which is the least noise, and is not noised unless
-sampling is asked to end at a noisy level.
+which its estimates lie. Its N steps lie between N + 1 levels, the last of which is the least noise, and is not noised
+unless sampling is asked to end at a noisy level.
 mean_flow and shortcut are Euler's method with a network that reads the length of the step as its second time.
 
 References:

@@ -185,8 +185,8 @@ class SamplerPlan:
         channels = self.guidance_channels
         if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
             raise DuetError(
-                f"sampler.guidance_channels: {channels} was given; it must be a number of channels, at least 1, or null "
-                "for all"
+                f"sampler.guidance_channels: {channels} was given; it must be a number of channels, at least 1, or "
+                "null for all"
             )
         if self.preserves not in PRESERVES:
             raise one_of(f"plan {self.name}: preserves", self.preserves, PRESERVES)
