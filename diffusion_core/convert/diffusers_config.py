@@ -109,6 +109,11 @@ def read_spec(
     def refuse(name: str, allowed: str) -> DuetError:
         return _refused(source, name, config[name], allowed)
 
+    if config.get("_class_name") == "AutoencoderKL":
+        raise DuetError(
+            f"{source}: it is an AutoencoderKL, which is no diffusion model; it encodes data and decodes samples: "
+            f"python3 -m duet prepare data=NAME autoencoder=DIR out=LATENTS backend=torch"
+        )
     if config.get("_class_name", "UNet2DModel") != "UNet2DModel":
         raise refuse("_class_name", "UNet2DModel")
     config = {name: value for name, value in config.items() if name not in _AVERAGING}

@@ -364,7 +364,9 @@ def latent_setup(cfg: DictConfig) -> LatentSetup | None:
             raise DuetError("latents: options were given without autoencoder=DIR, the folder of an AutoencoderKL")
         return None
     source, out = data_source(cfg.data), _store_path(cfg.out)
-    if out is None or out == source.store:
+    if out is None:
+        raise DuetError("out: nothing was given; it is the directory to write the latents into")
+    if out in (source.store, source.options.get("directory")):
         raise DuetError(f"out: {out} was given, where the images are; give another directory for their latents")
     if "name" not in cfg.backend:
         raise DuetError("backend: none was given; encoding images needs one, such as backend=torch")

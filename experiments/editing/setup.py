@@ -101,6 +101,11 @@ class EditContext:
             self.checkpoint = setup.checkpoint
         else:
             self.checkpoint = with_network(load_checkpoint(setup.checkpoint), setup.network, setup.checkpoint)
+        if self.checkpoint.training is not None and self.checkpoint.training.data.latents:
+            raise DuetError(
+                "checkpoint: this network samples latents, but images are edited; use a network of images, or encode, "
+                "edit and decode with duet.sample(network, plan, start=...)"
+            )
         self.weights = choose_weights("weights", setup.weights, self.checkpoint)
         self.sampler, line = choose_sampler(setup.sampler, self.checkpoint)
         self.notes = [line, *describe_weights(self.checkpoint, self.weights)]  # printed once everything fits

@@ -12,6 +12,7 @@ from diffusion_core.backend import reference
 from diffusion_core.backend.numpy_backend import NumpyBackend
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
+from diffusion_core.convert import import_weights
 from diffusion_core.convert.autoencoder import export_autoencoder, import_autoencoder
 from diffusion_core.model.latents import LatentCodec
 from diffusion_core.networks.autoencoder import Autoencoder, AutoencoderSpec, moments
@@ -109,3 +110,8 @@ def test_what_duet_cannot_express_is_refused(tmp_path, entries, message):
 def test_a_folder_without_an_autoencoder_is_refused(tmp_path):
     with pytest.raises(DuetError, match="must be the folder of an AutoencoderKL"):
         import_autoencoder(tmp_path, dict)
+
+
+def test_an_autoencoder_is_no_network_to_import(tmp_path):
+    with pytest.raises(DuetError, match="is an AutoencoderKL, which is no diffusion model"):
+        import_weights("diffusers", write(tmp_path / "vae", made()), dict, None, {})

@@ -113,6 +113,12 @@ def test_the_samples_of_a_run_are_decoded(run, latents, backend_name, tmp_path):
     np.testing.assert_array_equal(read_samples(tmp_path / "a" / "samples.npz")[0], images)
 
 
+@pytest.mark.either
+def test_editing_refuses_a_network_of_latents(run, backend_name, tmp_path):
+    line = call("edit", f"checkpoint={run}", f"out={tmp_path}", "data=digits", f"backend={backend_name}").err
+    assert "this network samples latents" in line
+
+
 def test_pairs_of_a_network_of_latents_say_how_they_are_decoded(run, latents, backend_name):
     options = {"backend": backend_name, "precision": "float64", "threads": 1, "compile": False}
     pairs = duet.sample(run, 3, pairs=True, **options)
@@ -137,6 +143,7 @@ REFUSED = {
     "no backend": (["data=digits", "autoencoder=VAE", "out=OUT"], "backend: none was given"),
     "no autoencoder": (["data=digits", "latents.sample=true", "out=OUT"], "latents: options were given without"),
     "no folder": (["data=digits", "autoencoder=NOWHERE", "out=OUT", "BACKEND"], "must be the folder of an Autoencoder"),
+    "no directory": (["data=digits", "autoencoder=VAE", "BACKEND"], "out: nothing was given"),
     "colours": (["data=shapes", "autoencoder=VAE", "out=OUT", "BACKEND"], "3 channels, but the autoencoder takes 1"),
     "no batch": (["data=digits", "autoencoder=VAE", "out=OUT", "latents.batch=0", "BACKEND"], "latents.batch: 0"),
     "a mistyped option": (["data=digits", "autoencoder=VAE", "latents.smaple=true"], "latents.sample"),
