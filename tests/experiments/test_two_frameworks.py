@@ -88,6 +88,29 @@ def test_a_run_handed_over_to_the_other_framework_ends_like_the_uninterrupted_on
     assert [line["images_seen"] for line in later] == [line["images_seen"] for line in wanted]
 
 
+TRANSFORMERS = {"dit_digits": "model.depth=2", "uvit_digits": "model.depth=2", "jit_digits": "model.depth=2"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", TRANSFORMERS)
+def test_a_transformer_is_trained_alike_and_handed_over(model: str, tmp_path: Path) -> None:
+    """Rungs 7 and 8 of the ladder for each transformer, in float64: losses, weights, averages, and a hand-over."""
+    words = [word for word in TINY if not word.startswith("model.")]
+    words += [f"model={model}", TRANSFORMERS[model], "precision=float64"]
+    start(sys.executable, "train", "-m", "backend=torch,tf", f"hydra.sweep.dir={tmp_path}", *words)
+    runs = [tmp_path / "0", tmp_path / "1"]
+    one, two = (np.array([line["loss"] for line in read_metrics(run / "metrics.jsonl")]) for run in runs)
+    assert len(one) == len(two) == 8
+    np.testing.assert_allclose(one, two, rtol=TOLERANCES["training loss, 10 steps"].float64)
+    half, other = runs[0] / "checkpoints" / "000000000128", tmp_path / "other"
+    start(python_of("tf"), "train", "backend=tf", f"resume={half}", f"hydra.run.dir={other}", *words)
+    ends = [load_checkpoint(run) for run in (*runs, other)]
+    for part in ("weights", "ema"):
+        for end in ends[1:]:
+            error = l2_of_all(ends[0].state.parts[part], end.state.parts[part])
+            assert 0 < error <= TOLERANCES["training weights, 10 steps"].float64
+
+
 def killed(run: Path, lines: int, words: list[str]) -> bool:
     """Kill a run when its metrics have so many lines; return whether it was still at work."""
     command = [str(python_of("torch")), "-m", "experiments.train", *words]
