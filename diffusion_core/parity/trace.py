@@ -43,6 +43,7 @@ from diffusion_core.optim.normalisation import normalise_weights
 from diffusion_core.parity import cases, edm2, target_cases
 from diffusion_core.parity.ladder import TOLERANCES, Check, check, relative, worst
 from diffusion_core.parity.normalisation import Formula, update_errors
+from diffusion_core.parity.optimisers import OPTIMISERS, optimiser_errors
 from diffusion_core.parity.posterior import posterior_errors
 from diffusion_core.sampling import SamplerPlan, make_plan
 
@@ -103,6 +104,7 @@ PARTS = {
     "blocks": "every block kind (rung 2)",
     "micro_batches": "micro-batches (rungs 1, 4)",
     "optimiser": "optimiser, clip and averages (rung 5)",
+    "optimisers": "every optimiser (rung 5)",
     "forced_normalisation": "forced weight normalisation (rung 5)",
     "guidance": "guidance (rungs 3, 6)",
     "posterior": "posterior sampling (rung 6)",
@@ -134,8 +136,8 @@ def record(
     measures: dict[str, Callable[[], None]] = {
         part.__name__: partial(part, backend, trace)
         for part in (
-            tables, forward_noising, losses, targets, blocks, micro_batches, optimiser, forced_normalisation, guidance,
-            posterior, likelihoods, training, edm2_training,
+            tables, forward_noising, losses, targets, blocks, micro_batches, optimiser, optimisers,
+            forced_normalisation, guidance, posterior, likelihoods, training, edm2_training,
         )
     }  # fmt: skip
     measures["sampler_update"] = lambda: sampler_update(backend, trace, selected)
@@ -433,6 +435,13 @@ def optimiser(backend: Backend, trace: Trace, steps: int = 1000, formula: Callab
         "optimiser, 1000 steps",
         _largest_difference(trainer.state().weights, expected[0]) / lr,
     )
+
+
+def optimisers(backend: Backend, trace: Trace, titles: Iterable[str] = tuple(OPTIMISERS)) -> None:
+    """Rung 5: updates of every optimiser, against its formula in NumPy float64."""
+    for title in titles:
+        for name, kind, error in optimiser_errors(backend, title):
+            trace.add_check(5, name, kind, error)
 
 
 def forced_normalisation(backend: Backend, trace: Trace, formula: Formula = normalise_weights) -> None:

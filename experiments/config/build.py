@@ -22,7 +22,7 @@ from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import make_schedule
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import NetworkSpec, make_spec
-from diffusion_core.optim import make_ema, make_optimiser
+from diffusion_core.optim import OPTIMISERS, Optimiser, make_ema, make_optimiser
 from diffusion_core.optim.adam import LearningRate
 from diffusion_core.runs.checkpoint import list_checkpoints
 from diffusion_core.runtime.distributed import ProcessGroup, find_parallel_launch
@@ -276,6 +276,25 @@ def edit_setup(cfg: DictConfig) -> EditSetup:
     return EditSetup(**options, data=data, guidance=guidance_models(cfg, own), backend=backend_setup(cfg), network=own)
 
 
+def _optimiser(options: dict[str, Any]) -> Optimiser:
+    """Return the optimiser of a configuration.
+
+    Raises:
+        DuetError: for options that do not fit; a name without its group leaves those of the optimiser before.
+    """
+    name = options.get("name", "adam")
+    if name in OPTIMISERS:
+        own, known = ({f.name for kind in kinds for f in fields(kind)} for kinds in (
+            [OPTIMISERS[name]], OPTIMISERS.values()
+        ))  # fmt: skip
+        if others := [key for key in options if key in known - own]:
+            raise DuetError(
+                f"optimiser.{others[0]}: it was given with optimiser.name={name}, which has no such option; choose an "
+                f"optimiser with its options by optimiser={name}"
+            )
+    return make_optimiser(**options)
+
+
 def training_setup(cfg: DictConfig) -> TrainingSetup:
     """Return everything that a configuration of `experiments.train` describes, checked to fit together."""
     process, data, own = plain(cfg.process), cfg.data, own_network(cfg)
@@ -296,7 +315,7 @@ def training_setup(cfg: DictConfig) -> TrainingSetup:
         TrainingConfig(**plain(cfg.trainer)),
         objective={key: process[key] for key in _OBJECTIVE} | {"objective": objective},
         teacher=teacher,
-        optimiser=make_optimiser(**plain(cfg.optimiser)),
+        optimiser=_optimiser(plain(cfg.optimiser)),
         learning_rate=LearningRate(**plain(cfg.lr)),
         ema=make_ema(**plain(cfg.ema)),
         sampler=plain(cfg.sampler),

@@ -15,7 +15,16 @@ from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import cosine, linear, make_schedule, with_log_snr_shift
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import UNetSpec
-from diffusion_core.optim import Ema, Fixed, HalfLife, InverseGamma, Power, Warmup
+from diffusion_core.optim import (
+    Ema,
+    Fixed,
+    HalfLife,
+    InverseGamma,
+    Power,
+    Warmup,
+    make_optimiser,
+    optimiser_options,
+)
 from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.sampling import SamplerPlan
 from experiments.config import build
@@ -203,3 +212,24 @@ def test_the_default_sampler_has_at_most_the_steps_of_the_schedule(T: int, steps
     chosen, _ = choose_sampler({}, Checkpoint(0, model, 0, TrainerState.fresh({}), {}))
     assert (chosen["name"], chosen["steps"]) == ("ddim", steps)
     assert make_sampler_plan(model, chosen).rows == steps
+
+
+@pytest.mark.parametrize("name", names("optimiser"))
+def test_every_optimiser_has_a_file_with_all_of_its_options(name: str) -> None:
+    made = training(f"optimiser={name}").optimiser
+    options = OmegaConf.to_container(OmegaConf.load(CONFIGS / "optimiser" / f"{name}.yaml"))
+    assert options["name"] == ("adam" if name == "adamw" else name)
+    assert options == optimiser_options(made)
+    default = optimiser_options(make_optimiser(options["name"]))
+    assert options == (default | {"weight_decay": 0.01} if name == "adamw" else default)
+
+
+def test_a_configuration_of_earlier_versions_names_no_optimiser() -> None:
+    cfg = commands.composed("train", "optimiser.beta2=0.99")
+    del cfg.optimiser.name
+    assert build.training_setup(cfg).optimiser == make_optimiser("adam", beta2=0.99)
+
+
+def test_an_optimiser_chosen_by_name_alone_says_how_to_choose_its_options() -> None:
+    with pytest.raises(DuetError, match=r"optimiser\.beta1: it was given with optimiser.name=sgd.* by optimiser=sgd"):
+        training("optimiser.name=sgd")
