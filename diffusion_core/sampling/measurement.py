@@ -118,6 +118,11 @@ class Measurement:
             y = np.asarray(self.y, np.float64)
         except (TypeError, ValueError) as error:
             raise DuetError(f"mode.measurement: it must be an array of numbers ({error})") from error
+        if str(getattr(self.y, "dtype", "")).endswith("uint8"):
+            raise DuetError(
+                "mode.measurement: uint8 was given; it must be floats in the value range of the data, for example "
+                "value / 127.5 - 1 for (-1, 1)"
+            )
         if not np.all(np.isfinite(y)):
             raise DuetError("mode.measurement: it has numbers that are not finite")
         object.__setattr__(self, "y", y if self.shape is None else self._check_operator(y, self.shape))

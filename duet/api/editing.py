@@ -82,6 +82,8 @@ def edit(
     for name in options:
         if name not in allowed:
             raise unknown_option(edit, name, allowed)
+    if images is None and options.get("measurement") is None:
+        raise DuetError("images: none were given; give uint8 images with shape (N, H, W, C), or a path")
     loaded, models = read_checkpoint(checkpoint), load_guidance(guide=guide, classifier=classifier)
     given: dict[str, Any] = {}
     if isinstance(images, str | Path):

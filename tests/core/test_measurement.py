@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gaussian import DENOISER, Gaussian, affine_moments, errors, matrix, unit_starts
 
+import duet
 from diffusion_core.backend.interface import Guidance
 from diffusion_core.backend.numpy_backend import NumpyBackend
 from diffusion_core.common.errors import DuetError
@@ -94,8 +95,9 @@ OUT_OF_RANGE = {
     "scale: 0 was given": lambda: measured(scale=0),
     "iterations: 3 was given with method=dps": lambda: measured(method="dps", iterations=3),
     "adaptive: true was given with method=mmps": lambda: measured(adaptive=True),
-    r"mode.measurement: measurements of shape \(3,\)": lambda: measured(y=np.zeros((2, 3))),
-    "mode.measurement: it has numbers that are not finite": lambda: measured(y=np.full((1, 2, 2, 2), np.nan)),
+    r"measurement: measurements of shape \(3,\)": lambda: measured(y=np.zeros((2, 3))),
+    "uint8 was given; it must be floats": lambda: measured(y=np.zeros((1, 2, 2, 2), np.uint8)),
+    "measurement: it has numbers that are not finite": lambda: measured(y=np.full((1, 2, 2, 2), np.nan)),
     "operator: 'blur' was given": lambda: measured(operator="blur"),
 }
 
@@ -199,6 +201,49 @@ def test_the_hidden_part_of_a_measurement_does_not_count():
     np.testing.assert_array_equal(
         Measurement(OPERATORS["mask"], hidden, 0.0, SHAPE).y, 0.5 * KNOWN * np.ones((1, *SHAPE))
     )
+
+
+def test_measurements_of_own_networks_are_in_the_layout_of_their_samples():
+    """Vectors, and images with their channels first, are led as the same images with their channels last."""
+    last = duet.operators.downsample((4, 4, 2), 2)
+    data, plan = Gaussian.random((4, 4, 2), 3), make_plan(DENOISER, "heun", steps=5)
+    y = last.measure(data.draw(1))
+    wanted = duet.sample(data.denoise, plan, shape=(2, 4, 4, 2), measurement=Measurement(last, y, 0.1))
+
+    class ChannelsFirst:
+        layout = "channels_first"
+
+        def __call__(self, x, t):
+            return np.moveaxis(data.denoise(np.moveaxis(x, 1, -1), t), -1, 1)
+
+    def to_last(x):
+        return np.moveaxis(x, 1, -1)
+
+    def to_first(x):
+        return np.moveaxis(x, -1, 1)
+
+    first = LinearOperator(lambda x: to_first(last.forward(to_last(x))), lambda v: to_first(last.adjoint(to_last(v))))
+    measured = Measurement(first, to_first(y), 0.1)
+    np.testing.assert_allclose(
+        to_last(duet.sample(ChannelsFirst(), plan, shape=(2, 2, 4, 4), measurement=measured)), wanted, atol=1e-9
+    )
+    flat = LinearOperator(
+        lambda x: last.forward(x.reshape(-1, 4, 4, 2)).reshape(len(x), -1),
+        lambda v: last.adjoint(v.reshape(-1, 2, 2, 2)).reshape(len(v), -1),
+    )
+    vectors = duet.sample(
+        lambda x, t: data.denoise(x.reshape(-1, 4, 4, 2), t).reshape(len(x), -1), plan, shape=(2, 32),
+        measurement=Measurement(flat, y.reshape(1, -1), 0.1), start=_start_of_vectors(plan),
+    )  # fmt: skip
+    images = duet.sample(
+        data.denoise, plan, shape=(2, 4, 4, 2), measurement=Measurement(last, y, 0.1),
+        start=_start_of_vectors(plan).reshape(2, 4, 4, 2),
+    )  # fmt: skip
+    np.testing.assert_allclose(vectors.reshape(2, 4, 4, 2), images, atol=1e-9)
+
+
+def _start_of_vectors(plan):
+    return plan.start_scale * np.random.default_rng(2).normal(size=(2, 32))
 
 
 # The steps of the authors' code, written again
