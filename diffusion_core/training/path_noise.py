@@ -7,10 +7,10 @@ r"""Noise around the path between an image and its noise, as conditional flow ma
     constant           sigma                    0
     brownian_bridge    sigma sqrt(t (1 - t))    the derivative s'(t) in the velocity, = s (1 - 2t)/(2 t (1 - t) + 1e-8)
 
-constant keeps the target of every prediction; brownian_bridge needs a prediction of the velocity, whose sign b has. With
-the coupling `sinkhorn` of reg = 2 sigma^2, the bridge is the matcher of Schrödinger bridges; with `optimal_transport`,
-constant is that of optimal transport. The batch holds the image and the noise that solve both equations, as for input
-perturbation: with ``d = alpha target_eps - sigma target_x0`` they are
+constant keeps the target of every prediction; brownian_bridge needs a prediction of the velocity, whose sign b has.
+With the coupling `sinkhorn` of reg = 2 sigma^2, the bridge is the matcher of Schrödinger bridges; with
+`optimal_transport`, constant is that of optimal transport. The batch holds the image and the noise that solve both
+equations, as for input perturbation: with ``d = alpha target_eps - sigma target_x0`` they are
 
     x_0 + (s target_eps - b sigma) xi/d       and       eps + (b alpha - s target_x0) xi/d
 
