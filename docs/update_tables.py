@@ -49,9 +49,25 @@ def _targets() -> str:
     return "\n".join(lines)
 
 
+def _optimisers() -> str:
+    """Return the table of optimisers, with their options and what they keep for a matrix."""
+    from dataclasses import fields
+
+    from diffusion_core.optim import OPTIMISERS, Role
+
+    lines = ["| optimiser | what | options | kept for a matrix |", "| --- " * 4 + "|"]
+    matrix = Role("", (3, 2), "matrix", True)
+    for name, kind in OPTIMISERS.items():
+        what = kind.__doc__.partition("\n")[0].rstrip(".")
+        options = ", ".join(f"`{f.name}`" for f in fields(kind) if f.name not in ("weight_decay", "clip"))
+        kept = ", ".join(f"`{slot}`" for slot in kind().slots(matrix))
+        lines.append(f"| `{name}` | {what} | {options} | {kept} |")
+    return "\n".join(lines)
+
+
 TABLES = {
     "targets": _targets, "families": _families, "samplers": samplers_table, "methods": methods_table,
-    "exercises": _exercises,
+    "exercises": _exercises, "optimisers": _optimisers,
 }  # fmt: skip
 
 

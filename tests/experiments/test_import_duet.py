@@ -176,8 +176,10 @@ def test_names_of_other_libraries_are_translated(tiny):
         duet.train(model, digits, images=64, batch_size=64, backend="none")
     with pytest.raises(DuetError, match="'epsilon' was given; Duet calls it 'eps'"):
         duet.Model(model.spec, "cosine", "epsilon")
-    with pytest.raises(DuetError, match=r"optimiser: 'adam' was given; it must be a duet\.Adam"):
-        duet.train(model, digits, images=64, batch=64, optimiser="adam", backend="none")
+    with pytest.raises(DuetError, match=r"optimiser: 0\.1 was given; it must be an optimiser of Duet, .* duet\.Adam"):
+        duet.train(model, digits, images=64, batch=64, optimiser=0.1, backend="none")
+    with pytest.raises(DuetError, match="optimiser.name: 'lionn' was given; it must be one of .* Did you mean 'lion'"):
+        duet.train(model, digits, images=64, batch=64, optimiser="lionn", backend="none")
 
 
 def test_an_average_by_name_is_the_one_of_the_configuration(tiny):

@@ -66,6 +66,7 @@ def test_there_is_a_walk_through_of_everything_that_can_be_added():
         "A token block",
         "A network",
         "A training target",
+        "An optimiser",
         "A backend",
     ]
 
