@@ -177,13 +177,20 @@ def _record(where: str, record: Any) -> dict[str, float]:
 
 
 def write_samples(
-    path: Path, images: NDArray[np.uint8], labels: NDArray, values: NDArray | None = None, **facts: Any
+    path: Path,
+    images: NDArray[np.uint8],
+    labels: NDArray,
+    values: NDArray | None = None,
+    latents: NDArray | None = None,
+    **facts: Any,
 ) -> None:
     """Write samples as a compressed `.npz` of uint8 images (N, H, W, C), labels (N,), and facts as JSON text.
 
-    Samples of data that are no bytes also have their `values`, with shape (N, ...); the images only show them.
+    Samples of data that are no bytes also have their `values`, with shape (N, ...); the images only show them. Images
+    that were decoded have the `latents` that they were decoded from.
     """
     more = {} if values is None else {"values": values}
+    more |= {} if latents is None else {"latents": latents}
     write_arrays(path, images=images, labels=labels, facts=np.array(json.dumps(_plain(facts))), **more)
 
 

@@ -354,7 +354,8 @@ def final_evaluation(cfg: DictConfig, setup: TrainingSetup) -> FinalEvaluation |
     reference = dataset_reference(setup.loader.dataset, plain(cfg.data.options))
     evaluator = SampleEvaluator(features, plain(cfg.metrics), reference, cfg.seed, cfg.confidence)
     evaluation = FinalEvaluation(evaluator, cfg.sets, cfg.seed)
-    evaluation.check(setup.model.spec.image_shape, cfg.sample.count)
+    latents = setup.loader.dataset.latents
+    evaluation.check(setup.model.spec.image_shape if latents is None else latents.image_shape, cfg.sample.count)
     return evaluation
 
 

@@ -106,5 +106,6 @@ def save_samples(
             write_image_files(directory / name, images, labels, by_label, progress)
     # Written last: if it exists, the other files are complete.
     values = images_to_samples(samples, model.spec.sample_shape, "channels_last") if keep_values else None
-    write_samples(directory / f"{name}.npz", images, labels, values, **facts)
+    kept = {"values": values} if decoder is None else {"latents": values}
+    write_samples(directory / f"{name}.npz", images, labels, **kept, **facts)
     return images

@@ -90,7 +90,7 @@ def test_a_store_of_latents_holds_those_of_the_reference(latents):
 def test_the_samples_of_a_run_are_decoded(run, latents, backend_name, tmp_path):
     images, *_ = read_samples(run / "samples" / "samples.npz")
     with np.load(run / "samples" / "samples.npz") as file:
-        values = file["values"]
+        values = file["latents"]
     assert images.shape == (6, 8, 8, 1) and values.shape == (6, 4, 4, 2)
     decoded = LatentCodec(AUTOENCODER, NumpyBackend()).decode(values)
     np.testing.assert_array_equal(images, np.clip(np.rint((decoded + 1) * 127.5), 0, 255).astype(np.uint8))
@@ -111,6 +111,13 @@ def test_the_samples_of_a_run_are_decoded(run, latents, backend_name, tmp_path):
     finally:
         moved.rename(latents / "autoencoder")
     np.testing.assert_array_equal(read_samples(tmp_path / "a" / "samples.npz")[0], images)
+
+
+@pytest.mark.either
+def test_decoded_samples_are_evaluated_as_images(run, tmp_path):
+    words = [f"samples={run}", "data=digits", "data.options.part=held_out", f"out={tmp_path}/out", "sets=3"]
+    done = call("evaluate", *words, "metrics=[colour]")
+    assert done.code == 0 and "colour" in done.out, done.err
 
 
 @pytest.mark.either
