@@ -27,7 +27,7 @@ STEPS, COUNT, SHOWN = 50, 2048, 120
 
 
 def path_of(run: str, steps: int) -> NDArray[np.float64]:
-    """Return the points of samples at each step, with shape (steps + 1, COUNT, 2), from the same noise for every run."""
+    """Return the points of samples at each step, with shape (steps + 1, COUNT, 2); the noise is that of every run."""
     states: list[NDArray] = []
     sampler = {"name": "flow_euler", "steps": steps, "spacing": "trailing"}
 

@@ -425,6 +425,11 @@ class Objective:
         return make_path_noise(self.process, **self.path_noise)
 
     @property
+    def reads_images(self) -> bool:
+        """Whether what is drawn for a batch depends on its images, or changes them."""
+        return self.needs_whole_batch or self.input_perturbation > 0 or self.around_path is not None
+
+    @property
     def needs_whole_batch(self) -> bool:
         """Whether an image's noise depends on the other images of its batch."""
         return not self.coupled.is_independent

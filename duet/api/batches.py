@@ -26,6 +26,7 @@ class Batch(NamedTuple):
         labels: class ids, int32 with shape (B,).
         conditions: the conditions of each image, with shape (B, F); None for data without them.
         step: number of the step, from 0.
+        noise: of pairs, the noise of each image, with the shape of the images, for `duet.loss`; None otherwise.
 
     Example:
         >>> Batch(np.zeros((2, 8, 8, 1)), np.zeros(2, np.int32), None, step=3).step
@@ -36,6 +37,7 @@ class Batch(NamedTuple):
     labels: NDArray[np.int32]
     conditions: NDArray | None
     step: int
+    noise: NDArray | None = None
 
 
 @check_types
@@ -94,10 +96,13 @@ def batches(
     data = as_loaded(dataset)
     loader = Loader(data, seed, flip=flip, dtype=np.dtype(precision), value_range=value_range)
 
+    def arranged(array: NDArray) -> NDArray:
+        return np.ascontiguousarray(np.moveaxis(array, -1, 1) if layout == "channels_first" else array)
+
     def generate() -> Iterator[Batch]:
         for step in range(first_step, images // batch):
             read = loader.batch(step * batch, batch)
-            pixels = np.moveaxis(read.pixels, -1, 1) if layout == "channels_first" else read.pixels
-            yield Batch(np.ascontiguousarray(pixels), read.labels, read.features, step)
+            pixels, noise = (None if a is None else arranged(a) for a in (read.pixels, read.noise))
+            yield Batch(pixels, read.labels, read.features, step, noise)
 
     return generate()

@@ -33,6 +33,7 @@ def loss(
     seed: int = 0,
     step: int = 0,
     conditions: Mapping[str, Any] | None = None,
+    noise: Any = None,
     value_range: tuple[float, float] = VALUE_RANGE,
     variance: str = "fixed",
     **options: Any,
@@ -52,6 +53,7 @@ def loss(
         seed: of the run.
         step: number of the step, from 0; batches of one size B take the positions ``step * B`` to ``(step + 1) * B``.
         conditions: further inputs of the network by name, each with one value per sample.
+        noise: of pairs, the noise of each image in the network's layout, as `duet.batches` gives it; None draws it.
         value_range: of the data.
         variance: ``"fixed"``, or the variance of the variational bound, see `duet.Model`; with a learned one the output
             has twice the channels.
@@ -95,17 +97,23 @@ def loss(
         process=process, seed=seed, null_label=program.null_label, features=program.features, classes=program.classes,
         variance=variance, value_range=value_range, distance=distance, **options,
     )  # fmt: skip
-    # What is drawn does not depend on the images, so they stay where they are. Input perturbation adds to them on the
-    # host, a coupling compares them with the noise there, and bytes are converted there.
+    # What is drawn does not depend on the images, so they stay where they are. Input perturbation and noise around the
+    # path add to them on the host, a coupling compares them with the noise there, and bytes are converted there.
     has_tensors = hasattr(opened, "losses")
-    stays = has_tensors and kind == "float" and not (objective.input_perturbation or objective.needs_whole_batch)
+    stays = has_tensors and kind == "float" and not objective.reads_images
     values = np.broadcast_to(np.zeros((), dtype), (count, *spec.image_shape))
     if not stays:
         array = own.backend.own.to_array(images)
         array = from_uint8(array, dtype, value_range) if array.dtype == np.uint8 else array
         values = samples_to_images(array, own.layout)
     numbers = np.zeros(count, np.int32) if numbers is None else numbers
-    batch = objective.batch(values, numbers, step * count + np.arange(count), dtype, features=features)
+    given_noise = None
+    if noise is not None:
+        given_noise = samples_to_images(own.backend.own.to_array(noise), own.layout)
+        if given_noise.shape != values.shape:
+            raise DuetError(f"noise: shape {tuple(np.shape(noise))} was given; it must be that of the images, {shape}")
+    positions = step * count + np.arange(count)
+    batch = objective.batch(values, numbers, positions, dtype, features=features, noise=given_noise)
     if not has_tensors:
         return opened.loss(built, batch, distance)
     given = {}

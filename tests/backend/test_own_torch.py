@@ -412,3 +412,46 @@ def test_a_network_is_not_copied_to_call_it(monkeypatch: Any, data: Any) -> None
     duet.sample(net, duet.samplers.ddim(PROCESS, steps=1), shape=(2, 2, 4, 4), labels=0)
     duet.loss(net, torch.zeros(2, 2, 4, 4), PROCESS, labels=[0, 1])
     assert not read
+
+
+class Half(nn.Module if find_spec("torch") else object):
+    """A network whose output is half of its input, channels first or last alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((), 0.5, dtype=torch.float64))
+
+    def forward(self, x: Any, t: Any) -> Any:
+        return self.weight * x
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"path_noise": {"name": "constant", "sigma": 0.5}},
+        {"coupling": "optimal_transport"},
+        {"input_perturbation": 0.3},
+        {"noise": True},
+    ],
+)
+def test_what_a_loss_draws_beside_the_images_is_that_of_numpy(options):
+    images, noise = np.random.default_rng(0).normal(size=(2, 5, 2, 4, 4))
+    process = duet.process("flow_continuous", "velocity")
+    if "noise" in options:
+        options = {"noise": noise}
+    found = duet.loss(Half(), torch.from_numpy(images), process, value_range=(-3.0, 3.0), **options)
+    last = {name: np.moveaxis(value, 1, -1) if name == "noise" else value for name, value in options.items()}
+    expected = duet.loss(
+        lambda x, t: 0.5 * x,
+        np.moveaxis(images, 1, -1),
+        process,
+        value_range=(-3.0, 3.0),
+        layout="channels_last",
+        **last,
+    )
+    assert float(found.detach()) == pytest.approx(float(expected), rel=1e-12)
+    assert float(expected) != pytest.approx(
+        duet.loss(
+            lambda x, t: 0.5 * x, np.moveaxis(images, 1, -1), process, value_range=(-3.0, 3.0), layout="channels_last"
+        )
+    )
