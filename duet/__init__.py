@@ -53,6 +53,7 @@ _PUBLIC = {
     "SOAP": "diffusion_core.optim.soap",
     "ScheduleFree": "diffusion_core.optim.schedule_free",
     "Objective": "diffusion_core.training.objective",
+    "Optimiser": "diffusion_core.optim.optimiser",
     "TrainingConfig": "diffusion_core.training.loop",
     "Run": "duet.api.runs",
     "load": "duet.api.runs",

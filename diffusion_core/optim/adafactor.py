@@ -55,6 +55,11 @@ class Adafactor(Optimiser):
 
     Raises:
         DuetError: if a value is out of range.
+
+    Example:
+        >>> slots = Adafactor().slots(Role("w", (8, 4), "matrix"))
+        >>> {name: slot.shape for name, slot in slots.items()}
+        {'row': (8,), 'column': (4,)}
     """
 
     sees_axes: ClassVar[bool] = True

@@ -54,6 +54,10 @@ class RAdam(Optimiser):
 
     Raises:
         DuetError: if a value is out of range.
+
+    Example:
+        >>> RAdam().scalars(1, lr=0.1)["adaptive"], RAdam().scalars(6, lr=0.1)["plain"]
+        (0.0, 0.0)
     """
 
     beta1: float = 0.9
@@ -114,6 +118,10 @@ class NAdam(Optimiser):
 
     Raises:
         DuetError: if a value is out of range.
+
+    Example:
+        >>> round(NAdam(convention="optax").scalars(1, lr=0.1)["of_gradient"], 12)
+        0.1
     """
 
     beta1: float = 0.9

@@ -51,6 +51,10 @@ class SGD(Optimiser):
 
     Raises:
         DuetError: if a value is out of range, or the options do not fit together.
+
+    Example:
+        >>> SGD(momentum=0.9, nesterov=True).scalars(1, lr=0.1)["rate"]
+        0.1
     """
 
     momentum: float = 0.9
@@ -112,6 +116,10 @@ class Lion(Optimiser):
 
     Raises:
         DuetError: if a value is out of range.
+
+    Example:
+        >>> list(Lion().slots(Role("w", (2,))))
+        ['momentum']
     """
 
     beta1: float = 0.9

@@ -79,6 +79,11 @@ class Muon(Optimiser):
 
     Raises:
         DuetError: if a value is out of range.
+
+    Example:
+        >>> muon = Muon(adam_for=["out.*"])
+        >>> [list(muon.slots(Role(name, (8, 4), "matrix"))) for name in ("a.weight", "out.weight")]
+        [['momentum'], ['moment1', 'moment2']]
     """
 
     sees_axes: ClassVar[bool] = True

@@ -118,6 +118,23 @@ class Optimiser(ABC):
 
     A subclass has `clip`, the largest global norm of the gradient (None does not clip), and implements `slots`,
     `scalars` and `update`.
+
+    Example:
+        >>> @dataclass(frozen=True)
+        ... class Signs(Optimiser):
+        ...     clip: float | None = None
+        ...
+        ...     def slots(self, role):
+        ...         return {}
+        ...
+        ...     def scalars(self, update, lr):
+        ...         return {"rate": lr}
+        ...
+        ...     def update(self, ops, role, p, g, slots, s):
+        ...         return p - s["rate"] * ops.sign(g), {}
+        >>> weights, gradients = {"w": np.array([1.0, 1.0])}, {"w": np.array([3.0, -0.2])}
+        >>> optimiser_update(Signs(), {"w": Role("w", (2,))}, weights, {}, gradients, update=1, lr=0.5)[0]["w"]
+        array([0.5, 1.5])
     """
 
     # Whether the formula looks at the axes of a parameter; else all elements are treated alike.

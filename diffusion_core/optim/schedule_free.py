@@ -45,6 +45,10 @@ class ScheduleFree(Optimiser):
 
     Raises:
         DuetError: if a value is out of range.
+
+    Example:
+        >>> ScheduleFree(beta1=0.75).point(None, None, 4.0, {"steps": 0.0})
+        3.0
     """
 
     moves_point: ClassVar[bool] = True

@@ -59,6 +59,10 @@ class SOAP(Optimiser):
 
     Raises:
         DuetError: if a value is out of range.
+
+    Example:
+        >>> SOAP().slots(Role("w", (8, 4), "matrix"))["basis1"]
+        Slot(shape=(4, 4), start='identity')
     """
 
     sees_axes: ClassVar[bool] = True

@@ -9,11 +9,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from diffusion_core.common.errors import DuetError
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.data import Dataset
 from diffusion_core.diffusion.process import Process
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.optim import Ema, Optimiser, make_ema, make_optimiser
+from diffusion_core.optim import OPTIMISERS, Ema, Optimiser, make_ema, make_optimiser
 from diffusion_core.optim.adam import LearningRate
 from diffusion_core.training.loop import TrainingConfig
 from diffusion_core.training.objective import OPTIONS
@@ -204,12 +204,9 @@ def make_setup(
     config_names = {f.name for f in fields(TrainingConfig)} - {"images", "batch"}
     objective_names = set(OPTIONS)
     if isinstance(optimiser, str):
+        if optimiser not in OPTIMISERS:
+            raise one_of("optimiser", optimiser, OPTIMISERS)
         optimiser = make_optimiser(optimiser)
-    if optimiser is not None and not isinstance(optimiser, Optimiser):
-        raise DuetError(
-            f"optimiser: {optimiser!r} was given; it must be an optimiser of Duet, for example duet.Adam(), or its "
-            f"name, such as 'adam'"
-        )
     for name in options:
         if name in _OTHER_NAMES:
             raise DuetError(f"option of train: {name!r} was given; Duet calls it {_OTHER_NAMES[name]!r}")
