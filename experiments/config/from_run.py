@@ -26,6 +26,7 @@ from diffusion_core.common.paths import similar_path
 from diffusion_core.common.registry import complete_options
 from diffusion_core.optim import OPTIMISERS
 from diffusion_core.runs.checkpoint import list_checkpoints
+from diffusion_core.training.targets import METHODS
 from experiments.config.arguments import unquote
 from experiments.config.safe_yaml import read_config
 from experiments.config.schema import OWN_MODEL, SCHEMAS
@@ -57,7 +58,7 @@ class FromRun:
 FROM: Mapping[str, FromRun] = {
     "train": FromRun(
         "resume",
-        ("data", "model", "process", "sampler", "optimiser", "ema", "trainer", "features", "metrics"),
+        ("data", "model", "process", "objective", "sampler", "optimiser", "ema", "trainer", "features", "metrics"),
         ("seed", "precision", "lr", "sample", "validation", "sets", "confidence"),
     ),
     "sample": FromRun("checkpoint", values=("precision",)),
@@ -257,6 +258,14 @@ def _group_node(group: str, values: Any) -> dict[str, Any]:
     if group == "ema" and "profiles" in values:  # as a run that Python code started writes it
         first, *extra = values["profiles"]
         return first | {"extra": extra, "snapshot_images": values.get("snapshot_images", 0)}
+    if group == "objective":  # with the options that Python code did not give
+        teacher = {key: values.get(key) for key in ("teacher", "teacher_weights", "start")}
+        method = METHODS.get(values.get("name", ""))
+        takes = method is not None and (method.needs_teacher or method.takes_teacher)
+        defaults = (
+            {} if method is None else {k: list(v) if isinstance(v, tuple) else v for k, v in method().options.items()}
+        )
+        return defaults | (teacher if takes else {}) | dict(values)
     if group == "optimiser":  # with the keys that earlier versions did not have
         return complete_options(OPTIMISERS, {"name": "adam"} | dict(values))
     return dict(values)

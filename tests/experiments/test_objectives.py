@@ -15,14 +15,14 @@ from diffusion_core.files.safe_read import read_json
 from diffusion_core.runs.checkpoint import find_checkpoint, load_checkpoint
 from diffusion_core.runs.run_directory import read_metrics, read_samples
 from diffusion_core.training.targets import METHODS
-from experiments.config import build
+from experiments.config import build, from_run
 from experiments.training import changes
 
 TINY = (
     "data=digits", "model=digits", "model.channels=4", "model.norm_groups=2", "model.attention_resolutions=[]",
-    "model.channel_multipliers=[1]", "model.middle=false", "trainer.images=96", "trainer.batch=16", "trainer.log_images=16",
-    "lr.warmup_images=0", "lr.decay=constant", "sample.count=4", "sample.batch=4", "sampler.guidance_scale=1",
-    "features=none", "metrics=[]", "tracker=none", "backend.threads=1", "backend.device=cpu",
+    "model.channel_multipliers=[1]", "model.middle=false", "trainer.images=96", "trainer.batch=16",
+    "trainer.log_images=16", "lr.warmup_images=0", "lr.decay=constant", "sample.count=4", "sample.batch=4",
+    "sampler.guidance_scale=1", "features=none", "metrics=[]", "tracker=none", "backend.threads=1", "backend.device=cpu",
 )  # fmt: skip
 # The groups of each method; those with a teacher need one of this process.
 GROUPS = {
@@ -95,6 +95,16 @@ def test_a_network_of_two_times_trains_and_samples(backend_name, tmp_path):
     losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert len(losses) == 2 and np.all(np.isfinite(losses))
     assert read_json(tmp_path / "run" / "result.json")["sampled"] == 4
+
+
+def test_a_run_hands_its_objective_on(teacher, tmp_path):
+    """from=RUN takes the method with all of its options, also of a run that Python code started."""
+    objective = {"name": "easy_consistency_tuning", "q": 4.0, "teacher": str(teacher)}
+    node = from_run._group_node("objective", objective)
+    assert node["q"] == 4.0 and node["stages"] == 8 and node["start"] is None
+    assert node["teacher"] == str(teacher)
+    assert from_run._group_node("objective", {"name": "regression"}) == {"name": "regression"}
+    assert "objective" in from_run.FROM["train"].groups
 
 
 def test_another_objective_is_a_changed_objective(teacher):
