@@ -139,13 +139,15 @@ def _follow_measurement(
     network: Network,
     signature: RowSignature,
     row: Row,
-    x: tf.Tensor,
+    registers: list[tf.Tensor],
+    history: list[tf.Tensor],
     outputs: Callable[[tf.Tensor], Outputs],
-    guidance: Guidance,
-    follow: Callable[[NDArray, Callable[[NDArray], NDArray]], NDArray],
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
-    """Return (the estimate before it is bounded, F_i, the shift of register 0 after the row) with a measurement."""
-    context, moves_state = network.context, guidance.measurement.moves_state
+    z: tf.Tensor | None,
+    moves_state: bool,
+    shift: Callable[[NDArray, Callable[[NDArray], NDArray]], NDArray],
+) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """Return (registers, history) after a row whose estimate, or register 0, a measurement shifts."""
+    context, x = network.context, registers[0]
 
     def evaluate() -> tuple[tf.GradientTape, tf.Tensor, tf.Tensor, tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -161,8 +163,10 @@ def _follow_measurement(
         tape, _, _, target = evaluated.pop() if evaluated else evaluate()
         return to_host(tape.gradient(target, x, context.images(cotangent)))
 
-    shift = context.images(follow(to_host(followed), pull_back))
-    return (estimate, output, shift) if moves_state else (estimate + shift, output, None)
+    shifted = context.images(shift(to_host(followed), pull_back))
+    estimate = estimate if moves_state else estimate + shifted
+    registers, history = _finish_row(signature, row, registers, history, estimate, output, z)
+    return [registers[0] + shifted, *registers[1:]] if moves_state else registers, history
 
 
 def _finish_row(
@@ -173,9 +177,8 @@ def _finish_row(
     estimate: tf.Tensor,
     output: tf.Tensor,
     z: tf.Tensor | None,
-    mask: tf.Tensor | None,
-    known: tf.Tensor | None,
-    shift: tf.Tensor | None = None,
+    mask: tf.Tensor | None = None,
+    known: tf.Tensor | None = None,
 ) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
     """Return (registers, history) after a row."""
     x, channels = registers[0], registers[0].shape[-1]
@@ -186,16 +189,9 @@ def _finish_row(
     if z is not None and signature.learned:
         z = tf.exp(row.learned[0] + row.learned[1] * output[..., channels : 2 * channels]) * z
     registers = _update_registers(row, registers, history, unclipped, z)
-    if shift is not None:
-        registers[0] = registers[0] + shift
     if mask is not None:
         registers[0] = mask * known + (1.0 - mask) * registers[0]
     return registers, history
-
-
-def _make_row(signature: RowSignature, dtype: tf.DType, coefficients: tf.Tensor) -> Row:
-    row = signature.row(tf.unstack(tf.cast(coefficients, dtype)))
-    return row._replace(c_noise=coefficients[0], second_time=coefficients[-1] if signature.two_times else None)
 
 
 def _make_loop(
@@ -208,7 +204,9 @@ def _make_loop(
     """
     context, guidance = network.context, Guidance(guide, classifier)
 
-    make_row = partial(_make_row, signature, context.dtype)
+    def make_row(coefficients: tf.Tensor) -> Row:
+        row = signature.row(tf.unstack(tf.cast(coefficients, context.dtype)))
+        return row._replace(c_noise=coefficients[0], second_time=coefficients[-1] if signature.two_times else None)
 
     def before(coefficients, x, label, null_label, estimate, *features):
         row = make_row(coefficients)
@@ -223,12 +221,18 @@ def _make_loop(
     if not whole:
         before, after = context.function(before), context.function(after)
 
-    def loop(coefficients, count, registers, history, label, null_label, noise, mask, known, *features):
+    def loop(coefficients, count, registers, history, label, null_label, noise, mask, known, *features, follow=None):
         def body(i, registers, history):
             row, z, image = (None if array is None else tf.gather(array, i) for array in (coefficients, noise, known))
-            inputs = before(row, registers[0], label, null_label, history[0], *features)
-            outputs = _evaluate(network, signature, inputs, label, guidance)
-            return i + 1, *after(row, registers, history, outputs, z, mask, image)
+
+            def outputs(x: tf.Tensor) -> Outputs:
+                inputs = before(row, x, label, null_label, history[0], *features)
+                return _evaluate(network, signature, inputs, label, guidance)
+
+            if follow is not None:  # a Python loop, whose measurement is followed on the host
+                state = registers, history, outputs, z
+                return i + 1, *_follow_measurement(network, signature, make_row(row), *state, *follow(i))
+            return i + 1, *after(row, registers, history, outputs(registers[0]), z, mask, image)
 
         if not whole:  # a Python loop: the condition of a while loop would wait for the device at each row
             for i in range(count):
@@ -242,31 +246,6 @@ def _make_loop(
         ]
 
     return context.function(loop) if whole else loop
-
-
-def _measured_rows(network: Network, signature: RowSignature, guidance: Guidance, plan: SamplerPlan, rows: range):
-    """Return the same function of the state, for rows whose measurement is followed on the host."""
-
-    def loop(coefficients, count, registers, history, label, null_label, noise, mask, known, *features):
-        for k, i in enumerate(rows):
-            row, estimate = _make_row(signature, network.context.dtype, coefficients[k]), history[0]
-
-            def outputs(x: tf.Tensor, row: Row = row, estimate: tf.Tensor = estimate) -> Outputs:
-                rest = label, null_label, guidance.guide, estimate, *features
-                return _evaluate(
-                    network, signature, _network_inputs(network, signature, row, x, *rest), label, guidance
-                )
-
-            follow, z = partial(guidance.measurement.shift, plan, i), None if noise is None else noise[k]
-            estimate, output, shift = _follow_measurement(
-                network, signature, row, registers[0], outputs, guidance, follow
-            )
-            registers, history = _finish_row(
-                signature, row, registers, history, estimate, output, z, mask, known, shift
-            )
-        return registers, history
-
-    return loop
 
 
 def sample(
@@ -330,10 +309,8 @@ def _run(
         registers = [start] + [tf.zeros_like(start) for _ in range(plan.registers - 1)]
         history = [tf.zeros_like(start) for _ in range(plan.history)]
         for signature, rows in plan.segments(longest, () if callback is None else callback.selected_rows(plan.rows)):
-            if guidance.measurement is None:
-                loop = network.make_once(_make_loop, signature, guidance.guide, guidance.classifier, whole)
-            else:
-                loop = _measured_rows(network, signature, guidance, plan, rows)
+            loop = network.make_once(_make_loop, signature, guidance.guide, guidance.classifier, whole)
+            follow = guidance.measurement and partial(guidance.measurement.follow, plan, rows)
             # A whole graph has one shape and runs any number of rows in it. A graph of another shape, as with a
             # callback, would round differently.
             length, count = (longest, tf.constant(len(rows))) if whole else (len(rows), len(rows))
@@ -342,7 +319,8 @@ def _run(
             z = stack(noise, noisy, rows, length) if noisy.any() else None
             known = None if mask is None else stack(guidance.known, every_row, rows, length)
             state = context.tensor(table, tf.float64), count, registers, history
-            registers, history = loop(*state, label, null_label, z, mask, known, features, null_features)
+            more = {} if follow is None else {"follow": follow}
+            registers, history = loop(*state, label, null_label, z, mask, known, features, null_features, **more)
             if callback is not None:
                 callback(rows[-1], to_host(registers[0]), to_host(history[0]))
         return registers[0]

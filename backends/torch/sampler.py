@@ -135,13 +135,15 @@ def _follow_measurement(
     network: Network,
     signature: RowSignature,
     row: Row,
-    x: Tensor,
+    registers: list[Tensor],
+    history: list[Tensor],
     outputs: Callable[[Tensor], Outputs],
-    guidance: Guidance,
-    follow: Callable[[NDArray, Callable[[NDArray], NDArray]], NDArray],
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return (the estimate before it is bounded, F_i, the shift of register 0 after the row) with a measurement."""
-    context, moves_state = network.context, guidance.measurement.moves_state
+    z: Tensor | None,
+    moves_state: bool,
+    shift: Callable[[NDArray, Callable[[NDArray], NDArray]], NDArray],
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return (registers, history) after a row whose estimate, or register 0, a measurement shifts."""
+    context, x = network.context, registers[0]
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         estimate, output = _estimate(signature, row, x, outputs(x))
@@ -150,9 +152,10 @@ def _follow_measurement(
     def pull_back(cotangent: NDArray) -> NDArray:
         return to_host(torch.autograd.grad(followed, x, context.images(cotangent), retain_graph=True)[0])
 
-    shift = context.images(follow(to_host(followed.detach()), pull_back))
-    estimate, output = estimate.detach(), output.detach()
-    return (estimate, output, shift) if moves_state else (estimate + shift, output, None)
+    shifted = context.images(shift(to_host(followed.detach()), pull_back))
+    estimate = estimate.detach() if moves_state else estimate.detach() + shifted
+    registers, history = _finish_row(signature, row, registers, history, estimate, output.detach(), z)
+    return [registers[0] + shifted, *registers[1:]] if moves_state else registers, history
 
 
 def _finish_row(
@@ -163,9 +166,8 @@ def _finish_row(
     estimate: Tensor,
     output: Tensor,
     z: Tensor | None,
-    mask: Tensor | None,
-    known: Tensor | None,
-    shift: Tensor | None = None,
+    mask: Tensor | None = None,
+    known: Tensor | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return (registers, history) after a row."""
     x, channels = registers[0], registers[0].shape[1]
@@ -176,8 +178,6 @@ def _finish_row(
     if z is not None and signature.learned:
         z = torch.exp(row.learned[0] + row.learned[1] * output[:, channels : 2 * channels]) * z
     registers = _update_registers(row, registers, history, unclipped, z)
-    if shift is not None:
-        registers[0] = registers[0] + shift
     if mask is not None:
         registers[0] = mask * known + (1.0 - mask) * registers[0]
     return registers, history
@@ -235,15 +235,13 @@ def sample_tensors(
                 row = signature.row(coefficients[i].tolist())
                 z = context.images(noise(i)) if noisy[i] else None
                 known = None if mask is None else context.images(guidance.known(i))
-                x, outputs = registers[0], partial(evaluate, signature, row, history[0])
+                state, outputs = (registers, history), partial(evaluate, signature, row, history[0])
                 if guidance.measurement is None:
-                    estimate, output, shift = *_estimate(signature, row, x, outputs(x)), None
+                    estimated = _estimate(signature, row, registers[0], outputs(registers[0]))
+                    registers, history = _finish_row(signature, row, *state, *estimated, z, mask, known)
                 else:
-                    follow = partial(guidance.measurement.shift, plan, i)
-                    estimate, output, shift = _follow_measurement(network, signature, row, x, outputs, guidance, follow)
-                registers, history = _finish_row(
-                    signature, row, registers, history, estimate, output, z, mask, known, shift
-                )
+                    follow = guidance.measurement.follow(plan, rows, i - rows.start)
+                    registers, history = _follow_measurement(network, signature, row, *state, outputs, z, *follow)
             if callback is not None:
                 callback(rows[-1], to_host(registers[0].detach()), to_host(history[0].detach()))
     return registers[0]

@@ -38,6 +38,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,6 +208,10 @@ class Measurement:
         residual = self.y - self.operator.measure(np.asarray(estimate, np.float64))
         levels = alpha, float(plan.alpha[row + 1]), sigma
         return POSTERIOR_METHODS[self.method](self, levels, residual, pull_back)
+
+    def follow(self, plan: SamplerPlan, rows: range, k: int) -> tuple[bool, Callable[[NDArray, PullBack], Array]]:
+        """Return (`moves_state`, the shift as a function of estimate and pull_back) of row k of a segment."""
+        return self.moves_state, partial(self.shift, plan, rows[k])
 
     def _adjoint(self, measured: Array) -> Array:
         return self.operator.pull_back(measured, self.shape)
