@@ -178,7 +178,7 @@ def test_names_of_other_libraries_are_translated(tiny):
         duet.Model(model.spec, "cosine", "epsilon")
     with pytest.raises(DuetError, match=r"optimiser: 0\.1 was given; it must be a duet\.Optimiser or text or None"):
         duet.train(model, digits, images=64, batch=64, optimiser=0.1, backend="none")
-    with pytest.raises(DuetError, match="optimiser: 'lionn' was given; it must be one of .* Did you mean 'lion'"):
+    with pytest.raises(DuetError, match=r"optimiser: 'lionn' was given; it must be one of .* Did you mean 'lion'"):
         duet.train(model, digits, images=64, batch=64, optimiser="lionn", backend="none")
 
 
