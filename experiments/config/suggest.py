@@ -22,6 +22,7 @@ from diffusion_core.optim import OPTIMISERS, PROFILES
 from diffusion_core.sampling import SAMPLERS
 from diffusion_core.training.coupling import COUPLINGS
 from diffusion_core.training.path_noise import PATH_NOISES
+from diffusion_core.training.targets import METHODS
 from experiments.config.schema import MODELS, SCHEMAS
 from experiments.config.synonyms import other_name
 from experiments.features import FEATURES
@@ -63,6 +64,7 @@ _OPTIONS: dict[str, Mapping[str, Callable[..., Any]]] = {
     "data.options": DATASETS,
     "ema": PROFILES,
     "optimiser": OPTIMISERS,
+    "objective": METHODS,
     "features": FEATURES,
     "process.coupling": COUPLINGS,
     "process.path_noise": PATH_NOISES,
