@@ -138,7 +138,10 @@ def test_what_does_not_fit_is_refused(given, match, teacher):
 def test_a_mistake_is_one_line(teacher, tmp_path):
     for given, match in (
         ((*TINY, f"objective.teacher={teacher}"), "objective.teacher"),
-        ((*words("consistency_training"), "objective.rhoo=1"), "objective.rhoo: there is no such key. Did you mean objective.rho?"),
+        (
+            (*words("consistency_training"), "objective.rhoo=1"),
+            "objective.rhoo: there is no such key. Did you mean objective.rho?",
+        ),
         (words("consistency_distillation"), "objective.teacher: no value was given"),
     ):
         code, _, err = call("train", f"hydra.run.dir={tmp_path / 'run'}", *given)
