@@ -11,9 +11,10 @@ from diffusion_core.backend import reference
 from diffusion_core.common.random import Stream
 from diffusion_core.networks import Program
 from diffusion_core.networks.weights import Weights
-from diffusion_core.parity import cases
+from diffusion_core.parity import cases, target_cases
 from diffusion_core.parity.compare import PRECISIONS, under
 from diffusion_core.parity.ladder import RUNGS
+from diffusion_core.parity.optimisers import OPTIMISERS
 
 pytestmark = pytest.mark.exchange
 
@@ -26,15 +27,18 @@ LOSSES, GIVEN = len(cases.LOSSES), sum(case.program.self_conditioned for case in
 LEARNED = sum(spec.out_channels > spec.in_channels for spec in cases.NETWORKS.values())
 MEASURED = len(cases.MEASURED_PLANS)
 TRAINED = sum(case.has_training_mode for case in cases.BLOCKS)
+TARGETS = 1 + len(target_cases.TRAINED)
 OWN = {
-    1: 2 * 6 + 5 * LOSSES + 2,
+    1: 2 * 6 + 5 * LOSSES + 2 + TARGETS,
     2: BLOCKS + 2 * TRAINED + 3 * 2,
     3: NETWORKS + GIVEN + 1,
     4: 2 + 1,
-    5: 10 + 3,
+    5: 10 + 3 * len(OPTIMISERS) + 3,
     6: GIVEN + SHORT + NETWORKS + LEARNED + MEASURED + 3,
 }
-COMPARED = {0: 7, 2: BLOCKS, 4: 3 * (NETWORKS + LOSSES) + 1, 6: 2 * (2 * PLANS + 1) + 2, 7: 14 + 3, 8: 2 * (6 + 4)}
+COMPARED = {
+    0: 7, 2: BLOCKS, 4: 3 * (NETWORKS + LOSSES + TARGETS) + 1, 6: 2 * (2 * PLANS + 1) + 2, 7: 14 + 3, 8: 2 * (6 + 4),
+}  # fmt: skip
 
 
 def assert_all_passed(checks, count):
