@@ -305,6 +305,7 @@ def test_every_option_that_a_hint_offers_exists() -> None:
     functions = {
         "sampler": [make_plan, *SAMPLERS.values()],
         "schedule": [transformed, *group_functions("process.schedule")],
+        "optimiser": group_functions("optimiser"),
     }
     for key, names in OPTIONS.items():
         known = {name for function in functions[key] for name in inspect.signature(function).parameters}
