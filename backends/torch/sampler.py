@@ -143,14 +143,22 @@ def _follow_measurement(
     shift: Callable[[NDArray, Callable[[NDArray], NDArray]], NDArray],
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Return (registers, history) after a row whose estimate, or register 0, a measurement shifts."""
-    context, x = network.context, registers[0]
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        estimate, output = _estimate(signature, row, x, outputs(x))
-        followed = _clip_estimate(signature, estimate) if moves_state else estimate
+    context = network.context
+
+    def evaluate() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            x = registers[0].detach().requires_grad_()
+            estimate, output = _estimate(signature, row, x, outputs(x))
+            return x, estimate, output, _clip_estimate(signature, estimate) if moves_state else estimate
+
+    evaluated = [evaluate()]
+    _, estimate, output, followed = evaluated[0]
 
     def pull_back(cotangent: NDArray) -> NDArray:
-        return to_host(torch.autograd.grad(followed, x, context.images(cotangent), retain_graph=True)[0])
+        # A compiled backward pass frees what it needs: evaluate again for each further product.
+        x, _, _, target = (evaluated.pop() if context.compile else evaluated[0]) if evaluated else evaluate()
+        given = target, x, context.images(cotangent)
+        return to_host(torch.autograd.grad(*given, retain_graph=not context.compile)[0])
 
     shifted = context.images(shift(to_host(followed.detach()), pull_back))
     estimate = estimate.detach() if moves_state else estimate.detach() + shifted
