@@ -38,15 +38,7 @@ OPS = ArrayOps(
 
 
 class Updater:
-    """The slots of an optimiser on the device, and its update of the parameters.
-
-    Args:
-        optimiser: the optimiser.
-        program: the network.
-        state: whose slots it starts from.
-        tensors: of the network, by name.
-        context: the device.
-    """
+    """The slots of an optimiser on the device, which start from those of a state, and its update of the parameters."""
 
     def __init__(
         self, optimiser: Optimiser, program: Program, state: TrainerState, tensors: dict, context: DeviceContext

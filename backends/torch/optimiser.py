@@ -39,15 +39,7 @@ OPS = ArrayOps(
 
 
 class Updater:
-    """The slots of an optimiser on the device, and its update of the parameters.
-
-    Args:
-        optimiser: the optimiser.
-        program: the network.
-        state: whose slots it starts from.
-        tensors: of the network, by name.
-        context: the device.
-    """
+    """The slots of an optimiser on the device, which start from those of a state, and its update of the parameters."""
 
     def __init__(
         self, optimiser: Optimiser, program: Program, state: TrainerState, tensors: dict, context: DeviceContext
@@ -72,14 +64,11 @@ class Updater:
 
     def _fused(self, updates: int) -> torch.optim.AdamW:
         """Return PyTorch's AdamW, whose kernel computes the formula of `Adam` for all parameters at once."""
-        adam, groups = self.optimiser, {adam_decay: [] for adam_decay in (True, False)}
+        adam, groups = self.optimiser, {True: [], False: []}
         for name, parameter in self.parameters.items():
             groups[self.roles[name].decays].append(parameter)
-        settings = [
-            {"params": group, "weight_decay": adam.weight_decay if decays else 0.0}
-            for decays, group in groups.items()
-            if group
-        ]
+        rates = {True: adam.weight_decay, False: 0.0}
+        settings = [{"params": group, "weight_decay": rates[decays]} for decays, group in groups.items() if group]
         fused = torch.optim.AdamW(settings, betas=(adam.beta1, adam.beta2), eps=adam.eps, fused=True)
         for name, parameter in self.parameters.items():
             fused.state[parameter] = {
