@@ -22,7 +22,8 @@ TINY = (
     "data=digits", "model=digits", "model.channels=4", "model.norm_groups=2", "model.attention_resolutions=[]",
     "model.channel_multipliers=[1]", "model.middle=false", "trainer.images=96", "trainer.batch=16",
     "trainer.log_images=16", "lr.warmup_images=0", "lr.decay=constant", "sample.count=4", "sample.batch=4",
-    "sampler.guidance_scale=1", "features=none", "metrics=[]", "tracker=none", "backend.threads=1", "backend.device=cpu",
+    "sampler.guidance_scale=1", "features=none", "metrics=[]", "tracker=none", "backend.threads=1",
+    "backend.device=cpu",
 )  # fmt: skip
 # The groups of each method; those with a teacher need one of this process.
 GROUPS = {

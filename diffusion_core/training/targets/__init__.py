@@ -1,7 +1,9 @@
 """Training methods whose targets need the network: consistency models, MeanFlow, shortcut models and distillation.
 
 Every file of this folder is imported, and every class with the decorator `method.method` is a training method:
-`METHODS` holds them by name. `levels` has what several methods share. May import: backend.target, diffusion, networks, common.
+`METHODS` holds them by name. `levels` has what several methods share.
+
+May import: backend.target, diffusion, networks, common.
 """
 
 from __future__ import annotations
