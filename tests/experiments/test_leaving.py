@@ -183,9 +183,10 @@ def sample_in_second_process(add: Callable[[NDArray], NDArray], save: Callable[.
         plan=None,
         sample=SimpleNamespace(weights="ema"),
         label_names={},
+        decoder=None,
         loader=SimpleNamespace(dataset=SimpleNamespace(is_bytes=True, condition_names=())),
     )
-    state = SimpleNamespace(parts={"ema": {}})
+    state = SimpleNamespace(evaluated={"ema": {}})
     with pytest.MonkeyPatch.context() as patch, signals.raise_on_signal(), signals.flag_on_signal() as stop:
         patch.setattr(draw, "save_samples", save)
         training._sample(session(setup, backend, state, stop), backend, None)
