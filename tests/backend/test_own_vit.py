@@ -101,7 +101,8 @@ def test_an_own_loop_takes_the_steps_of_duet_train(backend_name: str, open_backe
     open_backend("float64")
     network = vit.BUILD[backend_name](vit.vit_weights(), "float64")
     before = values_of(backend_name, network)
-    adam, batch, seed = duet.Adam(clip=1.0), 4, 7
+    # The gradient of the bias of the keys is rounding noise, which a small eps would amplify.
+    adam, batch, seed = duet.Adam(clip=1.0, eps=1e-4), 4, 7
     run = duet.train(
         network, PROCESS, DATA, images=3 * batch, batch=batch, lr=1e-2, optimiser=adam, seed=seed,
         out=tmp_path / "run", classes=3, **QUICK,
