@@ -78,13 +78,14 @@ class Updater:
         with tf.device(self.context.device):
             return tf.Variable(value)
 
+    def _slots_of(self, name: str) -> dict[str, tf.Variable]:
+        """Return the slots of one parameter."""
+        return {slot: tensors[name] for slot, tensors in self.slots.items() if name in tensors}
+
     def apply(self, gradients: Sequence[tf.Tensor], scalars: dict[str, tf.Tensor]) -> None:
         """Make an update with clipped gradients."""
         for (name, p), gradient in zip((self.moved or self.parameters).items(), gradients, strict=True):
-            own, order = (
-                {slot: tensors[name] for slot, tensors in self.slots.items() if name in tensors},
-                self.orders[name],
-            )
+            own, order = self._slots_of(name), self.orders[name]
             seen = [tf.convert_to_tensor(p), gradient]
             if order:
                 seen = [tf.transpose(tensor, order) for tensor in seen]
@@ -98,7 +99,7 @@ class Updater:
     def _move(self) -> None:
         """Move the tensors of the network to where the next gradient is taken."""
         for name, p in self.moved.items():
-            own = {slot: tensors[name] for slot, tensors in self.slots.items() if name in tensors}
+            own = self._slots_of(name)
             self.parameters[name].assign(self.optimiser.point(OPS, self.roles[name], tf.convert_to_tensor(p), own))
 
     def read_slots(self) -> dict[str, Weights]:

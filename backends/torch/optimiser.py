@@ -78,6 +78,10 @@ class Updater:
             }
         return fused
 
+    def _slots_of(self, name: str) -> dict[str, Tensor]:
+        """Return the slots of one parameter."""
+        return {slot: tensors[name] for slot, tensors in self.slots.items() if name in tensors}
+
     def apply(self, gradients: Sequence[Tensor], non_finite: Tensor, update: int, lr: float) -> None:
         """Make update 1, 2, ... with clipped gradients, unless `non_finite`."""
         if self.fused is not None:
@@ -92,7 +96,7 @@ class Updater:
             return
         scalars = self.optimiser.scalars(update, lr)
         for (name, p), gradient in zip((self.moved or self.parameters).items(), gradients, strict=True):
-            own = {slot: tensors[name] for slot, tensors in self.slots.items() if name in tensors}
+            own = self._slots_of(name)
             finite = torch.where(non_finite, torch.zeros_like(gradient), gradient)  # decompositions need numbers
             changed, new = self.optimiser.update(OPS, self.roles[name], p, finite, own, scalars)
             p.copy_(torch.where(non_finite, p, changed))
@@ -104,7 +108,7 @@ class Updater:
     def _move(self) -> None:
         """Move the tensors of the network to where the next gradient is taken."""
         for name, p in self.moved.items():
-            own = {slot: tensors[name] for slot, tensors in self.slots.items() if name in tensors}
+            own = self._slots_of(name)
             self.parameters[name].copy_(self.optimiser.point(OPS, self.roles[name], p, own))
 
     def read_slots(self) -> dict[str, Weights]:

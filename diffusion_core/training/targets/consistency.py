@@ -49,6 +49,7 @@ from diffusion_core.training.targets.method import (
     image_distance,
     method,
     one,
+    positive,
 )
 
 __all__ = ["WEIGHTINGS", "ConsistencyDistillation", "ConsistencyTraining", "check_boundary", "ema_and_scales"]
@@ -102,15 +103,20 @@ def check_boundary(name: str, setting: Setting, boundary: bool = True) -> None:
 class _Consistency(Method):
     """What both kinds have in common."""
 
+    paper: ClassVar[str] = "Song et al. 2023"
+    url: ClassVar[str] = "https://arxiv.org/abs/2303.01469"
+    code: ClassVar[str] = "openai/consistency_models"
+    sampler: ClassVar[str] = "consistency"
+
     start_scales: int
     end_scales: int
     scale_mode: str
-    decay: float
+    decay: float = 0.95
     decay_mode: str
-    rho: float
-    weighting: str
-    distance: str
-    c: float | None
+    rho: float = 7.0
+    weighting: str = "uniform"
+    distance: str = "mse"
+    c: float | None = None
 
     def __post_init__(self) -> None:
         at_least("start_scales", self.start_scales, 2)
@@ -126,8 +132,7 @@ class _Consistency(Method):
                 "objective.decay_mode: adaptive was given with objective.scale_mode=fixed; the decay follows a growing "
                 "number of levels, so use fixed, or scale_mode=progressive"
             )
-        if not self.rho > 0:
-            raise DuetError(f"objective.rho: {self.rho} was given; it must be positive")
+        positive("rho", self.rho)
 
     @property
     def uses_average(self) -> bool:
@@ -210,20 +215,11 @@ class ConsistencyTraining(_Consistency):
 
     name: ClassVar[str] = "consistency_training"
     title: ClassVar[str] = "Consistency training"
-    paper: ClassVar[str] = "Song et al. 2023"
-    url: ClassVar[str] = "https://arxiv.org/abs/2303.01469"
-    code: ClassVar[str] = "openai/consistency_models"
-    sampler: ClassVar[str] = "consistency"
 
     start_scales: int = 2
     end_scales: int = 200
     scale_mode: str = "progressive"
-    decay: float = 0.95
     decay_mode: str = "adaptive"
-    rho: float = 7.0
-    weighting: str = "uniform"
-    distance: str = "mse"
-    c: float | None = None
 
     def _second(self, setting: Setting) -> tuple[Any, ...]:
         return (noised("x_s", "s"),)
@@ -258,20 +254,11 @@ class ConsistencyDistillation(_Consistency):
     name: ClassVar[str] = "consistency_distillation"
     needs_teacher: ClassVar[bool] = True
     title: ClassVar[str] = "Consistency distillation"
-    paper: ClassVar[str] = "Song et al. 2023"
-    url: ClassVar[str] = "https://arxiv.org/abs/2303.01469"
-    code: ClassVar[str] = "openai/consistency_models"
-    sampler: ClassVar[str] = "consistency"
 
     start_scales: int = 40
     end_scales: int = 40
     scale_mode: str = "fixed"
-    decay: float = 0.95
     decay_mode: str = "fixed"
-    rho: float = 7.0
-    weighting: str = "uniform"
-    distance: str = "mse"
-    c: float | None = None
     solver: str = "heun"
 
     def __post_init__(self) -> None:

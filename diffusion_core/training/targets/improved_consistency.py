@@ -48,6 +48,7 @@ from diffusion_core.training.targets.method import (
     image_distance,
     method,
     one,
+    positive,
 )
 
 __all__ = [
@@ -145,9 +146,8 @@ class ImprovedConsistencyTraining(Method):
         at_least("start_scales", self.start_scales, 1)
         at_least("end_scales", self.end_scales, self.start_scales)
         one("distance", self.distance, DISTANCES)
-        for name in ("rho", "std"):
-            if not getattr(self, name) > 0:
-                raise DuetError(f"objective.{name}: {getattr(self, name)} was given; it must be positive")
+        positive("rho", self.rho)
+        positive("std", self.std)
 
     def check(self, setting: Setting) -> None:
         """Refuse a process without the boundary condition."""
@@ -227,8 +227,7 @@ class EasyConsistencyTuning(Method):
         at_least("c", self.c, 0)
         if not self.q > 1:
             raise DuetError(f"objective.q: {self.q} was given; it must be above 1")
-        if not self.std > 0:
-            raise DuetError(f"objective.std: {self.std} was given; it must be positive")
+        positive("std", self.std)
 
     def check(self, setting: Setting) -> None:
         """Refuse a process that is not edm."""

@@ -174,6 +174,12 @@ def at_least(name: str, value: float, least: float) -> None:
         raise DuetError(f"objective.{name}: {value} was given; it must be at least {least:g}")
 
 
+def positive(name: str, value: float) -> None:
+    """Raise a `DuetError` for an option that is not above 0."""
+    if not value > 0:
+        raise DuetError(f"objective.{name}: {value} was given; it must be positive")
+
+
 def one(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise a `DuetError` for an option that is none of the allowed ones."""
     if value not in allowed:

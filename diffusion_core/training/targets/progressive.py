@@ -49,6 +49,7 @@ from diffusion_core.training.targets.method import (
     image_distance,
     method,
     one,
+    positive,
 )
 
 __all__ = ["WEIGHTINGS", "ProgressiveDistillation"]
@@ -97,8 +98,7 @@ class ProgressiveDistillation(Method):
         one("weighting", self.weighting, tuple(WEIGHTINGS))
         one("grid", self.grid, ("time", "ratio"))
         one("distance", self.distance, DISTANCES)
-        if not self.rho > 0:
-            raise DuetError(f"objective.rho: {self.rho} was given; it must be positive")
+        positive("rho", self.rho)
 
     def check(self, setting: Setting) -> None:
         """Refuse a process without continuous time, between whose levels the teacher's first step ends."""
