@@ -12,7 +12,7 @@ ECT: t is log-normal, and r, to which it is compared, comes closer to t in each 
 image. S is the sum of the squared residuals:
 
     log t ~ N(mean, std^2),     r = max(0, t (1 - q^-(stage + 1) n(t))),     n(t) = 1 + k sigmoid(-b t), or 1 (const)
-    loss = (t^2 + sigma_data^2)/(t sigma_data)^2 (sqrt(S + c^2) - c)
+    loss = (sqrt(S + c^2) - c)/(t - r)
 
 Levels are sigma/alpha throughout. ECT starts from the weights of a diffusion model (`objective.teacher`).
 
@@ -264,6 +264,5 @@ class EasyConsistencyTuning(Method):
         lower, lower_times = level(process, np.where(clean, t, r), "s")
         for name, value in (("alpha", 1.0), ("sigma", 0.0), ("c_skip", 1.0), ("c_out", 0.0)):
             lower[f"{name}.s"] = np.where(clean, value, lower[f"{name}.s"])
-        data = process.sigma_data
-        weight = (t**2 + data**2) / (t * data) ** 2
+        weight = 1.0 / (t - r)
         return Table(columns | lower, times | lower_times, weight, columns["alpha.t"], columns["sigma.t"])
