@@ -97,7 +97,7 @@ def load_export(program: Program, path: str | Path, context: DeviceContext) -> F
         if program.self_conditioned:
             inputs["estimate"] = tf.zeros_like(inputs["x"]) if estimate is None else context.images(estimate)
         if program.two_times:
-            times = np.zeros(len(x)) if second_time is None else second_time
+            times = np.full(len(x), program.default_second_time) if second_time is None else second_time
             inputs["second_time"] = context.tensor(times, tf.float64)
         return to_host(model.signatures["serving_default"](**inputs)["F"])
 

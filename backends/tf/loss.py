@@ -175,12 +175,11 @@ def _evaluate(
     label = tf.fill(tf.shape(b.label), network.program.null_label) if step.null_label else b.label
     features = b.features[:, : network.program.features]
     x, c_noise = values[step.x], times[step.c_noise]
-    second = None if step.second_time is None else times[step.second_time]
+    second = network.second_times(c_noise) if step.second_time is None else times[step.second_time]
     mode = training if step.trains else None
     if step.direction is None:
         outputs = (network.apply_program(x, c_noise, label, features, None, second, mode),)
     else:
-        second = tf.zeros_like(c_noise) if second is None else second
         to = step.direction
         direction = values[to.x], times[to.c_noise], times[to.second_time]
         outputs = network.derivative((x, c_noise, second), direction, label, features, mode)

@@ -373,13 +373,17 @@ class Network(tf.Module):
         second_time: tf.Tensor | None = None,
         training: Training | None = None,
     ) -> tf.Tensor:
-        """Return the raw output F in the dtype of the context; a missing estimate or second time counts as zeros."""
+        """Return the raw output F in the dtype of the context; a missing estimate counts as zeros."""
         inputs = {"x": x, "c_noise": c_noise, "label": label, "features": features}
         if self.program.self_conditioned:
             inputs["estimate"] = tf.zeros_like(x) if estimate is None else estimate
         if self.program.two_times:
-            inputs["second_time"] = tf.zeros_like(c_noise) if second_time is None else second_time
+            inputs["second_time"] = self.second_times(c_noise) if second_time is None else second_time
         return tf.cast(self.program.run(self.blocks, inputs, training), self.context.dtype)
+
+    def second_times(self, c_noise: tf.Tensor) -> tf.Tensor:
+        """Return the second time of images for which none is given."""
+        return tf.fill(tf.shape(c_noise), tf.constant(self.program.default_second_time, c_noise.dtype))
 
     @contextmanager
     def mode(self, training: Training | None = None) -> Iterator[None]:
@@ -450,7 +454,7 @@ class Network(tf.Module):
         second_time: NDArray | None = None,
     ) -> tuple[NDArray, NDArray]:
         """See `diffusion_core.backend.interface.Network`."""
-        second_time = np.zeros(len(x)) if second_time is None else second_time
+        second_time = np.full(len(x), self.program.default_second_time) if second_time is None else second_time
         x, c_noise, label, features, _, second_time = self._inputs(x, c_noise, label, features, None, second_time)
         direction = self.context.images(tangents[0]), *(self.context.tensor(t, tf.float64) for t in tangents[1:])
         output, rate = self.derive((x, c_noise, second_time), direction, label, features)

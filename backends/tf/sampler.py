@@ -43,8 +43,10 @@ def _network_inputs(
     if signature.guided and guide is None:
         x, label, estimate = (tf.concat(pair, axis=0) for pair in ([x, x], [label, null_label], [estimate, estimate]))
         features = tf.concat([features, null_features], axis=0)
-    second = tf.zeros_like(row.c_noise) if row.second_time is None else row.second_time
-    c_noise, second_time = (tf.fill([tf.shape(x)[0]], t) for t in (row.c_noise, second))
+    second = network.program.default_second_time if row.second_time is None else row.second_time
+    c_noise, second_time = (
+        tf.fill([tf.shape(x)[0]], tf.convert_to_tensor(t, row.c_noise.dtype)) for t in (row.c_noise, second)
+    )
     return row.c_in * x, c_noise, label, features, estimate, second_time
 
 

@@ -309,14 +309,18 @@ class Network(nn.Module):
         second_time: Tensor | None = None,
         training: Training | None = None,
     ) -> Tensor:
-        """Return the raw output F in the dtype of the context; a missing estimate or second time counts as zeros."""
+        """Return the raw output F in the dtype of the context; a missing estimate counts as zeros."""
         inputs = {"x": x, "c_noise": c_noise, "label": label, "features": features}
         if self.program.self_conditioned:
             inputs["estimate"] = torch.zeros_like(x) if estimate is None else estimate
         if self.program.two_times:
-            inputs["second_time"] = torch.zeros_like(c_noise) if second_time is None else second_time
+            inputs["second_time"] = self.second_times(c_noise) if second_time is None else second_time
         with self.context.mixed_precision():
             return self.program.run(self.blocks, inputs, training).to(self.context.dtype)
+
+    def second_times(self, c_noise: Tensor) -> Tensor:
+        """Return the second time of images for which none is given."""
+        return torch.full_like(c_noise, self.program.default_second_time)
 
     @contextmanager
     def mode(self, training: Training | None = None) -> Iterator[None]:
@@ -391,7 +395,7 @@ class Network(nn.Module):
         second_time: NDArray | None = None,
     ) -> tuple[NDArray, NDArray]:
         """See `diffusion_core.backend.interface.Network`."""
-        second_time = np.zeros(len(x)) if second_time is None else second_time
+        second_time = np.full(len(x), self.program.default_second_time) if second_time is None else second_time
         x, c_noise, label, features, _, second_time = self._inputs(x, c_noise, label, features, None, second_time)
         direction = self.context.images(tangents[0]), *(self.context.tensor(t, torch.float64) for t in tangents[1:])
         with self.mode():

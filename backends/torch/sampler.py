@@ -41,7 +41,7 @@ def _network_inputs(
     if signature.guided and guide is None:
         x, label, estimate = torch.cat([x, x]), torch.cat([label, null_label]), torch.cat([estimate, estimate])
         features = torch.cat([features, null_features])
-    second = 0.0 if row.second_time is None else row.second_time
+    second = network.program.default_second_time if row.second_time is None else row.second_time
     c_noise, second_time = (
         torch.full((len(x),), t, dtype=torch.float64, device=x.device) for t in (row.c_noise, second)
     )

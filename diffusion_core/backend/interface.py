@@ -361,7 +361,7 @@ class Network(Protocol):
             label: classes, with shape (B,).
             features: with shape (B, program.features); None means zeros.
             estimate: an estimate of x_0 for a self-conditioned program, with the shape of x; None means zeros.
-            second_time: for a program of two times, with shape (B,); None means zeros.
+            second_time: for a program of two times, with shape (B,); None means `Program.default_second_time`.
         """
 
     def vjp(

@@ -363,7 +363,7 @@ def forward(
         label: one class per image, with shape (B,).
         features: with shape (B, program.features); None means zeros.
         estimate: an estimate of x_0 for a self-conditioned network, with the shape of x; None means zeros.
-        second_time: for a network of two times, with shape (B,); None means zeros.
+        second_time: for a network of two times, with shape (B,); None means `Program.default_second_time`.
         training: None in evaluation mode; in training mode the running statistics are written to it.
 
     Example:
@@ -381,7 +381,7 @@ def forward(
         "label": np.asarray(label),
         "features": features,
         "estimate": np.zeros(np.shape(x)) if estimate is None else np.asarray(estimate, np.float64),
-        "second_time": np.zeros(len(x)) if second_time is None else np.asarray(second_time, np.float64),
+        "second_time": np.full(len(x), program.default_second_time if second_time is None else second_time, np.float64),
     }
     return program.run(functions, inputs, training)
 

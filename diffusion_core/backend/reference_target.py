@@ -126,7 +126,8 @@ def target_losses(
 
         def output(x: Array, c_noise: Array, second: Array) -> Array:
             inputs = x, c_noise, label, features
-            result = reference.forward(network, network_weights, *inputs, second_time=second, training=mode)
+            times = None if step.second_time is None else second
+            result = reference.forward(network, network_weights, *inputs, second_time=times, training=mode)
             if step.gradient:
                 statistics.update(training.statistics)
             return result

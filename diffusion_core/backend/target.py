@@ -78,7 +78,7 @@ class Pass:
         network: one of `NETWORKS`: ``"average"`` is the last moving average of the trainer.
         x: the value that is the network's input, already multiplied by c_in.
         c_noise: a column of times.
-        second_time: a column of times; None is zeros.
+        second_time: a column of times; None is the default of the network, `Program.default_second_time`.
         null_label: whether the network gets its label for "no class" in place of the batch's.
         gradient: whether the loss has a gradient through it; only of the trained network.
         direction: gives the derivative ``name.rate``; None for no derivative.

@@ -403,6 +403,7 @@ def onnx_model(
         "program_sha256": program.sha256,
         "image_shape": ",".join(map(str, shape)),
         "classes": str(program.classes),
+        **({"default_second_time": str(program.default_second_time)} if program.two_times else {}),
         **({} if program.null_label is None else {"null_label": str(program.null_label)}),
         **(notes or {}),
     }
@@ -451,6 +452,8 @@ def open_onnx(source: Path | bytes, threads: int = 0) -> Callable[..., NDArray[n
     """Load an exported file as a function with the signature of `Network.forward`; arguments as in `open_session`."""
     session = open_session(source, threads)
     declared = {info.name: info.shape for info in session.get_inputs()}
+    properties = session.get_modelmeta().custom_metadata_map
+    default_second_time = float(properties.get("default_second_time", 0.0))
 
     def forward(
         x: ArrayLike,
@@ -469,7 +472,7 @@ def open_onnx(source: Path | bytes, threads: int = 0) -> Callable[..., NDArray[n
             "label": np.asarray(label, np.int64),
             "features": np.asarray(features, np.float32),
             "estimate": np.zeros(x.shape, np.float32) if estimate is None else np.asarray(estimate, np.float32),
-            "second_time": np.zeros(len(x)) if second_time is None else np.asarray(second_time, np.float64),
+            "second_time": np.full(len(x), default_second_time if second_time is None else second_time, np.float64),
         }
         return session.run(["F"], {name: value for name, value in feeds.items() if name in declared})[0]
 

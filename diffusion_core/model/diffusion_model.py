@@ -6,7 +6,7 @@ A checkpoint stores this description, so that either framework can sample from i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from diffusion_core.common.text import pluralize
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import make_schedule, same_levels
+from diffusion_core.diffusion.second_time import SecondTime
 from diffusion_core.diffusion.variational import LEARNED, VARIANCES
 from diffusion_core.model.old_names import NETWORK_KEYS, with_new_names
 from diffusion_core.networks import ARCHITECTURES, NetworkSpec, Program, lower, make_spec, with_uncertainty
@@ -52,6 +53,8 @@ class DiffusionModel:
         time_offset: what is added to the scaled t, see `diffusion.process.Process`.
         t_floor: the least t that the velocity of prediction x0 is divided by, see `diffusion.process.Process`.
         boundary: the sigma/alpha at which the estimate of prediction edm is x itself, see `diffusion.process.Process`.
+        second_time: what the second time of a network of two times means; None for other networks, and where it is not
+            known. The method that trains the network sets it.
 
     Raises:
         DuetError: if the options do not fit together; the message names the configuration key.
@@ -78,6 +81,7 @@ class DiffusionModel:
     time_offset: float = 0.0
     t_floor: float = 0.0
     boundary: float = 0.0
+    second_time: SecondTime | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.schedule, str):
@@ -142,6 +146,8 @@ class DiffusionModel:
     def program(self) -> Program:
         """The network as data."""
         program = lower(self.spec)
+        if self.second_time is not None:
+            program = replace(program, default_second_time=self.second_time.instant)
         if program.uncertainty or not self.uncertainty:
             return program
         # Scale the frequencies to the range of c_noise; they are 1 for that of EDM, log(sigma)/4.
@@ -162,6 +168,7 @@ class DiffusionModel:
         """
         self.check_generates()
         plan = make_plan(self.process, sampler, **options).with_value_range(self.value_range)
+        self.check_second_time(plan)
         if (plan.guidance_channels or 0) > self.spec.in_channels:
             raise DuetError(
                 f"sampler.guidance_channels: {plan.guidance_channels} was given, but the images have "
@@ -175,6 +182,18 @@ class DiffusionModel:
         if plan.learned is not None:
             self.check_learned("sampler.variance", options["variance"])
         return plan
+
+    def check_second_time(self, plan: SamplerPlan) -> None:
+        """Raise a `DuetError` if the second time of a plan is not what the network was trained with."""
+        if plan.second_time is None:
+            return
+        if not self.program.two_times:
+            raise DuetError(
+                f"sampler {plan.name}: its network reads the length of a step as a second time, which this network "
+                "does not take; use another sampler, or a network of objective=mean_flow or shortcut"
+            )
+        if self.second_time is not None and plan.second_time_meaning is not None:
+            self.second_time.check(plan.name.partition("-")[0], plan.second_time_meaning, plan.second_time.max())
 
     def check_learned(self, what: str, variance: str) -> None:
         """Raise a `DuetError` if a step variance interprets the network's output differently than training did.
@@ -254,7 +273,7 @@ class DiffusionModel:
 
         Schedules are compared by their noise levels: two that are written differently may be equal.
         """
-        names = [f.name for f in fields(self) if f.name not in ("spec", "schedule")]
+        names = [f.name for f in fields(self) if f.name not in ("spec", "schedule", "second_time")]
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
         if self.schedule != other.schedule and not same_levels(self.process.schedule, other.process.schedule):
             pairs = {"schedule": (dict(self.schedule), dict(other.schedule))} | pairs
@@ -277,6 +296,7 @@ class DiffusionModel:
             "variance": self.variance,
             "uncertainty": self.uncertainty,
             **{name: getattr(self, name) for name in _LATER_NUMBERS},
+            **({} if self.second_time is None else {"second_time": self.second_time.to_dict()}),
         }
 
     @staticmethod
@@ -287,6 +307,8 @@ class DiffusionModel:
         # Older checkpoints lack these options.
         names = ("sigma_data", "variance", "uncertainty", *_LATER_NUMBERS)
         later = {name: data[name] for name in names if name in data}
+        if "second_time" in data:
+            later["second_time"] = SecondTime(**data["second_time"])
         return DiffusionModel(
             spec, dict(data["schedule"]), data["prediction"], value_range, data["time_scale"], **later
         )

@@ -8,7 +8,7 @@ one value under its own name. The inputs are
     label     (b,)       the classes
     features  (b f)      numbers per image in addition to the class, such as an augmentation label
     estimate  (b h w c)  an earlier estimate of x_0, or zeros; read by self-conditioned networks (Chen et al., 2022)
-    second_time  (b,)    a second time, or zeros; read by networks of two times, such as the average velocity of a step
+    second_time  (b,)    a second time, or the program's default; read by networks of two times (MeanFlow, shortcut models)
 
 Parameter names are ``<block>.<parameter>``, the names of a PyTorch `state_dict`.
 """
@@ -82,6 +82,8 @@ class Program:
         features: length of the feature vector that each image has in addition to its class.
         uncertainty: whether the output's last channel is the log-variance of the loss, see `with_uncertainty`.
         init: where its weights start, see `initialisation`; it does not change what the program computes.
+        default_second_time: what a network of two times reads where no second time is given, so that its output is the
+            prediction of its process, see `diffusion.second_time`; not a part of the hash, as it is an input.
 
     Raises:
         DuetError: if a block kind is not registered, a name is used twice, or a value is read before it exists.
@@ -102,6 +104,7 @@ class Program:
     features: int = 0
     uncertainty: bool = False
     init: str = "ddpm"
+    default_second_time: float = 0.0
 
     def __post_init__(self) -> None:
         known = set(INPUTS)

@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from diffusion_core.backend.interface import TrainerState, average_names
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.paths import similar_path
 from diffusion_core.common.text import join_some
+from diffusion_core.diffusion.second_time import SecondTime
 from diffusion_core.diffusion.timestep_sampling import LossHistory
 from diffusion_core.files.atomic import flush_directory, pack_safetensors, write_flushed
 from diffusion_core.files.safe_read import file_errors, read_bytes, read_json
@@ -315,7 +316,10 @@ def load_checkpoint(
             history = LossHistory(**read_arrays(path / name, hashes[name]))
         training = None if state.get("training") is None else TrainingRecord.from_dict(state["training"])
         state = TrainerState.from_parts(parts, updates)
-        checkpoint = Checkpoint(images_seen, model, seed, state, notes_with_new_names(notes), history, training)
+        notes = notes_with_new_names(notes)
+        if model.second_time is None and (meaning := SecondTime.of_notes(notes)) is not None:
+            model = replace(model, second_time=meaning)
+        checkpoint = Checkpoint(images_seen, model, seed, state, notes, history, training)
     if network is not None:
         _check_network(path, network, checkpoint)
     for part, arrays in parts.items():

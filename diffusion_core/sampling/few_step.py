@@ -112,7 +112,7 @@ def mean_flow(
         grid = make_grid(process.schedule, None, {"timesteps": list(times)})
     plan = one_step_plan(process, "mean_flow", grid, variable="flow", clip=clip)
     lengths = grid.t - np.append(grid.t[1:], 0.0 if grid.end is None else grid.end)
-    return replace(plan, second_time=process.time_scale * lengths)
+    return replace(plan, second_time=process.time_scale * lengths, second_time_meaning="length")
 
 
 @sampler(
@@ -145,7 +145,8 @@ def shortcut(process: Process, steps: int = 1, clip: float | None = OWN_TIMES.cl
         raise DuetError(f"sampler.steps: {steps!r} was given; shortcut takes a power of two, as 1, 2 or 4")
     _check_line(process, "shortcut")
     plan = one_step_plan(process, "shortcut", _equal_steps(process, "shortcut", steps), variable="flow", clip=clip)
-    return replace(plan, second_time=np.full(plan.rows, float(int(steps).bit_length() - 1)))
+    second_time = np.full(plan.rows, float(int(steps).bit_length() - 1))
+    return replace(plan, second_time=second_time, second_time_meaning="log2_steps")
 
 
 def _check_line(process: Process, name: str) -> None:

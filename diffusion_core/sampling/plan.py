@@ -99,7 +99,8 @@ class SamplerPlan:
         clipped: weights of register 0 and of the unclipped estimate in the estimate before it is clipped, with shape
             (N, 2); given together with `unclipped`.
         unclipped: coefficients of the unclipped estimate in the new registers, with shape (N, R); None for none.
-        second_time: the second time that a network of two times reads, with shape (N,); None for zeros.
+        second_time: the second time that a network of two times reads, with shape (N,); None for the network's default.
+        second_time_meaning: of that, one of `diffusion.second_time.MEANINGS`; None where the plan does not know it.
         preserves: what the rows preserve if every estimate is exact, D = x_0: ``"marginals"``, the alpha and sigma of
             the levels; ``"mean"``, alpha alone (DDPM's larger variance); or ``"nothing"``, for steps that are
             not straight in x (`clock`, `inversion`).
@@ -143,6 +144,7 @@ class SamplerPlan:
     clipped: Array | None = None
     unclipped: Array | None = None
     second_time: Array | None = None
+    second_time_meaning: str | None = None
     guidance_channels: int | None = None
     preserves: str = "marginals"
 

@@ -70,6 +70,7 @@ from diffusion_core.common.random import Stream
 from diffusion_core.common.registry import check_fields
 from diffusion_core.diffusion.loss_weighting import Weighting, make_weights
 from diffusion_core.diffusion.process import Columns, Process
+from diffusion_core.diffusion.second_time import SecondTime
 from diffusion_core.diffusion.timestep_sampling import (
     ContinuousTimestepSampler,
     DiscreteTimestepSampler,
@@ -79,6 +80,7 @@ from diffusion_core.diffusion.timestep_sampling import (
 from diffusion_core.diffusion.variational import BOUNDS, VARIANCES, bound_columns
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.own_call import samples_to_images
+from diffusion_core.networks.program import Program
 from diffusion_core.training.coupling import Coupling, make_coupling
 from diffusion_core.training.path_noise import PathNoise, add_to_path, make_path_noise
 from diffusion_core.training.targets import METHODS, Method, Progress, Setting, TrainedNetwork, make_method
@@ -384,6 +386,13 @@ class Objective:
     def uses_average(self) -> bool:
         """Whether targets are computed with a moving average, the last one of the trainer."""
         return self.training_method is not None and self.training_method.uses_average
+
+    def second_time(self, program: Program) -> SecondTime | None:
+        """Return what the second time of a network means once it is trained; None for a network of one time."""
+        if not program.two_times:
+            return None
+        own = None if self.training_method is None else self.training_method.second_time
+        return own or SecondTime("constant", program.default_second_time)
 
     def progress(self, images_seen: int, size: int) -> Progress:
         """Return which step of its run starts at `images_seen`, with batches of `size` images."""

@@ -219,6 +219,7 @@ def sample_checkpoint(
     which = choose_weights("weights", weights, loaded)
     models = load_guidance(guide=guide, classifier=classifier)
     plan = sampler if isinstance(sampler, SamplerPlan) else _make_plan(loaded, sampler, models, options)
+    loaded.model.check_second_time(plan)
     numbers = named_labels("sample.labels", labels, names_of_checkpoint(loaded, models.classifier))
     numbers = labels_with_images(loaded) if numbers is None else numbers
     chosen = sample_labels(numbers, count, loaded.model, models.classifier_program)

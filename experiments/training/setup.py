@@ -145,6 +145,7 @@ class TrainingSetup:
         made_objective = Objective.for_model(model, seed, taught, config.images, **(objective or {}))
         if teacher is not None:
             teacher.check(model, made_objective)
+        model = replace(model, second_time=made_objective.second_time(model.program))
         sampler = shared_options() | dict(sampler or default_sampler(model))
         plan = None if model.classifies else make_sampler_plan(model, sampler)
         if plan is not None:
@@ -222,6 +223,7 @@ class TrainingSetup:
         model, config = self.model.to_dict(), self.backend.config
         profile, *extra = (profile_options(profile) for profile in self.ema.profiles)
         network = {"architecture": model.pop("architecture"), **model.pop("spec")}
+        model.pop("second_time", None)  # which follows from the objective
         return {
             "seed": self.seed,
             "precision": self.backend.precision,

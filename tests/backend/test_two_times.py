@@ -122,3 +122,24 @@ def test_an_exported_network_reads_the_second_time(backend, network, tmp_path):
         expected = network.forward(x, TIMES, LABELS, second_time=second)
         got = loaded(x, TIMES, LABELS, second_time=second)
         assert relative(got, expected) <= ROUNDING[backend.config.precision]
+
+
+def test_a_missing_second_time_is_the_default_of_the_program(open_backend, tmp_path):
+    """In a forward pass, in derivatives, in a plan of one time and in an exported file."""
+    backend, program = open_backend("float64"), replace(PROGRAM, default_second_time=3.0)
+    network, three, zeros = backend.network(program, WEIGHTS), np.full(3, 3.0), np.zeros(3)
+    wanted = network.forward(IMAGES, TIMES, LABELS, second_time=three)
+    np.testing.assert_array_equal(network.forward(IMAGES, TIMES, LABELS), wanted)
+    assert relative(reference.forward(program, WEIGHTS, IMAGES, TIMES, LABELS), wanted) <= 1e-12
+    for given in ("jvp", "vjp"):
+        along = (DIRECTION, zeros, zeros) if given == "jvp" else DIRECTION
+        pairs = (getattr(network, given)(IMAGES, TIMES, LABELS, along, second_time=s)[1] for s in (None, three))
+        np.testing.assert_array_equal(*pairs)
+    plan, shape = make_plan(cases.PARITY.process, "ddim", steps=2), IMAGES.shape[1:]
+    noise = noise_source(0, np.arange(3), shape, np.float64)
+    plans = (plan, replace(plan, second_time=np.full(2, 3.0)))
+    got, explicit = (backend.sample(network, p, IMAGES, LABELS, noise) for p in plans)
+    np.testing.assert_allclose(got, explicit, rtol=0, atol=1e-14)
+    backend.export(network, tmp_path / "network", (8, 8, 1))
+    loaded = backend.load_export(program, tmp_path / "network")
+    assert relative(loaded(IMAGES, TIMES, LABELS), wanted) <= 1e-12

@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.backend.target import Direction, Distance, Pass, Sum, Target
 from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.second_time import SecondTime
 from diffusion_core.training.targets.method import Method, Progress, Setting, Streams, Table, at_least, method, one
 
 __all__ = ["MeanFlow", "check_straight_line"]
@@ -107,6 +108,11 @@ class MeanFlow(Method):
         for name in ("std", "std_r", "power", "eps"):
             if getattr(self, name) is not None:
                 at_least(name, getattr(self, name), 0)
+
+    @property
+    def second_time(self) -> SecondTime:
+        """The length h of a step, in the unit of the process."""
+        return SecondTime("length")
 
     def check(self, setting: Setting) -> None:
         """Refuse a process that is not the straight line, a network of one time, or guidance without "no class"."""

@@ -24,6 +24,7 @@ from diffusion_core.backend.target import Distance, Target, Teacher
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import Process
+from diffusion_core.diffusion.second_time import SecondTime
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights, hash_weights
 
@@ -115,6 +116,11 @@ class Method:
     def uses_average(self) -> bool:
         """Whether targets are computed with a moving average of the trained network."""
         return False
+
+    @property
+    def second_time(self) -> SecondTime | None:
+        """What the second time of its network means; None for a method of one time, whose passes have none."""
+        return None
 
     def check(self, setting: Setting) -> None:
         """Refuse a process, a network or a teacher that the method cannot be used on."""

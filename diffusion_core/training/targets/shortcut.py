@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.backend.target import Distance, Pass, Sum, Target
 from diffusion_core.common.errors import DuetError
+from diffusion_core.diffusion.second_time import SecondTime
 from diffusion_core.training.targets.method import Method, Progress, Setting, Streams, Table, at_least, method
 
 __all__ = ["BOUND", "FLOOR", "Shortcut"]
@@ -79,6 +80,11 @@ class Shortcut(Method):
     def uses_average(self) -> bool:
         """Whether the average takes the two steps."""
         return self.decay > 0
+
+    @property
+    def second_time(self) -> SecondTime:
+        """d, which is log2 M for the velocity."""
+        return SecondTime("log2_steps", float(self.levels))
 
     def average_decay(self, progress: Progress) -> float:
         """Return the decay of the average."""
