@@ -8,7 +8,7 @@ one value under its own name. The inputs are
     label     (b,)       the classes
     features  (b f)      numbers per image in addition to the class, such as an augmentation label
     estimate  (b h w c)  an earlier estimate of x_0, or zeros; read by self-conditioned networks (Chen et al., 2022)
-    second_time  (b,)    a second time, or the program's default; read by networks of two times (MeanFlow, shortcut models)
+    second_time  (b,)    a second time, or the program's default; read by networks of two times, as MeanFlow's
 
 Parameter names are ``<block>.<parameter>``, the names of a PyTorch `state_dict`.
 """
