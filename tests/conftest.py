@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable
 from functools import cache
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.mark.expression import Expression
 
 from diffusion_core.backend.interface import BackendConfig, load_backend
 from diffusion_core.common.errors import name_keys
@@ -22,15 +25,60 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--part", help="run part I of N: every Nth test file, by size", metavar="I/N")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import the files of which this process runs no test: importing all of them takes 15 seconds.
+
+    Files that are named on the command line are imported, so that a selection of none of their tests is said as usual.
+    """
+    if config.option.file_or_dir or not is_test_file(collection_path):
+        return None
+    return collection_path not in files_of_part(config) or None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep the files of one part. The files are dealt out by size, which says roughly how long they take."""
-    if not (part := config.getoption("--part")):
-        return
+    """Keep the tests of one part, where files are named on the command line too."""
+    kept = files_of_part(config)
+    if config.getoption("--part"):
+        config.hook.pytest_deselected(items=[item for item in items if item.path not in kept])
+        items[:] = [item for item in items if item.path in kept]
+
+
+def is_test_file(path: Path) -> bool:
+    """Return whether pytest looks for tests in a file."""
+    return path.suffix == ".py" and path.name.startswith("test_")
+
+
+def files_of_part(config: pytest.Config) -> frozenset[Path]:
+    """Return the files with tests that `-m` may select, of one part. The parts are dealt out by size.
+
+    The size of a file says roughly how long its tests take.
+    """
+    return _files_of_part(config.rootpath / "tests", config.getoption("-m"), config.getoption("--part") or "1/1")
+
+
+@cache
+def _files_of_part(folder: Path, marks: str, part: str) -> frozenset[Path]:
     index, count = map(int, part.split("/"))
-    files = sorted({item.path for item in items}, key=lambda path: (-path.stat().st_size, path))
-    kept = set(files[index - 1 :: count])
-    config.hook.pytest_deselected(items=[item for item in items if item.path not in kept])
-    items[:] = [item for item in items if item.path in kept]
+    files = [path for path in folder.rglob("test_*.py") if may_select(marks, path.read_text(encoding="utf-8"))]
+    return frozenset(sorted(files, key=lambda path: (-path.stat().st_size, path))[index - 1 :: count])
+
+
+def may_select(marks: str, text: str) -> bool:
+    """Return whether the expression `marks` may hold for a test of a file, by the marks that its text names.
+
+    Those of `pytestmark` are marks of all its tests; any of the others may be marks of one of them.
+    """
+    if not marks:
+        return True
+    expression = Expression.compile(marks)
+    whole = "".join(re.findall(r"^pytestmark = (?:\[\n(?:.*\n)*?\]|.*)", text, re.MULTILINE))
+    always, some = (set(re.findall(r"\bpytest\.mark\.(\w+)", words)) for words in (whole, text))
+
+    def holds(chosen: tuple[str, ...]) -> bool:
+        return expression.evaluate(lambda name, **_: name in always.union(chosen))
+
+    subsets = chain.from_iterable(combinations(sorted(some - always), size) for size in range(len(some - always) + 1))
+    return any(map(holds, subsets))
 
 
 def pytest_collection_finish() -> None:

@@ -33,16 +33,17 @@ def stages(names: list[str], browser: bool = True) -> tuple[Stage, ...]:
     common = [(first, f"-m '{kinds}{without}' --part {i}/{PARTS}") for i in range(1, PARTS + 1)]
     own = [
         *((name, f"-m 'backend and not either and not recorded and not slow and not gpu{without}'") for name in others),
-        (first, f"-m 'together and not slow{without}'"),
         (first, f"-m 'backend and not recorded and not slow and not gpu{without}'"),
+        (first, f"-m 'together and not slow{without}'"),
     ]
     ladder_title, handover_title = "parity ladder", "hand-over between backends"
+    # The longest first, so that none is left over at the end: what TensorFlow traces takes longest.
     return (
         Stage(ladder_title, ladder(names), TRACE),
-        Stage(handover_title, ladder(names), TRACE + " handover={x}/trace/{o}", (ladder_title,)),
-        Stage("notebooks", tuple((name, "-m notebook") for name in names), "pytest {p}"),
-        Stage("tests without a backend", tuple(common), "pytest {p}"),
         Stage("tests of each backend", tuple(own), "pytest {p}"),
+        Stage("notebooks", tuple((name, "-m notebook") for name in reversed(names)), "pytest {p}"),
+        Stage(handover_title, ladder(names), TRACE + " handover={x}/trace/{o}", (ladder_title,)),
+        Stage("tests without a backend", tuple(common), "pytest {p}"),
         Stage("backends against each other", ((first, "-m exchange"),), "pytest {p}", (handover_title,)),
     )
 

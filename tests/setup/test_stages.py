@@ -71,7 +71,7 @@ def test_one_failed_stage_fails_the_test_run_and_is_named(checkout):
     result = checkout.duet("test", FAKE_BREAKS="backend=tf precisions=[float32]")
     assert result.returncode == 1
     summary = [line for line in result.stdout.splitlines() if re.search(r"(passed|FAILED).* \d:\d\d:\d\d$", line)]
-    assert ["FAILED (exit code 9)" in line for line in summary] == [True, True, False, False, False, False]
+    assert ["FAILED (exit code 9)" in line for line in summary] == [True, False, False, True, False, False]
 
 
 def job(code: str, backend: str = "torch", title: str = "a", after: tuple[str, ...] = ()) -> Job:
@@ -201,7 +201,7 @@ def test_every_command_of_the_tables_runs_in_the_environment_of_its_backend():
 
 
 def test_a_third_backend_is_tested_and_takes_part_in_the_demo():
-    ladder, hand_over, _, _, own, _ = testing.stages(["a", "b", "c"])
+    ladder, own, _, hand_over, _, _ = testing.stages(["a", "b", "c"])
     assert [backend for backend, tests in own.jobs if "'backend and not recorded" in tests] == ["a"]
     assert [backend for backend, tests in own.jobs if "not either" in tests] == ["b", "c"]
     assert {backend for backend, _ in ladder.jobs} == {backend for backend, _ in hand_over.jobs} == {"a", "b", "c"}
@@ -219,23 +219,60 @@ def test_a_duration_is_written_as_hours_minutes_and_seconds():
     ]
 
 
-def test_the_parts_of_the_tests_are_all_of_them(tmp_path, request):
-    """Fourteen tests in seven files, from the smallest to the largest."""
+@pytest.fixture
+def selection(request) -> SimpleNamespace:
+    """What `tests/conftest.py` decides before a file is imported."""
     plugins = request.config.pluginmanager.get_plugins()
     (conftest,) = [one for one in plugins if getattr(one, "__file__", "") == str(ROOT / "tests" / "conftest.py")]
-    files = [tmp_path / f"test_{i}.py" for i in range(7)]
+    return conftest
+
+
+def test_the_parts_of_the_tests_are_all_of_them(tmp_path, selection):
+    """Seven files, from the smallest to the largest, one of which has no test of the selection."""
+    files = [tmp_path / "tests" / f"test_{i}.py" for i in range(8)]
+    files[0].parent.mkdir()
     for i, file in enumerate(files):
         file.write_text("#" * i)
-    tests = [SimpleNamespace(path=file, name=name) for file in files for name in ("one", "two")]
+    files[7].write_text("pytestmark = pytest.mark.slow")
 
-    def part(given: str | None) -> list[SimpleNamespace]:
-        dropped, kept = [], list(tests)
-        hook = SimpleNamespace(pytest_deselected=lambda items: dropped.extend(items))
-        conftest.pytest_collection_modifyitems(SimpleNamespace(getoption=lambda _: given, hook=hook), kept)
-        assert [test for test in tests if test not in dropped] == kept
-        return kept
+    def part(given: str | None, *named: str) -> list[int]:
+        """Return the files that are imported and whose tests are kept."""
+        options = {"-m": "not slow", "--part": given}
+        dropped, kept = [], [SimpleNamespace(path=file) for file in files]
+        config = SimpleNamespace(
+            rootpath=tmp_path,
+            option=SimpleNamespace(file_or_dir=list(named)),
+            getoption=options.get,
+            hook=SimpleNamespace(pytest_deselected=lambda items: dropped.extend(items)),
+        )
+        read = [file for file in files if not selection.pytest_ignore_collect(file, config)]
+        selection.pytest_collection_modifyitems(config, kept)
+        assert len(dropped) + len(kept) == len(files)
+        assert read == (files if named else [test.path for test in kept if test.path != files[7]])
+        return [files.index(test.path) for test in kept]
 
-    parts = [part(f"{i}/3") for i in (1, 2, 3)]
-    assert part(None) == tests and sorted(id(test) for kept in parts for test in kept) == sorted(map(id, tests))
-    found = [[files.index(test.path) for test in kept] for kept in parts]
-    assert found == [[0, 0, 3, 3, 6, 6], [2, 2, 5, 5], [1, 1, 4, 4]]
+    assert [part(f"{i}/3") for i in (1, 2, 3)] == [part(f"{i}/3", "tests") for i in (1, 2, 3)] == [
+        [0, 3, 6], [2, 5], [1, 4],
+    ]  # fmt: skip
+    assert part(None) == part(None, "tests") == list(range(8))  # pytest itself deselects
+
+
+@pytest.mark.parametrize(
+    ("text", "selected"),
+    [
+        ("def test(): ...", {"not backend"}),
+        ("@pytest.mark.backend", {"not backend", "backend", "backend and not slow"}),
+        ("pytestmark = pytest.mark.backend", {"backend", "backend and not slow"}),
+        ("pytestmark = [pytest.mark.backend, pytest.mark.slow]", {"backend", "backend and slow"}),
+        ("pytestmark = [\n    pytest.mark.backend,\n    pytest.mark.slow,\n]", {"backend", "backend and slow"}),
+        (
+            "pytestmark = [\n    pytest.mark.backend,\n]\n@pytest.mark.slow",
+            {"backend", "backend and not slow", "backend and slow"},
+        ),
+        ("pytest.param(1, marks=pytest.mark.slow)", {"not backend"}),
+    ],
+)  # fmt: skip
+def test_a_file_is_read_where_a_test_of_it_may_be_selected(selection, text, selected):
+    every = {"backend", "not backend", "backend and not slow", "backend and slow", "backend and slow and gpu"}
+    assert {marks for marks in every if selection.may_select(marks, text)} == selected
+    assert selection.may_select("", text)
