@@ -420,7 +420,11 @@ class Trainer(Protocol):
     After a step whose loss or gradient is not finite the trainer ignores all updates, and only counts them, until
     `clear_non_finite` is called. A late check therefore finds the weights unchanged. The test for it runs on the device
     and does not wait for it.
+
+    `networks` holds those of its target by name: ``"trained"``, and ``"average"`` and ``"teacher"`` if it uses them.
     """
+
+    networks: Mapping[str, Network]
 
     def step(
         self, batch: TrainBatch, lr: float, decays: Sequence[float], micro_batches: int = 1, may_repeat: bool = False

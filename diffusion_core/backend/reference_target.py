@@ -9,15 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend import reference
-from diffusion_core.backend.interface import TrainBatch
+from diffusion_core.backend.interface import Network, TrainBatch
 from diffusion_core.backend.target import GIVEN, MIN_SQUARES, Distance, Pass, Sum, Target, run
 from diffusion_core.networks.program import Program, Training
 
-__all__ = ["derivative", "scored", "target_losses", "target_values"]
+__all__ = ["derivative", "evaluation_losses", "scored", "target_losses", "target_values"]
 
 Array = NDArray[np.float64]
 # F of the network of a pass, as a function of (pass, x, c_noise, second_time).
 Evaluate = Callable[[Pass, Array, Array, Array], Array]
+# (F, its derivative) of the network of a pass, as a function of (pass, inputs, direction).
+Derive = Callable[[Pass, tuple[Array, ...], tuple[Array, ...]], tuple[Array, Array]]
 
 # Central differences of order 8: the coefficient of f(x + k h) - f(x - k h), by k.
 _STEP, _DIFFERENCES = 5e-3, {1: 4 / 5, 2: -1 / 5, 3: 4 / 105, 4: -1 / 280}
@@ -65,13 +67,17 @@ def scored(distance: Distance, residual: Array, detached: Array | None = None) -
     return loss / (weight + distance.eps) ** distance.power
 
 
-def target_values(target: Target, batch: TrainBatch, evaluate: Evaluate) -> dict[str, Array]:
+def target_values(
+    target: Target, batch: TrainBatch, evaluate: Evaluate, derive: Derive | None = None
+) -> dict[str, Array]:
     """Return every value of a target by name.
 
     Args:
         target: the steps.
         batch: its columns and times, images and noise.
-        evaluate: called with a pass and (x, c_noise, label, second_time); returns F of its network.
+        evaluate: called with a pass and (x, c_noise, second_time); returns F of its network.
+        derive: called with a pass, its inputs and its direction, each (x, c_noise, second_time); returns F and its
+            derivative. None takes differences of `evaluate`.
     """
     columns = {} if batch.columns is None else dict(zip(target.columns, batch.columns.T, strict=True))
     times = {} if batch.times is None else dict(zip(target.times, batch.times.T, strict=True))
@@ -82,15 +88,18 @@ def target_values(target: Target, batch: TrainBatch, evaluate: Evaluate) -> dict
         return total if step.bounds is None else np.clip(total, *step.bounds)
 
     def passed(step: Pass, values: Mapping[str, Array]) -> tuple[Array, ...]:
-        def output(x: Array, c_noise: Array, second_time: Array) -> Array:
+        def evaluated(x: Array, c_noise: Array, second_time: Array) -> Array:
             return evaluate(step, x, c_noise, second_time)[..., :channels]
 
         second = np.zeros(batch.size) if step.second_time is None else times[step.second_time]
         at, to = (values[step.x], times[step.c_noise], second), step.direction
         if to is None:
-            return (output(*at),)
+            return (evaluated(*at),)
         along = values[to.x], times[to.c_noise], times[to.second_time]
-        return output(*at), derivative(output, at, along)
+        if derive is not None:
+            output, rate = derive(step, at, along)
+            return output[..., :channels], rate[..., :channels]
+        return evaluated(*at), derivative(evaluated, at, along)
 
     given = {name: np.asarray(getattr(batch, name), np.float64) for name in GIVEN}
     return run(target, given, combine, passed)
@@ -145,3 +154,36 @@ def target_losses(
     fixed = live if frozen is weights else values(frozen)
     residual, detached = (known[target.prediction] - fixed[target.target] for known in (live, fixed))
     return batch.weight * scored(target.distance, residual, detached), statistics
+
+
+def evaluation_losses(networks: Mapping[str, Network], batch: TrainBatch, target: Target) -> Array:
+    """Return the loss of each image with networks of a backend in evaluation mode, with shape (B,).
+
+    There is no dropout, and batch norms use their running statistics; all else is as in training.
+
+    Args:
+        networks: those of `Target.networks` by name; they compute in the type of the batch.
+        batch: with the columns and times of the target.
+        target: see `target`.
+    """
+    dtype = batch.images.dtype
+
+    def inputs(step: Pass, x: Array, second: Array) -> tuple[Array, NDArray, NDArray, Array | None]:
+        program = networks[step.network].program
+        label = np.full_like(batch.label, program.null_label) if step.null_label else batch.label
+        features = batch.features[:, : program.features]
+        return x.astype(dtype), label, features, None if step.second_time is None else second
+
+    def evaluate(step: Pass, x: Array, c_noise: Array, second: Array) -> Array:
+        x, label, features, second = inputs(step, x, second)
+        output = networks[step.network].forward(x, c_noise, label, features, second_time=second)
+        return np.asarray(output, np.float64)
+
+    def derive(step: Pass, at: tuple[Array, ...], along: tuple[Array, ...]) -> tuple[Array, Array]:
+        x, label, features, second = inputs(step, at[0], at[2])
+        direction = (along[0].astype(dtype), *along[1:])
+        pair = networks[step.network].jvp(x, at[1], label, direction, features, second_time=second)
+        return tuple(np.asarray(value, np.float64) for value in pair)
+
+    known = target_values(target, batch, evaluate, derive)
+    return batch.weight * scored(target.distance, known[target.prediction] - known[target.target])

@@ -221,8 +221,11 @@ class Target:
 
     @property
     def forwards(self) -> int:
-        """The number of evaluations of a network without a gradient, for an estimate of the work of a step."""
-        return sum(2 if step.direction else 1 for step in self.passes if not step.gradient)
+        """The number of passes beside those with a gradient, for an estimate of the work of a step.
+
+        A derivative along a direction counts as one more.
+        """
+        return sum((not step.gradient) + (step.direction is not None) for step in self.passes)
 
 
 def _check(who: str, name: str, known: Any, what: str) -> None:

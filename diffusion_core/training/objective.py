@@ -651,7 +651,7 @@ class Objective:
         images: NDArray,
         labels: NDArray,
         positions: NDArray,
-        t: NDArray,
+        t: NDArray | Mapping[str, NDArray],
         dtype: DTypeLike = np.float32,
         streams: str = "validation",
         features: NDArray | None = None,
@@ -663,7 +663,7 @@ class Objective:
             images: as for `batch`.
             labels: as for `batch`.
             positions: the counter of each image in the random streams, with shape (B,).
-            t: the timestep of each image, with shape (B,).
+            t: the timestep of each image, with shape (B,); what `draw` returns for a method of `targets`.
             dtype: as for `batch`.
             streams: the beginning of the names of the random streams, which must not be those of training.
             features: as for `batch`.
@@ -676,6 +676,10 @@ class Objective:
         noise = self._given(streams, noise, positions, images, dtype)
         pairs = self._paired(streams, images, noise, self._labels(labels), positions, features)
         images, noise, labels, features = pairs
+        if self.training_method is not None:
+            return self.target_batch(
+                images, noise, labels, positions, t, dtype=dtype, features=features, streams=streams
+            )  # fmt: skip
         importance = np.ones(len(t))
         return self._assemble(streams, images, noise, labels, positions, t, importance, dtype, features)
 

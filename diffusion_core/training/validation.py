@@ -19,6 +19,10 @@ The network is in evaluation mode: no dropout, running statistics in batch norms
 augmented or perturbed images. The loss of a draw has the same distance, weight and terms as in training, so that the
 mean estimates the expected training loss on new images.
 
+A method of `targets` draws its noise levels itself, from "validation/t" and so on, as at the end of a run: a number of
+levels that grows during training is fixed here. Its loss needs the networks of its target: the evaluated one, the
+average of the training, and the teacher. Its draws are put in bins by their sigma/alpha.
+
 The distribution is cut into bins of equal probability, from the least noise to the most, and each has its own mean:
 
     validation_loss, validation_loss_ema, validation_loss_ema1 ...        of the weights and of each moving average
@@ -39,13 +43,16 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from diffusion_core.backend import reference
-from diffusion_core.backend.interface import Forward, TrainBatch
+from diffusion_core.backend.interface import Forward, Network, TrainBatch
+from diffusion_core.backend.reference_target import evaluation_losses
+from diffusion_core.backend.target import Target
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.data import Dataset
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.runtime.distributed import Collective
 from diffusion_core.training.objective import Objective
+from diffusion_core.training.targets import Progress
 
 __all__ = ["LEVELS", "Validation", "metric_name"]
 
@@ -131,8 +138,10 @@ class Validation:
             log_images: the interval of the log.
             averages: the number of moving averages.
         """
-        passes = self.count * (1 + averages) * (2 if self.objective.self_conditioned else 1)
-        interval = max(images / _MOST_MOMENTS, passes / (_STEP_COST * _MOST_COST))
+        target = self.objective.loss
+        more = target.forwards if isinstance(target, Target) else 0
+        passes = self.count * (1 + averages) * (1 + more + (1 if self.objective.self_conditioned else 0))
+        interval = max(images / _MOST_MOMENTS, passes / ((_STEP_COST + more) * _MOST_COST))
         return math.ceil(interval / log_images) * log_images
 
     @cached_property
@@ -152,9 +161,28 @@ class Validation:
         return self.objective.timestep_sampler.quantile((self._ranks + word) / self.count)
 
     @cached_property
+    def method_draws(self) -> dict[str, NDArray] | None:
+        """What the method of the objective draws, by name, each with shape (N, ...); None for the regression."""
+        if self.objective.training_method is None:
+            return None
+        return self.objective.draw(np.arange(self.count), Progress.end(), _STREAMS)
+
+    @cached_property
+    def ratios(self) -> NDArray[np.float64]:
+        """The sigma/alpha of each draw, with shape (N,); infinite without signal."""
+        if self.method_draws is None:
+            alpha, sigma = self.model.process.schedule(self.timesteps)
+        else:
+            none = np.zeros(self.count, bool)
+            table = self.objective.training_method.table(self.objective.setting, self.method_draws, none)
+            alpha, sigma = table.alpha, table.sigma
+        return np.divide(sigma, alpha, out=np.full(self.count, np.inf), where=np.asarray(alpha) > 0)
+
+    @cached_property
     def draw_levels(self) -> NDArray[np.int64]:
         """The noise level of each draw, 0 .. levels-1 from the least noise to the most, with shape (N,)."""
-        return self._ranks * self.levels // self.count
+        ranks = self._ranks if self.method_draws is None else np.argsort(np.argsort(self.ratios, kind="stable"))
+        return ranks * self.levels // self.count
 
     def _stream(self, name: str) -> Stream:
         return Stream(self.objective.seed, f"{_STREAMS}/{name}")
@@ -170,7 +198,7 @@ class Validation:
         labels = self.dataset.labels[indices]
         if not self.model.program.classes:  # unconditional: the classes of the held-out part do not matter
             labels = np.zeros_like(labels)
-        t = self.timesteps[draws]
+        t = self.timesteps[draws] if self.method_draws is None else {k: v[draws] for k, v in self.method_draws.items()}
         noise = None if self.dataset.noise is None else self.dataset.noise[unique][inverse]
         return self.objective.evaluation_batch(images, labels, draws, t, self.dtype, _STREAMS, features, noise)
 
@@ -182,12 +210,16 @@ class Validation:
         return np.pad(self.dataset.conditions[indices], ((0, 0), (0, max(0, rest))))
 
     def values(
-        self, forward: Forward, collective: Collective | None = None, progress: Callable[[int], None] | None = None
+        self,
+        forward: Forward | Mapping[str, Network],
+        collective: Collective | None = None,
+        progress: Callable[[int], None] | None = None,
     ) -> dict[str, NDArray[np.float64]]:
         """Return the loss of each draw, and for a classifier whether its prediction is right, each with shape (N,).
 
         Args:
-            forward: the network; see `backend.interface.Network.forward`.
+            forward: the network; see `backend.interface.Network.forward`. For a method of `targets`, the networks of
+                `Target.networks` by name.
             collective: the processes that each compute a part of the batches; None is one process.
             progress: called with the number of draws done after each batch.
         """
@@ -199,8 +231,11 @@ class Validation:
             batch = self._batch(first)
             done = slice(first - own.start, min(first + self.batch, own.stop) - own.start)
             size = done.stop - done.start
-            image_losses, output = reference.evaluation_pass(forward, program, batch, distance)
-            losses[done] = image_losses[:size]
+            if self.method_draws is not None:
+                losses[done] = evaluation_losses(forward, batch, self.objective.loss)[:size]
+            else:
+                image_losses, output = reference.evaluation_pass(forward, program, batch, distance)
+                losses[done] = image_losses[:size]
             if self.model.classifies:
                 correct[done] = (output.argmax(axis=1) == batch.label)[:size]
             if progress is not None:
@@ -209,12 +244,15 @@ class Validation:
         return {name: collective.gather(own_values, self.count, self.batch) for name, own_values in values.items()}
 
     def measure(
-        self, forward: Forward, weights: str = "weights", collective: Collective | None = None
+        self,
+        forward: Forward | Mapping[str, Network],
+        weights: str = "weights",
+        collective: Collective | None = None,
     ) -> dict[str, float]:
         """Return the means over all draws and over those of each noise level, by their names in the metrics.
 
         Args:
-            forward: the network; see `backend.interface.Network.forward`.
+            forward: as for `values`.
             weights: which weights it has, ``"weights"`` or the name of an average.
             collective: as for `values`.
         """
@@ -227,14 +265,18 @@ class Validation:
         return numbers
 
     def facts(self) -> Mapping[str, Any]:
-        """Return what is evaluated, as plain data: the images, and the range of t and of sigma / alpha by level."""
+        """Return what is evaluated, as plain data: the images, and the range of t and of sigma/alpha by level.
+
+        The draws of a method have no range of t.
+        """
         levels = []
         for level in range(self.levels):
-            t = self.timesteps[self.draw_levels == level]
-            ends = [float(t.min()), float(t.max())]
-            alpha, sigma = self.model.process.schedule(np.array([t.min(), t.max()]))
-            ratios = [float(s / a) if a > 0 else None for a, s in zip(alpha, sigma, strict=True)]
-            levels.append({"t": ends, "sigma_over_alpha": ratios})
+            ratios, ends = self.ratios[self.draw_levels == level], {}
+            if self.method_draws is None:
+                t = self.timesteps[self.draw_levels == level]
+                ends["t"] = [float(t.min()), float(t.max())]
+            ratio = [float(r) if np.isfinite(r) else None for r in (ratios.min(), ratios.max())]
+            levels.append(ends | {"sigma_over_alpha": ratio})
         images = min(self.count, len(self.dataset))
         return {
             "part": self.part,

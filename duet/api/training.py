@@ -27,10 +27,10 @@ from experiments.runtime.data import HeldOut
 from experiments.runtime.options import read_option
 from experiments.runtime.own_networks import OwnNetwork
 from experiments.runtime.processes import discard_output
+from experiments.runtime.teacher import TeacherRun, load_teacher
 from experiments.sampling.options import SampleOptions
 from experiments.training import run as runs
 from experiments.training.setup import TrainingSetup
-from experiments.training.teacher import TeacherRun, load_teacher
 
 __all__ = ["train"]
 

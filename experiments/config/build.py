@@ -43,13 +43,13 @@ from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import DataSource
 from experiments.runtime.own_files import open_network, user_code_error
 from experiments.runtime.own_networks import OwnNetwork, adapt, building, own_model
+from experiments.runtime.teacher import TeacherRun, load_teacher
 from experiments.sampling.gallery import GallerySetup
 from experiments.sampling.guidance import GuidanceModels
 from experiments.sampling.options import SampleOptions
 from experiments.sampling.run import SamplingSetup
 from experiments.training.evaluation import FinalEvaluation, SkippedEvaluation
 from experiments.training.setup import TrainingSetup
-from experiments.training.teacher import TeacherRun, load_teacher
 from experiments.training.validation import ValidationOptions
 
 __all__ = [

@@ -117,7 +117,8 @@ class RunCallbacks:
         validation, parts = self.setup.validation, self.trainer.state().evaluated
         says = nullcontext() if self.run is None else heartbeat(f"validation at {images_seen:,} images")
         with says:
-            numbers = measure_all(validation, parts, self._validation_network, self.backend.collective)
+            others = None if self.setup.objective.training_method is None else self.trainer.networks
+            numbers = measure_all(validation, parts, self._validation_network, self.backend.collective, others)
         self._validation = images_seen, numbers
         return numbers
 

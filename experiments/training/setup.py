@@ -25,10 +25,10 @@ from diffusion_core.training.validation import Validation
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import HeldOut, check_data
 from experiments.runtime.latents import LatentDecoder, find_decoder
+from experiments.runtime.teacher import TeacherRun
 from experiments.sampling.classes import filled_labels, label_names
 from experiments.sampling.options import SampleOptions
 from experiments.sampling.plans import default_sampler, make_sampler_plan, shared_options
-from experiments.training.teacher import TeacherRun
 from experiments.training.validation import ValidationOptions, make_validation
 
 __all__ = ["LOADERS", "TrainingSetup"]

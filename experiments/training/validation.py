@@ -61,13 +61,6 @@ def make_validation(
     """
     if held_out is None:
         return None
-    if objective.training_method is not None:
-        if options.part == AUTO:
-            return None
-        raise DuetError(
-            f"validation.part: {options.part} was given with objective={objective.objective['name']}, whose targets "
-            f"need the trainer; use none"
-        )
     if model.program.classes and options.part == AUTO and held_out.dataset.class_names == (UNLABELLED,):
         return None
     others = _with_classes_of(dataset, held_out) if model.program.classes else held_out.dataset
@@ -99,6 +92,7 @@ def measure_all(
     parts: Mapping[str, Weights],
     network: Callable[[Weights], Network],
     collective: Collective,
+    others: Mapping[str, Network] | None = None,
 ) -> dict[str, float]:
     """Return the numbers of the weights and of each moving average, by their names in the metrics of a run.
 
@@ -107,8 +101,11 @@ def measure_all(
         parts: the weights of a training and their averages; see `TrainerState.evaluated`.
         network: returns a network with these weights.
         collective: the processes that each compute a part.
+        others: the networks of a target beside the evaluated one, by name; None for an objective without.
     """
     numbers: dict[str, float] = {}
     for name, weights in parts.items():
-        numbers |= validation.measure(network(weights).forward, name, collective)
+        made = network(weights)
+        given = made.forward if others is None else {**others, "trained": made}
+        numbers |= validation.measure(given, name, collective)
     return numbers

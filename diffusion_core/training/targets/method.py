@@ -42,6 +42,11 @@ class Progress:
     step: int = 0
     steps: int = 1
 
+    @staticmethod
+    def end() -> Progress:
+        """Return the end of a run of any length, after the last change of every method."""
+        return Progress(2**20, 2**20)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TrainedNetwork:
