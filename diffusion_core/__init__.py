@@ -16,5 +16,5 @@ direction, lowest first:
     parity                          the comparison of the frameworks
 
 A newcomer reads `diffusion/schedule.py`, `diffusion/process.py`, `sampling/plan.py`, `networks/unet.py` and
-`backend/reference.py` in this order, and then one backend.
+`backend/reference/` in this order, and then one backend.
 """

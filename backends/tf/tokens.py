@@ -1,4 +1,4 @@
-"""The block kinds of `diffusion_core.networks.token_blocks` as TensorFlow modules; tokens are ``b n c``."""
+"""The block kinds of `diffusion_core.networks.blocks.tokens` as TensorFlow modules; tokens are ``b n c``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The magnitude-preserving block kinds as PyTorch modules, see `diffusion_core.networks.magnitude_blocks`."""
+"""The magnitude-preserving block kinds as PyTorch modules, see `diffusion_core.networks.blocks.magnitude`."""
 
 from __future__ import annotations
 

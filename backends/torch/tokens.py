@@ -1,4 +1,4 @@
-"""The block kinds of `diffusion_core.networks.token_blocks` as PyTorch modules; tokens are ``b n c``."""
+"""The block kinds of `diffusion_core.networks.blocks.tokens` as PyTorch modules; tokens are ``b n c``."""
 
 from __future__ import annotations
 

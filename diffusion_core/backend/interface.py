@@ -9,401 +9,67 @@ A backend is an entry point in the group ``duet.backends``, so other packages ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import wraps
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, SupportsFloat, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.backend.batch import (
+    CROSS_ENTROPY,
+    DISTANCES,
+    MIN_PROBABILITY,
+    PSEUDO_HUBER_C,
+    SELF_CONDITIONING,
+    VARIATIONAL,
+    TrainBatch,
+)
+from diffusion_core.backend.config import DEVICES, PRECISIONS, BackendConfig, Description
 from diffusion_core.backend.first_call import compile_error
+from diffusion_core.backend.network import MIN_STD, VJP, Forward, Guidance, Network, NoiseSource, StepCallback
+from diffusion_core.backend.state import StepResult, TrainerState, average_names
 from diffusion_core.backend.target import Target
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.common.text import pluralize
 from diffusion_core.networks.own import Manifest
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights
 from diffusion_core.optim.normalisation import check_optimiser
 from diffusion_core.optim.optimiser import Optimiser
 from diffusion_core.runtime.distributed import Collective, ProcessGroup
-from diffusion_core.sampling.measurement import Measurement
 from diffusion_core.sampling.plan import SamplerPlan
 
 __all__ = [
     "CROSS_ENTROPY",
+    "DEVICES",
     "DISTANCES",
+    "MIN_PROBABILITY",
     "MIN_STD",
     "PRECISIONS",
     "PSEUDO_HUBER_C",
     "SELF_CONDITIONING",
-    "MIN_PROBABILITY",
     "VARIATIONAL",
+    "VJP",
     "Backend",
+    "BackendConfig",
+    "Description",
     "Forward",
+    "Guidance",
     "Network",
     "NoiseSource",
-    "VJP",
-    "BackendConfig",
-    "Guidance",
+    "StepCallback",
     "StepResult",
     "TrainBatch",
     "Trainer",
     "TrainerState",
-    "StepCallback",
     "average_names",
     "backend_class",
     "load_backend",
     "translate_out_of_memory",
 ]
-
-PRECISIONS = ("float64", "float32", "bf16")
-DEVICES = ("auto", "cpu", "cuda")
-DISTANCES = ("mse", "l1", "huber", "pseudo_huber")
-# The loss of a classifier, between its logits and the class.
-CROSS_ENTROPY = "cross_entropy"
-# The c of sqrt(r^2 + c^2) - c, in the units of the target, in which the noise has standard deviation 1.
-PSEUDO_HUBER_C = 0.03
-# The columns of `TrainBatch.variational` and of `TrainBatch.self_conditioning`.
-VARIATIONAL = ("offset", "scale", "error", "half_bin", "lowest", "highest", "mean_gradient", "weight")
-SELF_CONDITIONING = ("c_skip", "c_out", "keep", "lowest", "highest")
-# Lower bound of the probability of a byte.
-MIN_PROBABILITY = 1e-12
-
-# Lower bound of the standard deviation that guidance rescaling divides by, so that an output of zeros stays zero.
-MIN_STD = 1e-12
-
-# A network's output F of (x, c_noise, label, features); see `Network.forward`.
-Forward = Callable[..., NDArray]
-# The same with a cotangent after the label, giving (F, J^T cotangent); see `Network.vjp`.
-VJP = Callable[..., tuple[NDArray, NDArray]]
-# z_i for row i of a plan, with the shape of the images.
-NoiseSource = Callable[[int], NDArray]
-
-
-@dataclass(frozen=True)
-class StepCallback:
-    """A callback on the state of sampling, as diffusers' `callback_on_step_end`.
-
-    Args:
-        function: called with (row, register 0, estimate of x_0); both arrays are NumPy arrays (B, H, W, C).
-        rows: the rows of the plan after which it is called; None means every row. The rows between run as one segment.
-
-    Example:
-        >>> seen = []
-        >>> callback = StepCallback(lambda row, x, estimate: seen.append(row), rows=(0, 2))
-        >>> for row in range(3):
-        ...     callback(row, np.zeros((1, 2, 2, 3)), np.zeros((1, 2, 2, 3)))
-        >>> seen
-        [0, 2]
-    """
-
-    function: Callable[[int, NDArray, NDArray], None]
-    rows: Collection[int] | None = None
-
-    def __call__(self, row: int, x: NDArray, estimate: NDArray) -> None:
-        """Call the function if `row` is one of the selected rows."""
-        if self.rows is None or row in self.rows:
-            self.function(row, x, estimate)
-
-    def selected_rows(self, rows: int) -> Collection[int]:
-        """Return the selected rows of a plan with this number of rows."""
-        return range(rows) if self.rows is None else self.rows
-
-
-@dataclass(frozen=True)
-class BackendConfig:
-    """How a backend computes. None of these options changes what is computed, except for rounding.
-
-    Args:
-        device: ``"cpu"``, ``"cuda"``, or ``"auto"`` for CUDA if it is available.
-        precision: ``"float64"``, ``"float32"`` or ``"bf16"`` (weights and sums stay float32).
-        compile: whether to compile, with `torch.compile` in PyTorch and XLA in TensorFlow.
-        threads: number of CPU threads; None means the framework's default.
-        deterministic: whether to use reproducible kernels only. TF32 is always off.
-
-    Raises:
-        DuetError: for an unknown device or precision, or fewer than one thread.
-
-    Example:
-        >>> BackendConfig(device="cpu", precision="float64").host_dtype
-        <class 'numpy.float64'>
-        >>> BackendConfig(precision="float16")  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-            ...
-        diffusion_core.common.errors.DuetError: precision: 'float16' was given; it must be one of float64, ...
-    """
-
-    device: str = "auto"
-    precision: str = "float32"
-    compile: bool = False
-    threads: int | None = None
-    deterministic: bool = True
-
-    def __post_init__(self) -> None:
-        if self.device not in DEVICES:
-            raise one_of("backend.device", self.device, DEVICES)
-        if self.precision not in PRECISIONS:
-            raise one_of("precision", self.precision, PRECISIONS)
-        if self.threads is not None and self.threads < 1:
-            raise DuetError(f"backend.threads: {self.threads} was given; it must be at least 1, or null")
-
-    @property
-    def host_dtype(self) -> type[np.floating]:
-        """The NumPy type of images and columns that are passed to a backend."""
-        return np.float64 if self.precision == "float64" else np.float32
-
-
-@dataclass(frozen=True, eq=False)
-class TrainBatch:
-    r"""All inputs of one training step; the step uses no other input.
-
-    With ``x_t = alpha images + sigma noise``, ``target = target_x0 images + target_eps noise`` and the network's
-    output ``F(c_in x_t, c_noise, label, features)``, restricted to the channels of the images::
-
-        r    = F - target
-        loss = mean_b importance_b (weight_b mean_pixels distance(r) [+ weight'_b mean_pixels bound])
-
-    The bound needs variational columns. F2 is the second half of the output channels, or 0 without it. r~ equals r in
-    value, but its gradient is multiplied by mean_gradient, weight' is the last variational column, and Phi is the
-    normal distribution function::
-
-        u     = offset + scale F2,    e = error r~
-        bound = (u + exp(-u) - 1 + exp(-u) e^2) / 2                                          where half_bin is 0
-        bound = -log(Phi((half_bin - e) exp(-u/2)) - Phi((-half_bin - e) exp(-u/2)))         elsewhere
-
-    The first Phi is 1 if images > highest, the second is 0 if images < lowest, and their difference is at least
-    `MIN_PROBABILITY`. A program with uncertainty has a last channel, whose mean over an image is s; it replaces the
-    first term of the loss of an image by ``exp(-s) weight mean_pixels distance(r) + s``.
-
-    A batch with self-conditioning columns takes two passes, the first without an estimate. The first pass has no
-    gradient and does not update running statistics. The second pass reads::
-
-        estimate = keep clip(c_skip x_t + c_out F, lowest, highest)
-
-    Args:
-        images: x_0 in the range of the data, with shape (B, H, W, C).
-        noise: eps, with the same shape.
-        label: int32 with shape (B,); the null label if the class is dropped.
-        alpha: with shape (B,), like every column.
-        sigma: standard deviation of the noise in x_t.
-        c_in: factor of x_t at the input of the network.
-        c_noise: the encoded noise level; float64 in every precision.
-        target_x0: weight of x_0 in the target.
-        target_eps: weight of eps in the target.
-        weight: weight of the distance at this noise level.
-        importance: importance weight of the whole loss of an image; 1 if noise levels are not drawn by importance.
-        features: numbers in addition to the class, with shape (B, program.features).
-        positions: each image's position in the run, its counter in the dropout stream, with shape (B,).
-        dropout_key: the two words of the dropout stream.
-        variational: the columns `VARIATIONAL`, with shape (B, 8); None for a loss without the bound.
-        self_conditioning: the columns `SELF_CONDITIONING`, with shape (B, 5); None without self-conditioning.
-        columns: the columns of a target that needs the network, with shape (B, K); see `target`. Then `weight` weights
-            its distance, and the process columns describe the level of the prediction. None for a regression.
-        times: its columns of times, float64 with shape (B, L).
-    """
-
-    images: NDArray
-    noise: NDArray
-    label: NDArray[np.int32]
-    alpha: NDArray
-    sigma: NDArray
-    c_in: NDArray
-    c_noise: NDArray[np.float64]
-    target_x0: NDArray
-    target_eps: NDArray
-    weight: NDArray
-    importance: NDArray
-    features: NDArray
-    positions: NDArray[np.int64]
-    dropout_key: NDArray[np.int64]
-    variational: NDArray | None = None
-    self_conditioning: NDArray | None = None
-    columns: NDArray | None = None
-    times: NDArray[np.float64] | None = None
-
-    @property
-    def size(self) -> int:
-        """The batch size B."""
-        return len(self.label)
-
-    @property
-    def arrays(self) -> dict[str, NDArray]:
-        """The fields by name, except those that are None."""
-        return {name: array for name, array in vars(self).items() if array is not None}
-
-    def rows(self, rows: slice) -> TrainBatch:
-        """Return a part of the batch."""
-        return replace(self, **{name: array[rows] for name, array in self.arrays.items() if name != "dropout_key"})
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class TrainerState:
-    """The state of training: weights, moving averages and the slots of the optimiser, each by parameter name.
-
-    Weights and averages have every name of the manifest, and so have slots with the shape of the parameters; those of
-    parameters that are not trained stay as they started.
-
-    Args:
-        weights: the weights in the canonical axes, at which the network is evaluated.
-        averages: the moving averages of the weights, at least one; sampling uses the first.
-        slots: what the optimiser keeps, by slot and parameter; those of Adam are moment1 and moment2. Empty before the
-            first update: a trainer then starts them, see `optim.optimiser.start_slots`.
-        updates: number of optimiser steps so far.
-
-    Example:
-        >>> TrainerState.fresh({"w": np.ones((2, 3))})
-        TrainerState(6 values, 1 average, 0 updates)
-    """
-
-    weights: Weights
-    averages: tuple[Weights, ...]
-    slots: Mapping[str, Weights] = field(default_factory=dict)
-    updates: int = 0
-
-    def __repr__(self) -> str:
-        size = pluralize(sum(value.size for value in self.weights.values()), "value")
-        averages, updates = pluralize(len(self.averages), "average"), pluralize(self.updates, "update")
-        return f"TrainerState({size}, {averages}, {updates})"
-
-    @staticmethod
-    def fresh(weights: Weights, averages: int = 1) -> TrainerState:
-        """Return the state before the first step, for any optimiser: averages equal to the weights, and no slots."""
-        return TrainerState(weights, (weights,) * averages)
-
-    @property
-    def ema(self) -> Weights:
-        """The moving average that sampling uses."""
-        return self.averages[0]
-
-    @property
-    def evaluated(self) -> dict[str, Weights]:
-        """What can be evaluated, by part: the weights, and ema (ema1, ema2 ... for further averages)."""
-        return {"weights": self.weights, **dict(zip(average_names(len(self.averages)), self.averages, strict=True))}
-
-    @property
-    def parts(self) -> dict[str, Weights]:
-        """All arrays by part: those of `evaluated`, and the slots of the optimiser."""
-        return {**self.evaluated, **self.slots}
-
-    @staticmethod
-    def from_parts(parts: Mapping[str, Weights], updates: int) -> TrainerState:
-        """Return the state with these `parts`."""
-        names = [name for name in average_names(len(parts)) if name in parts]
-        slots = {name: part for name, part in parts.items() if name not in ("weights", *names)}
-        return TrainerState(parts["weights"], tuple(parts[name] for name in names), slots, updates)
-
-
-def average_names(count: int) -> tuple[str, ...]:
-    """Return the names of this many averages: ema, ema1, ema2 ..."""
-    return tuple(f"ema{i}" if i else "ema" for i in range(count))
-
-
-@dataclass(frozen=True, eq=False)
-class StepResult:
-    """The result of a training step. The numbers may still be on the device; ``float()`` waits for them.
-
-    Args:
-        loss: loss of the batch.
-        grad_norm: global norm of the gradients before the clip.
-        losses: returns the loss of each image without its importance weight, with shape (B,).
-    """
-
-    loss: SupportsFloat
-    grad_norm: SupportsFloat
-    losses: Callable[[], NDArray] = lambda: np.zeros(0)
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a backend runs on, for the terminal and for the run directory."""
-
-    backend: str
-    device: str
-    precision: str
-    threads: int
-    mode: str
-    versions: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def on_cpu(self) -> bool:
-        """Whether the device is a CPU."""
-        return self.device.startswith("cpu")
-
-    def line(self) -> str:
-        """Return one line with the device, the precision, the mode and the versions."""
-        framework = ", ".join(f"{name} {version}" for name, version in self.versions.items())
-        return f"{self.backend}: {self.device}, {self.precision}, {self.mode} ({framework})"
-
-
-class Network(Protocol):
-    """A program built in a framework."""
-
-    program: Program
-
-    def forward(
-        self,
-        x: NDArray,
-        c_noise: NDArray,
-        label: NDArray,
-        features: NDArray | None = None,
-        estimate: NDArray | None = None,
-        second_time: NDArray | None = None,
-    ) -> NDArray:
-        """Return the raw output F in evaluation mode.
-
-        Args:
-            x: images multiplied by c_in, with shape (B, H, W, C).
-            c_noise: encoded noise levels, with shape (B,).
-            label: classes, with shape (B,).
-            features: with shape (B, program.features); None means zeros.
-            estimate: an estimate of x_0 for a self-conditioned program, with the shape of x; None means zeros.
-            second_time: for a program of two times, with shape (B,); None means `Program.default_second_time`.
-        """
-
-    def vjp(
-        self,
-        x: NDArray,
-        c_noise: NDArray,
-        label: NDArray,
-        cotangent: NDArray,
-        features: NDArray | None = None,
-        second_time: NDArray | None = None,
-    ) -> tuple[NDArray, NDArray]:
-        """Return (F, J^T cotangent), with J = dF/dx in evaluation mode.
-
-        The images of a batch are independent, each with its own J. The cotangent has the shape of F, the product the
-        shape of x.
-        """
-
-    def jvp(
-        self,
-        x: NDArray,
-        c_noise: NDArray,
-        label: NDArray,
-        tangents: tuple[NDArray, NDArray, NDArray],
-        features: NDArray | None = None,
-        second_time: NDArray | None = None,
-    ) -> tuple[NDArray, NDArray]:
-        """Return (F, dF) in evaluation mode: the output, and its derivative along a direction.
-
-        Args:
-            x: as for `forward`, like the other arguments.
-            c_noise: encoded noise levels.
-            label: classes.
-            tangents: the direction (of x, of c_noise, of second_time), each with the shape of its input.
-            features: additional numbers.
-            second_time: the second time.
-        """
-
-    def weights(self) -> Weights:
-        """Return the weights by name, in the canonical axes."""
-
-    def load(self, weights: Weights) -> None:
-        """Replace the weights; traced and compiled functions stay valid."""
 
 
 class Trainer(Protocol):
@@ -461,55 +127,6 @@ class Trainer(Protocol):
 
     def state(self) -> TrainerState:
         """Return all that is needed to resume exactly."""
-
-
-@dataclass(frozen=True, eq=False)
-class Guidance:
-    """The networks, images and conditions that guide sampling in addition to the plan; all are optional.
-
-    Args:
-        guide: the network that guided rows move away from, evaluated with the class (autoguidance); None means
-            classifier-free guidance, away from the sampled network without a class.
-        classifier: a network of logits (B, K); rows with a weight `SamplerPlan.classifier` follow the gradient of its
-            log p(class | x).
-        mask: 1 where the image is known and 0 elsewhere, with shape (B, H, W, 1) or (B, H, W, C).
-        known: returns the known image at the noise level that row i leads to, with shape (B, H, W, C).
-        features: numbers in addition to the class, with shape (B, program.features); None means zeros.
-        null_features: the same for the evaluation without a class in classifier-free guidance; None means zeros.
-        measurement: what the images agree with, and how; see `sampling.measurement`.
-    """
-
-    guide: Network | None = None
-    classifier: Network | None = None
-    mask: NDArray | None = None
-    known: NoiseSource | None = None
-    features: NDArray | None = None
-    null_features: NDArray | None = None
-    measurement: Measurement | None = None
-
-    def check(self, plan: SamplerPlan) -> None:
-        """Check that the guidance fits the plan.
-
-        Raises:
-            DuetError: for a classifier without a weight or a weight without a classifier, a mask without a known image
-                or the reverse, a mask with a solver whose state is more than one image, or a measurement with a mask, a
-                classifier or a plan for which its method is not defined.
-        """
-        if plan.classifier is not None and self.classifier is None:
-            raise DuetError("sampler.classifier: a weight was given without a classifier; add classifier=RUN, or use 0")
-        if plan.classifier is None and self.classifier is not None:
-            raise DuetError(
-                "classifier: a classifier was given with weight 0; add sampler.classifier=1, or leave it out"
-            )
-        if (self.mask is None) != (self.known is None):
-            raise DuetError("inpainting: the mask or the known image is missing; give both, or neither")
-        if self.mask is not None:
-            plan.check_inpainting()
-        if self.measurement is not None:
-            self.measurement.check(plan)
-            if self.mask is not None or self.classifier is not None:
-                other = "a mask" if self.mask is not None else "a classifier"
-                raise DuetError(f"posterior: a measurement was given with {other}; it takes neither, so leave one out")
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])

@@ -25,7 +25,7 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.convert.names import SAME, Arrays, Entry, Layout, NameMap, join_names, name_map, qkv
 from diffusion_core.networks import DiTSpec, Node, Program
 from diffusion_core.networks.blocks import Attention
-from diffusion_core.networks.token_blocks import sine_table
+from diffusion_core.networks.blocks.tokens import sine_table
 from diffusion_core.networks.weights import Weights
 
 __all__ = ["CLASSES", "check_table", "has_equal_embedders", "make_config", "make_name_map", "read_spec"]

@@ -1,6 +1,6 @@
 """The graph that a network becomes in ONNX, and the table of emitters, one per block kind.
 
-`onnx.py` has the emitters of `networks/blocks.py`; each further file of block kinds has its own `onnx_*.py`, which
+`onnx.py` has the emitters of `networks/blocks/`; each further file of block kinds has its own `onnx_*.py`, which
 `onnx.py` imports.
 """
 

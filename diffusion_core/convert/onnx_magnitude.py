@@ -1,4 +1,4 @@
-"""The ONNX emitters of the magnitude-preserving blocks, see `networks/magnitude_blocks.py`.
+"""The ONNX emitters of the magnitude-preserving blocks, see `networks/blocks/magnitude.py`.
 
 Weights stay as they are in the file and are normalised by the graph.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from diffusion_core.convert.onnx_graph import EMITTERS, Graph, Value, int64, reshape, to_float32
-from diffusion_core.networks import magnitude_blocks as blocks
+from diffusion_core.networks.blocks import magnitude as blocks
 from diffusion_core.optim.normalisation import MIN_SQUARE
 
 __all__: list[str] = []

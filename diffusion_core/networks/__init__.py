@@ -1,6 +1,6 @@
 """Networks as data: a spec describes a network by a few options, and `lower` turns it into the `Program` of a backend.
 
-The block kinds are in `blocks.py`, their registry in `registry.py`.
+The block kinds are in `blocks/`, their registry in `registry.py`.
 
 May import: diffusion, files, common; not optim or images.
 """

@@ -33,9 +33,9 @@ from diffusion_core.networks.blocks import (
     SiLU,
     Sinusoid,
 )
+from diffusion_core.networks.blocks.tokens import Patchify, SinePositions, Slice, Unpatchify
 from diffusion_core.networks.builder import Builder, NetworkSpec, lower
 from diffusion_core.networks.program import Program
-from diffusion_core.networks.token_blocks import Patchify, SinePositions, Slice, Unpatchify
 
 __all__ = ["DiTSpec", "TokenBuilder"]
 

@@ -25,8 +25,7 @@ from dataclasses import dataclass, replace
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.networks.blocks import AvgPool, Concat, Dropout, Resample, Upsample
-from diffusion_core.networks.builder import Builder, NetworkSpec, lower
-from diffusion_core.networks.magnitude_blocks import (
+from diffusion_core.networks.blocks.magnitude import (
     Clip,
     MPAttention,
     MPConcat,
@@ -40,6 +39,7 @@ from diffusion_core.networks.magnitude_blocks import (
     PixelNorm,
     WithConstant,
 )
+from diffusion_core.networks.builder import Builder, NetworkSpec, lower
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.registry import Block
 

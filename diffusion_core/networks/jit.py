@@ -22,11 +22,7 @@ from dataclasses import dataclass, field
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.networks.blocks import Add, Attention, Dropout, Embedding, RMSNorm
-from diffusion_core.networks.builder import NetworkSpec, lower
-from diffusion_core.networks.dit import TokenBuilder
-from diffusion_core.networks.program import Program
-from diffusion_core.networks.registry import Block
-from diffusion_core.networks.token_blocks import (
+from diffusion_core.networks.blocks.tokens import (
     ConcatTokens,
     DropoutAttention,
     LearnedPositions,
@@ -39,6 +35,10 @@ from diffusion_core.networks.token_blocks import (
     SwiGLU,
     Unpatchify,
 )
+from diffusion_core.networks.builder import NetworkSpec, lower
+from diffusion_core.networks.dit import TokenBuilder
+from diffusion_core.networks.program import Program
+from diffusion_core.networks.registry import Block
 
 __all__ = ["JiTSpec"]
 

@@ -25,8 +25,6 @@ from typing import Any
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
 from diffusion_core.networks import blocks as _blocks  # noqa: F401  registers the block kinds
-from diffusion_core.networks import magnitude_blocks as _magnitude_blocks  # noqa: F401  registers its kinds
-from diffusion_core.networks import token_blocks as _token_blocks  # noqa: F401  registers those of tokens
 from diffusion_core.networks.initialisation import initialised_parameters
 from diffusion_core.networks.registry import Block, Parameter, Shape, kind_of
 

@@ -8,10 +8,9 @@ A block kind is a frozen dataclass. `register` enters it in `BLOCKS` under the n
         ...
 
 The class itself carries what needs no array: its parameters, the shape of its value and its multiply-adds. What
-computes stands elsewhere, in one `BlockRules` table each: a NumPy reference function (`backend/reference.py`), an
-ONNX emitter (`convert/onnx.py`) and one module per backend (`backends/*/network.py`); the rules of the kinds of
-`token_blocks.py` stand in files of their own. `BLOCKS` and every table raise a `DuetError` that names the kind when a
-rule is missing; `tests/backend/test_twins.py` lists all missing rules.
+computes stands elsewhere, in one `BlockRules` table each: a NumPy reference function (`backend/reference/`), an ONNX
+emitter (`convert/onnx*.py`) and one module per backend (`backends/*/`). `BLOCKS` and every table raise a `DuetError`
+that names the kind when a rule is missing; `tests/backend/test_twins.py` lists all missing rules.
 """
 
 from __future__ import annotations
@@ -197,7 +196,7 @@ def kind_of(block: object) -> str:
     if BLOCKS.get(name) is not type(block):
         raise DuetError(
             f"block {name}: this kind is not registered; put @register in front of its class, as "
-            "diffusion_core/networks/blocks.py does"
+            "diffusion_core/networks/blocks does"
         )
     return name
 

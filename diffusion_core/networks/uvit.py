@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.networks.blocks import GELU, Add, Attention, Embedding, LayerNorm, SiLU, Sinusoid
+from diffusion_core.networks.blocks.tokens import ConcatTokens, LearnedPositions, Patchify, Repeat, Slice, Unpatchify
 from diffusion_core.networks.builder import Builder, NetworkSpec, lower
 from diffusion_core.networks.program import Program
-from diffusion_core.networks.token_blocks import ConcatTokens, LearnedPositions, Patchify, Repeat, Slice, Unpatchify
 
 __all__ = ["NORM_EPS", "UViTSpec"]
 

@@ -16,8 +16,8 @@ from numpy.typing import DTypeLike, NDArray
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.common.text import join_some
-from diffusion_core.networks.blocks import Parameter
 from diffusion_core.networks.program import Program
+from diffusion_core.networks.registry import Parameter
 
 __all__ = [
     "Weights",

@@ -15,7 +15,7 @@ learning rate alone. The moving averages follow the weights after the update, wh
 applied once per update: not by a pass that ran out of memory or was not finite, and not on resuming. It is no
 projection: twice gives another result than once, by about eps.
 
-A block with such a parameter also divides it by its size whenever it is used; see `networks/magnitude_blocks.py`.
+A block with such a parameter also divides it by its size whenever it is used; see `networks/blocks/magnitude.py`.
 
 References:
     Analyzing and Improving the Training Dynamics of Diffusion Models (Karras et al., 2024),

@@ -22,7 +22,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.files.safe_read import file_errors, open_npz, read_json
 from diffusion_core.parity import cases, edm2, target_cases
 from diffusion_core.parity.ladder import TOLERANCES, Check, check, l2_of_all, relative, worst
-from diffusion_core.parity.trace import AVERAGES, HANDOVER_STEP, STEPS
+from diffusion_core.parity.rungs import AVERAGES, HANDOVER_STEP, STEPS
 
 __all__ = ["PRECISIONS", "compare_records", "load_arrays", "load_checks", "own_checks", "pixel_difference"]
 

@@ -9,7 +9,7 @@ import numpy as np
 from diffusion_core.backend.interface import Backend, TrainerState
 from diffusion_core.common.random import Stream
 from diffusion_core.networks import Node, Program
-from diffusion_core.networks.magnitude_blocks import MPConv, MPSum
+from diffusion_core.networks.blocks.magnitude import MPConv, MPSum
 from diffusion_core.networks.weights import Weights
 from diffusion_core.optim import ema_update
 from diffusion_core.optim.adam import Adam, adam_update

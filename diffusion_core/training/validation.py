@@ -44,7 +44,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from diffusion_core.backend import reference
 from diffusion_core.backend.interface import Forward, Network, TrainBatch
-from diffusion_core.backend.reference_target import evaluation_losses
+from diffusion_core.backend.reference.target import evaluation_losses
 from diffusion_core.backend.target import Target
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream

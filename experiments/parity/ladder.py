@@ -18,7 +18,9 @@ from diffusion_core.common.text import format_seconds, pluralize
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.parity import cases, edm2
 from diffusion_core.parity.compare import PRECISIONS, load_arrays
-from diffusion_core.parity.trace import BATCH, HANDOVER_STEP, STEPS, Trace, continue_training, record, sample_images
+from diffusion_core.parity.record import record
+from diffusion_core.parity.rungs import BATCH, HANDOVER_STEP, STEPS, continue_training, sample_images
+from diffusion_core.parity.trace import Trace
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import describe_environment, exclusive_directory, write_json
 from diffusion_core.runtime.heartbeat import heartbeat

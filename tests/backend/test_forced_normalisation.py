@@ -13,7 +13,7 @@ from diffusion_core.common.errors import DuetError, OutOfMemory
 from diffusion_core.common.random import Stream
 from diffusion_core.networks import Node, Program
 from diffusion_core.networks.blocks import Dropout
-from diffusion_core.networks.magnitude_blocks import MPConv, MPFourier, MPGate, MPLinear, MPSiLU
+from diffusion_core.networks.blocks.magnitude import MPConv, MPFourier, MPGate, MPLinear, MPSiLU
 from diffusion_core.networks.weights import Weights
 from diffusion_core.optim.adam import Adam, adam_update
 from diffusion_core.optim.normalisation import normalise_weights

@@ -20,7 +20,7 @@ from diffusion_core.networks import Node, Program, lower
 from diffusion_core.networks.blocks import Conv, Linear, Mean
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.optim.adam import Adam
-from diffusion_core.parity import cases, trace
+from diffusion_core.parity import cases, rungs, trace
 from diffusion_core.parity.ladder import Check, check, l2, l2_of_all
 from diffusion_core.runs.run_directory import describe_environment, write_json
 
@@ -28,16 +28,16 @@ pytestmark = [pytest.mark.backend, pytest.mark.gpu]
 
 
 def networks(backend: Any, measured: trace.Trace) -> None:
-    trace.networks(backend, measured, cases.NETWORKS)
+    rungs.networks(backend, measured, cases.NETWORKS)
 
 
 def few_networks(backend: Any, measured: trace.Trace) -> None:
-    trace.networks(backend, measured, (*cases.FEW_NETWORKS, "ADM, learned variance", "landscape"))
+    rungs.networks(backend, measured, (*cases.FEW_NETWORKS, "ADM, learned variance", "landscape"))
 
 
 def few_samplers(backend: Any, measured: trace.Trace) -> None:
     few = ("two registers, three estimates", "DDIM-20, eta 0.5, guidance 2", "DPM-Solver++ 3M-SDE-20")
-    trace.sampler_update(backend, measured, {name: cases.PLANS[name] for name in few})
+    rungs.sampler_update(backend, measured, {name: cases.PLANS[name] for name in few})
 
 
 def training_step(backend: Any, measured: trace.Trace) -> None:
@@ -45,26 +45,26 @@ def training_step(backend: Any, measured: trace.Trace) -> None:
     for title in cases.FEW_NETWORKS:
         spec, program = cases.NETWORKS[title], lower(cases.NETWORKS[title])
         batch = cases.cast(cases.noise_batch(program, spec.image_shape), backend.config.host_dtype)
-        errors = trace.training_errors(backend, program, cases.scattered_weights(program), batch)
+        errors = rungs.training_errors(backend, program, cases.scattered_weights(program), batch)
         for what, error in errors.items():
             measured.add_check(1, f"{title}, {what}", "loss", error)
 
 
 RUNGS = (
-    trace.forward_noising,
-    trace.losses,
-    trace.blocks,
+    rungs.forward_noising,
+    rungs.losses,
+    rungs.blocks,
     networks,
-    trace.optimiser,
-    trace.guidance,
-    trace.posterior,
-    trace.likelihoods,
+    rungs.optimiser,
+    rungs.guidance,
+    rungs.posterior,
+    rungs.likelihoods,
 )
 # In bfloat16 there is no tolerance for the samples of an untrained network.
 CLIMBED = [(precision, False, rung) for precision in ("float64", "float32", "bf16") for rung in RUNGS]
-CLIMBED += [(precision, False, trace.sampler_update) for precision in ("float64", "float32")]
+CLIMBED += [(precision, False, rungs.sampler_update) for precision in ("float64", "float32")]
 # Compiling takes many seconds per network, and with XLA per plan, so test a few of each.
-COMPILED = [(p, True, rung) for p in ("float32", "bf16") for rung in (few_networks, training_step, trace.optimiser)]
+COMPILED = [(p, True, rung) for p in ("float32", "bf16") for rung in (few_networks, training_step, rungs.optimiser)]
 COMPILED += [("float32", True, few_samplers)]
 MODES = pytest.mark.parametrize("compile", (False, True), ids=("plain", "compiled"))
 
@@ -111,7 +111,7 @@ def cuda(request, open_backend) -> Any:
 def parity_trainer(backend: Any, state: TrainerState | None = None) -> Any:
     weights = initial_weights(cases.PARITY.program, cases.SEED, backend.config.host_dtype)
     return backend.trainer(
-        cases.PARITY.program, state or TrainerState.fresh(weights, len(trace.AVERAGES)), Adam(), "mse"
+        cases.PARITY.program, state or TrainerState.fresh(weights, len(rungs.AVERAGES)), Adam(), "mse"
     )
 
 
@@ -140,7 +140,7 @@ def test_gradients_in_bfloat16_match_float32(open_backend, measured, compile):
     )
     modes = ("bf16", compile), ("float32", False)
     backends = [open_backend(precision, device="cuda", threads=None, compile=mode) for precision, mode in modes]
-    gradients = [trace.compute_gradients(backend, program, weights, batch)[1] for backend in backends]
+    gradients = [rungs.compute_gradients(backend, program, weights, batch)[1] for backend in backends]
     name = backends[0].describe().backend
     measured.add(backends[0], check(4, title, "bf16", name, "gradient", l2_of_all(*gradients)))
 
@@ -159,7 +159,7 @@ def test_tf32_is_off(open_backend, measured):
     backend = open_backend("float32", device="cuda", threads=None)
     for last in (1, len(program.nodes)):
         part = Program(program.nodes[:last])
-        error = trace.forward_error(backend, part, {p.name: weights[p.name] for p in part.parameters}, batch)
+        error = rungs.forward_error(backend, part, {p.name: weights[p.name] for p in part.parameters}, batch)
         name = backend.describe().backend
         measured.add(backend, check(3, f"512 channels to {part.nodes[-1].name}", "float32", name, "network", error))
 
@@ -178,7 +178,7 @@ def test_training_on_the_device_matches_training_on_the_cpu(open_backend, measur
 
     here, there = parity_trainer(cpu), parity_trainer(cuda)
     for step in range(1, 11):
-        losses = [trace.training_step(b, t, step) for b, t in ((cpu, here), (cuda, there))]
+        losses = [rungs.training_step(b, t, step) for b, t in ((cpu, here), (cuda, there))]
         error = abs(losses[1] - losses[0]) / losses[0]
         measured.add(cuda, checked(f"loss of step {step}", "training loss, 10 steps", error))
     for part in ("weights", "ema", "ema1"):
@@ -190,7 +190,7 @@ def test_a_repeated_run_has_the_same_bits(cuda):
     runs = []
     for _ in range(2):
         trainer = parity_trainer(cuda)
-        losses = [trace.training_step(cuda, trainer, step) for step in range(1, 6)]
+        losses = [rungs.training_step(cuda, trainer, step) for step in range(1, 6)]
         runs.append((losses, trainer.state()))
     assert runs[0][0] == runs[1][0]
     for name, value in runs[0][1].weights.items():
@@ -200,10 +200,10 @@ def test_a_repeated_run_has_the_same_bits(cuda):
 def test_a_state_goes_from_the_device_to_the_cpu_and_back(cuda, open_backend):
     trainer = parity_trainer(cuda)
     for step in range(1, 4):
-        trace.training_step(cuda, trainer, step)
+        rungs.training_step(cuda, trainer, step)
     cpu = parity_trainer(open_backend(cuda.config.precision), trainer.state())
     back = parity_trainer(cuda, cpu.state())
-    assert trace.training_step(cuda, back, 4) == trace.training_step(cuda, trainer, 4)
+    assert rungs.training_step(cuda, back, 4) == rungs.training_step(cuda, trainer, 4)
     for name, value in trainer.state().weights.items():
         np.testing.assert_array_equal(back.state().weights[name], value, err_msg=name)
 

@@ -42,7 +42,7 @@ from diffusion_core.networks.blocks import (
 from diffusion_core.networks.weights import Weights
 from diffusion_core.optim import ema_update
 from diffusion_core.optim.adam import Adam
-from diffusion_core.parity import cases, trace
+from diffusion_core.parity import cases, rungs, trace
 from diffusion_core.parity.ladder import l2, l2_of_all, relative
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.runtime.distributed import ProcessGroup
@@ -854,7 +854,7 @@ def test_compiled_samples_match_the_reference(open_backend):
 @pytest.mark.slow
 def test_compiled_guided_samples_match_the_reference(open_backend):
     climbed = trace.Trace("this", "float64")
-    trace.guidance(open_backend("float64", compile=True), climbed)
+    rungs.guidance(open_backend("float64", compile=True), climbed)
     assert [one.name for one in climbed.checks] == ["classifier", "steered"]
     assert all(one.error <= one.tolerance for one in climbed.checks)
 

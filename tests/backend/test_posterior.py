@@ -115,8 +115,8 @@ def test_a_learned_variance_and_self_conditioning_agree_with_the_reference(open_
 
 @pytest.mark.slow
 def test_compiled_posterior_samples_agree_with_the_reference(open_backend):
-    from diffusion_core.parity import trace
+    from diffusion_core.parity import rungs, trace
 
     climbed = trace.Trace("this", "float64")
-    trace.posterior(open_backend("float64", compile=True), climbed)
+    rungs.posterior(open_backend("float64", compile=True), climbed)
     assert all(one.error <= one.tolerance for one in climbed.checks) and len(climbed.checks) == 3

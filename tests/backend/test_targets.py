@@ -10,7 +10,7 @@ import pytest
 
 from diffusion_core.backend import reference
 from diffusion_core.backend.interface import TrainerState
-from diffusion_core.backend.reference_target import target_losses
+from diffusion_core.backend.reference.target import target_losses
 from diffusion_core.common.random import Stream
 from diffusion_core.optim.adam import Adam
 from diffusion_core.parity import target_cases as cases

@@ -144,7 +144,7 @@ def test_every_block_kind_has_every_rule():
             if f"{kind}.forward" not in classes[b]
         ]
         # An own network exists in one framework only; test_own.py holds it to a program with the same weights.
-        missing += [f"{kind}: no case in parity/cases.py"] if kind not in cases_of | {"Own"} else []
+        missing += [f"{kind}: no case in parity/cases/blocks.py"] if kind not in cases_of | {"Own"} else []
     assert not missing, "\n".join(missing)
 
 

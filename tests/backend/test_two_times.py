@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion_core.backend import reference
-from diffusion_core.backend.reference_target import derivative
+from diffusion_core.backend.reference.target import derivative
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.model.generate import noise_source, start_noise

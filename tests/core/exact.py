@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 
-from diffusion_core.backend import reference
+from diffusion_core.backend.reference import sampling
 from diffusion_core.sampling import SamplerPlan
 
 Array = NDArray[np.float64]
@@ -88,7 +88,7 @@ def execute(
         unclipped = bounded = estimate(row, registers[0])
         if plan.unclipped is not None:
             bounded = plan.clipped[row, 0] * registers[0] + plan.clipped[row, 1] * unclipped
-        bounded = reference._clip_estimate(plan, bounded) if clip else bounded
+        bounded = sampling.clip_estimate(plan, bounded) if clip else bounded
         history = np.concatenate([bounded[None], history[:-1]])
         fresh = np.multiply.outer(plan.noise[row], noise(row) * np.ones(np.shape(x)))
         registers = np.tensordot(plan.state[row], registers, 1) + np.tensordot(plan.denoised[row], history, 1) + fresh

@@ -42,7 +42,9 @@ def test_another_class_with_the_name_of_a_kind_is_not_that_kind():
 
 
 def test_a_kind_without_a_reference_function_or_an_emitter_raises(square):
-    with pytest.raises(DuetError, match=r"block Square: it has no reference function; add one to .*reference.py"):
+    with pytest.raises(
+        DuetError, match=r"block Square: it has no reference function; add one to .*reference/blocks.py"
+    ):
         reference.forward(square, {}, np.zeros((1, 2, 2, 1)), [0.0], [0])
     pytest.importorskip("onnx")
     with pytest.raises(DuetError, match=r"block Square: it has no ONNX emitter; add one to .*onnx.py"):

@@ -12,8 +12,8 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.model.generate import check_labels, known_labels
 from diffusion_core.networks import DiTSpec, lower
+from diffusion_core.networks.blocks.tokens import sine_table
 from diffusion_core.networks.flops import multiply_adds
-from diffusion_core.networks.token_blocks import sine_table
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.parity import cases
 from diffusion_core.training.objective import Objective

@@ -12,6 +12,7 @@ import pytest
 
 from diffusion_core.backend import reference
 from diffusion_core.backend.interface import BackendConfig, StepCallback
+from diffusion_core.backend.reference import sampling
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import Process
@@ -348,7 +349,7 @@ def test_the_reference_backend_inpaints_with_the_predicted_moments(monkeypatch):
         estimate = MEAN + (x[:, 0, :, 0] - alpha * MEAN) @ gain(alpha, sigma).T
         return (x - alpha * estimate[:, None, :, None]) / sigma
 
-    monkeypatch.setattr(reference, "forward", exact_eps)
+    monkeypatch.setattr(sampling, "forward", exact_eps)
     images = np.full((count, 1, 2, 1), KNOWN)
     edit = inpaint(plan, images, np.array([1.0, 0.0])[None, :, None])
     network = SimpleNamespace(program=PROGRAM)

@@ -16,7 +16,7 @@ from diffusion_core.convert.names import read_weights, write_weights
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import EDM2Spec, Program, lower
 from diffusion_core.networks.blocks import AvgPool, Resample, Upsample
-from diffusion_core.networks.magnitude_blocks import MPAttention, MPSum, OneHot
+from diffusion_core.networks.blocks.magnitude import MPAttention, MPSum, OneHot
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.parity import cases
 from diffusion_core.training.objective import Objective

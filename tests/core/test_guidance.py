@@ -11,6 +11,7 @@ import pytest
 from exact import Mixture
 
 from diffusion_core.backend import reference
+from diffusion_core.backend.reference import sampling
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import Process
@@ -85,7 +86,7 @@ def test_weight_0_is_without_the_class_and_weight_1_needs_one_evaluation(monkeyp
     np.testing.assert_allclose(sampled(PLAN.with_guidance(0.0)), sampled(PLAN, NOTHING), rtol=0, atol=1e-12)
     assert np.abs(sampled(PLAN, NOTHING) - sampled(PLAN)).max() > 0.1
     evaluations, forward = [], reference.forward
-    monkeypatch.setattr(reference, "forward", lambda *given, **more: evaluations.append(1) or forward(*given, **more))
+    monkeypatch.setattr(sampling, "forward", lambda *given, **more: evaluations.append(1) or forward(*given, **more))
     for weights, count in ((1.0, 4), ([2.0, 1.0, 1.0, 0.0], 6)):
         evaluations.clear()
         sampled(PLAN.with_guidance(weights))
@@ -176,10 +177,10 @@ def followed(plan: SamplerPlan, label: int, **led: object) -> np.ndarray:
 @pytest.mark.parametrize("weight", [0.5, 2.0, 4.0])
 def test_guidance_shifts_a_normal_by_the_weight(monkeypatch, weight):
     """D of N(m, s^2) is affine in m, so guidance from N(u, s^2) to N(c, s^2) samples N(u + w (c - u), s^2) exactly."""
-    monkeypatch.setattr(reference, "forward", exactly(CLASSES))
+    monkeypatch.setattr(sampling, "forward", exactly(CLASSES))
     guided = followed(EXACT.with_guidance(weight), 0, guide=partial(exactly({0: CLASSES[1]}), None, None))
     moved = Mixture((-0.5 + weight * 1.4,), (S,))
-    monkeypatch.setattr(reference, "forward", exactly({0: moved}))
+    monkeypatch.setattr(sampling, "forward", exactly({0: moved}))
     np.testing.assert_allclose(guided, followed(EXACT, 0), rtol=0, atol=1e-11)
 
 
@@ -193,15 +194,15 @@ def slope_of_class(x: np.ndarray, t: np.ndarray, label: np.ndarray) -> np.ndarra
 def test_an_exact_classifier_turns_unconditional_into_conditional_sampling(monkeypatch):
     unconditional = {0: CLASSES[2], 1: CLASSES[2]}
     for label in (0, 1):
-        monkeypatch.setattr(reference, "forward", exactly(CLASSES))
+        monkeypatch.setattr(sampling, "forward", exactly(CLASSES))
         expected = followed(EXACT, label)
-        monkeypatch.setattr(reference, "forward", exactly(unconditional))
+        monkeypatch.setattr(sampling, "forward", exactly(unconditional))
         plan = EXACT.with_guidance(1.0, classifier=1.0)
         np.testing.assert_allclose(followed(plan, label, grad_log_prob=slope_of_class), expected, rtol=0, atol=1e-10)
         assert np.abs(followed(EXACT, label) - expected).max() > 0.1
         # With weight w it equals guidance with weight w.
         strong = followed(EXACT.with_guidance(1.0, classifier=2.5), label, grad_log_prob=slope_of_class)
-        monkeypatch.setattr(reference, "forward", exactly(CLASSES))
+        monkeypatch.setattr(sampling, "forward", exactly(CLASSES))
         np.testing.assert_allclose(strong, followed(EXACT.with_guidance(2.5), label), rtol=0, atol=1e-10)
 
 

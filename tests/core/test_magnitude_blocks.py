@@ -9,7 +9,7 @@ from diffusion_core.backend.reference import block_function, per_image_losses
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.networks import Node, Program
-from diffusion_core.networks.magnitude_blocks import (
+from diffusion_core.networks.blocks.magnitude import (
     Clip,
     MPAttention,
     MPConcat,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from diffusion_core.backend.reference_target import scored, target_values
+from diffusion_core.backend.reference.target import scored, target_values
 from diffusion_core.backend.target import Pass
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import Process

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from diffusion_core.backend.interface import TrainBatch
-from diffusion_core.backend.reference_target import scored, target_values
+from diffusion_core.backend.reference.target import scored, target_values
 from diffusion_core.backend.target import Pass
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion_core.backend import reference
-from diffusion_core.backend.reference_target import derivative, target_losses
+from diffusion_core.backend.reference.target import derivative, target_losses
 from diffusion_core.common.random import Stream
 from diffusion_core.data import load_dataset
 from diffusion_core.model.diffusion_model import DiffusionModel

@@ -20,8 +20,7 @@ from diffusion_core.networks.blocks import (
     Modulate,
     Upsample,
 )
-from diffusion_core.networks.flops import multiply_adds, shapes
-from diffusion_core.networks.token_blocks import (
+from diffusion_core.networks.blocks.tokens import (
     ConcatTokens,
     CrossAttention,
     LearnedPositions,
@@ -31,6 +30,7 @@ from diffusion_core.networks.token_blocks import (
     Unpatchify,
     sine_table,
 )
+from diffusion_core.networks.flops import multiply_adds, shapes
 
 IMAGE = np.arange(2 * 4 * 6 * 3, dtype=np.float64).reshape(2, 4, 6, 3)
 

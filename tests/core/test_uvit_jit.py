@@ -12,8 +12,8 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.networks import JiTSpec, NetworkSpec, UViTSpec, lower
 from diffusion_core.networks.blocks import Dropout
+from diffusion_core.networks.blocks.tokens import DropoutAttention, QKNorm, RotaryPositions, SwiGLU
 from diffusion_core.networks.flops import multiply_adds
-from diffusion_core.networks.token_blocks import DropoutAttention, QKNorm, RotaryPositions, SwiGLU
 from duet.api.networks import network
 
 # By preset: all elements, and those that are trained; U-ViT has no fixed table.

@@ -11,7 +11,8 @@ import pytest
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.networks import Node, Program, UNetSpec, lower
-from diffusion_core.networks.blocks import Conv, Embedding, Linear, Parameter
+from diffusion_core.networks.blocks import Conv, Embedding, Linear
+from diffusion_core.networks.registry import Parameter
 from diffusion_core.networks.weights import check_weights, initial_weights, parameter_count
 
 PROGRAM = lower(UNetSpec(4, 1, 1, 4, (1, 2), 1, (2,), norm_groups=2, num_classes=3))

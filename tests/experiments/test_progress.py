@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from diffusion_core.parity import trace
+from diffusion_core.parity import record as climb
 from diffusion_core.runtime.heartbeat import heartbeat
 from diffusion_core.training.loop import Record
 from diffusion_core.training.validation import metric_name
@@ -141,17 +141,17 @@ def test_the_ladder_shows_each_of_its_rungs_as_it_is_climbed(monkeypatch, capsys
         record.add_check(1, "case", "loss", 0.0)
 
     def trains(backend, record):
-        record.states[trace.STEPS] = SimpleNamespace(ema=None)
+        record.states[climb.STEPS] = SimpleNamespace(ema=None)
 
-    for part in trace.PARTS:
+    for part in climb.PARTS:
         measure = {"losses": adds_a_check, "training": trains}.get(part, lambda *_: None)
-        monkeypatch.setattr(trace, part, named(part, measure))
+        monkeypatch.setattr(climb, part, named(part, measure))
     backend = SimpleNamespace(
         describe=lambda: SimpleNamespace(backend="b"), config=SimpleNamespace(precision="float64")
     )
-    trace.record(backend, around=ladder._shown)
+    climb.record(backend, around=ladder._shown)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0].strip() for line in lines] == list(trace.PARTS.values())
+    assert [line.split(":")[0].strip() for line in lines] == list(climb.PARTS.values())
     assert all("recorded" in line for line in lines if "losses of" not in line)
     assert any(": 1 of 1 check passed, " in line for line in lines)
 

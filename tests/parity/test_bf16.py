@@ -16,7 +16,7 @@ from diffusion_core.backend.interface import Trainer, TrainerState
 from diffusion_core.networks import lower
 from diffusion_core.networks.weights import Weights
 from diffusion_core.optim.adam import Adam
-from diffusion_core.parity import cases, trace
+from diffusion_core.parity import cases, rungs, trace
 from diffusion_core.parity.ladder import Check, check, l2_of_all
 
 pytestmark = pytest.mark.backend
@@ -57,16 +57,16 @@ def trainer(bf16) -> Trainer:
 @pytest.fixture(scope="module")
 def wanted(open_backend) -> Weights:
     """The gradient in float32."""
-    return trace.compute_gradients(open_backend("float32"), PROGRAM, WEIGHTS, BATCH)[1]
+    return rungs.compute_gradients(open_backend("float32"), PROGRAM, WEIGHTS, BATCH)[1]
 
 
 def test_the_ladder_holds_in_bfloat16(bf16):
     checks = climbed(
         bf16,
-        trace.forward_noising,
-        lambda backend, to: trace.blocks(backend, to, BLOCKS),
-        lambda backend, to: trace.optimiser(backend, to, steps=5),
-        lambda backend, to: to.add_check(3, TITLE, "network", trace.forward_error(backend, PROGRAM, WEIGHTS, BATCH)),
+        rungs.forward_noising,
+        lambda backend, to: rungs.blocks(backend, to, BLOCKS),
+        lambda backend, to: rungs.optimiser(backend, to, steps=5),
+        lambda backend, to: to.add_check(3, TITLE, "network", rungs.forward_error(backend, PROGRAM, WEIGHTS, BATCH)),
     )
     assert {one.rung for one in checks} == {1, 2, 3, 5}
     assert not [f"{one.name}: {one.error:.3g} > {one.tolerance:.3g}" for one in checks if not one.passed]
@@ -81,8 +81,8 @@ def test_the_ladder_holds_in_bfloat16_compiled(open_backend):
     case = next(case for case in BLOCKS if case.name == "Attention of 4 heads")  # with convolutions about it
     weights, batch = cases.scattered_weights(case.program), cases.noise_batch(case.program, case.shape)
     batch = cases.cast(batch, np.float32)
-    measured.add_check(2, case.name, "block", trace.forward_error(backend, case.program, weights, batch))
-    for what, error in trace.training_errors(backend, case.program, weights, batch).items():
+    measured.add_check(2, case.name, "block", rungs.forward_error(backend, case.program, weights, batch))
+    for what, error in rungs.training_errors(backend, case.program, weights, batch).items():
         measured.add_check(1, f"{case.name}, {what}", "loss", error)
     assert [one.rung for one in measured.checks] == [2, 1, 1]
     assert not [f"{one.name}: {one.error:.3g} > {one.tolerance:.3g}" for one in measured.checks if not one.passed]
@@ -106,5 +106,5 @@ def test_a_wrong_option_changes_the_output_beyond_its_tolerance(bf16, fault):
     assert [p.shape for p in wrong.parameters] == [
         p.shape for p in PROGRAM.parameters
     ]  # otherwise the weights would be refused
-    error = trace.forward_error(bf16, wrong, WEIGHTS, BATCH, expected=PROGRAM)
+    error = rungs.forward_error(bf16, wrong, WEIGHTS, BATCH, expected=PROGRAM)
     assert not check(3, TITLE, "bf16", "", "network", error).passed

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from diffusion_core.backend import reference
+from diffusion_core.backend.reference import losses
 from diffusion_core.networks import Program, lower
 from diffusion_core.networks.blocks import SiLU
 from diffusion_core.networks.weights import Weights
 from diffusion_core.optim.normalisation import normalise, normalise_weights
-from diffusion_core.parity import cases, trace
+from diffusion_core.parity import cases, rungs, trace
 from diffusion_core.parity.ladder import check
 
 # The faults concern comparisons, which both backends share, so one backend is enough.
@@ -77,7 +78,7 @@ def test_rung_2_notices(exact, name):
     case, fault = CASES[BLOCKS[name][0]], BLOCKS[name][1]
     weights = cases.scattered_weights(case.program)
     batch = cases.noise_batch(case.program, case.shape)
-    assert trace.forward_error(exact, case.program, weights, batch) < 1e-14
+    assert rungs.forward_error(exact, case.program, weights, batch) < 1e-14
     other, other_weights = fault(case.program, weights)
     got = exact.network(other, other_weights).forward(batch.images, batch.c_noise, batch.label, batch.features)
     wanted = reference.forward(case.program, weights, batch.images, batch.c_noise, batch.label, batch.features)
@@ -88,9 +89,9 @@ def test_rung_2_notices(exact, name):
 def test_rung_2_notices_a_training_pass_at_the_weights_themselves(exact, monkeypatch):
     case = CASES["MPConv 1x1, large eps"]
     weights, batch = cases.scattered_weights(case.program), cases.noise_batch(case.program, case.shape)
-    assert max(trace.training_errors(exact, case.program, weights, batch).values()) < 1e-14
-    monkeypatch.setattr(reference, "normalise_weights", lambda weights, rules: dict(weights))
-    assert min(trace.training_errors(exact, case.program, weights, batch).values()) > 1e-3
+    assert max(rungs.training_errors(exact, case.program, weights, batch).values()) < 1e-14
+    monkeypatch.setattr(losses, "normalise_weights", lambda weights, rules: dict(weights))
+    assert min(rungs.training_errors(exact, case.program, weights, batch).values()) > 1e-3
 
 
 SPEC = cases.NETWORKS["EDM2"]
@@ -104,7 +105,7 @@ NETWORKS = {
 def test_rung_3_notices(exact, name):
     program, told = lower(SPEC), lower(replace(SPEC, **NETWORKS[name]))
     weights, batch = cases.scattered_weights(program), cases.noise_batch(program, SPEC.image_shape)
-    error = trace.forward_error(exact, told, weights, batch, expected=program)
+    error = rungs.forward_error(exact, told, weights, batch, expected=program)
     assert not check(3, name, "float64", "this", "network", error).passed
 
 
@@ -128,7 +129,7 @@ FORMULAS: dict[str, Callable[[Weights, dict[str, float]], Weights]] = {
 @pytest.mark.parametrize("name", FORMULAS)
 def test_rung_5_notices_another_normalisation(exact, name):
     measured = trace.Trace("this", "float64")
-    trace.forced_normalisation(exact, measured, formula=FORMULAS[name])
+    rungs.forced_normalisation(exact, measured, formula=FORMULAS[name])
     passed = {c.name: c.passed for c in measured.checks}
     assert passed.pop("normalised weights changed by an update that is not finite")
     assert set(passed.values()) == {name == "none"}

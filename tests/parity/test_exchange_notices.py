@@ -16,7 +16,7 @@ import pytest
 from diffusion_core.parity import cases, edm2
 from diffusion_core.parity.compare import PRECISIONS, compare_arrays, compare_handover, under
 from diffusion_core.parity.ladder import Check
-from diffusion_core.parity.trace import AVERAGES, STEPS
+from diffusion_core.parity.rungs import AVERAGES, STEPS
 
 pytestmark = pytest.mark.exchange
 

@@ -12,7 +12,7 @@ from functools import cache
 import pytest
 
 from diffusion_core.backend.interface import DISTANCES
-from diffusion_core.parity import cases, trace
+from diffusion_core.parity import cases, rungs, trace
 from diffusion_core.parity.ladder import Check
 
 pytestmark = [pytest.mark.backend, pytest.mark.recorded]
@@ -83,27 +83,27 @@ def assert_passed(one: Check) -> None:
 @BOTH
 @pytest.mark.parametrize("name", BATCHES)
 def test_rung_1_noising_target_and_loss(climb, precision, name):
-    assert_passed(climb(trace.forward_noising, precision)[name])
+    assert_passed(climb(rungs.forward_noising, precision)[name])
 
 
 @BOTH
 @pytest.mark.parametrize("name", LOSSES)
 def test_rungs_1_3_and_6_every_loss(climb, precision, name):
-    assert_passed(climb(trace.losses, precision)[name])
+    assert_passed(climb(rungs.losses, precision)[name])
 
 
 @BOTH
 @pytest.mark.parametrize("name", BLOCKS)
 def test_rung_2_every_block(climb, precision, name):
-    assert_passed(climb(trace.blocks, precision)[name])
+    assert_passed(climb(rungs.blocks, precision)[name])
 
 
 @BOTH
 @pytest.mark.parametrize("title", cases.NETWORKS)
 def test_rungs_3_and_6_whole_networks(kept, precision, title):
-    # Not `trace.networks`, which takes three times as long for gradients that only the exchange compares.
+    # Not `rungs.networks`, which takes three times as long for gradients that only the exchange compares.
     climbed = trace.Trace("this", precision)
-    trace.forward_and_sample(kept(precision), climbed, title)
+    rungs.forward_and_sample(kept(precision), climbed, title)
     learned = cases.NETWORKS[title].out_channels > cases.NETWORKS[title].in_channels
     assert [c.rung for c in climbed.checks] == [3, 6] + [6] * learned
     for one in climbed.checks:
@@ -113,30 +113,30 @@ def test_rungs_3_and_6_whole_networks(kept, precision, title):
 @BOTH
 @pytest.mark.parametrize("name", PIECES)
 def test_rungs_1_and_4_micro_batches(climb, precision, name):
-    assert_passed(climb(trace.micro_batches, precision)[name])
+    assert_passed(climb(rungs.micro_batches, precision)[name])
 
 
 @BOTH
 @pytest.mark.parametrize("name", OPTIMISER)
 def test_rung_5_optimiser_clip_and_average(climb, precision, name):
-    assert_passed(climb(trace.optimiser, precision)[name])
+    assert_passed(climb(rungs.optimiser, precision)[name])
 
 
 @BOTH
 @pytest.mark.parametrize("name", NORMALISED)
 def test_rung_5_forced_weight_normalisation(climb, precision, name):
-    assert_passed(climb(trace.forced_normalisation, precision)[name])
+    assert_passed(climb(rungs.forced_normalisation, precision)[name])
 
 
 @BOTH
 @pytest.mark.parametrize("name", SHORT_PLANS)
 def test_rung_6_short_trajectories(climb, precision, name):
-    assert_passed(climb(trace.sampler_update, precision)[f"{name}, untrained"])
+    assert_passed(climb(rungs.sampler_update, precision)[f"{name}, untrained"])
 
 
 @BOTH
 def test_rungs_3_and_6_guidance(climb, precision):
-    checks = climb(trace.guidance, precision)
+    checks = climb(rungs.guidance, precision)
     assert_passed(checks["classifier"])
     assert_passed(checks["steered"])
 
@@ -144,31 +144,31 @@ def test_rungs_3_and_6_guidance(climb, precision):
 @BOTH
 @pytest.mark.parametrize("name", cases.MEASURED_PLANS)
 def test_rung_6_posterior_sampling(climb, precision, name):
-    assert_passed(climb(trace.posterior, precision)[f"posterior, {name}"])
+    assert_passed(climb(rungs.posterior, precision)[f"posterior, {name}"])
 
 
 @BOTH
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_rungs_4_and_6_vjp_and_bound(climb, precision, name):
-    assert_passed(climb(trace.likelihoods, precision)[name])
+    assert_passed(climb(rungs.likelihoods, precision)[name])
 
 
 RUNGS = (
-    trace.forward_noising, trace.losses, trace.blocks, trace.micro_batches, trace.optimiser, trace.sampler_update,
-    trace.likelihoods, trace.forced_normalisation,
+    rungs.forward_noising, rungs.losses, rungs.blocks, rungs.micro_batches, rungs.optimiser, rungs.sampler_update,
+    rungs.likelihoods, rungs.forced_normalisation,
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("rung", RUNGS)
 def test_every_check_of_a_rung_is_tested_here(climb, rung):
     asked = {
-        trace.losses: LOSSES,
-        trace.forward_noising: BATCHES,
-        trace.blocks: BLOCKS,
-        trace.micro_batches: PIECES,
-        trace.optimiser: OPTIMISER,
-        trace.forced_normalisation: NORMALISED,
-        trace.likelihoods: LIKELIHOODS,
-        trace.sampler_update: [f"{name}, untrained" for name in SHORT_PLANS],
+        rungs.losses: LOSSES,
+        rungs.forward_noising: BATCHES,
+        rungs.blocks: BLOCKS,
+        rungs.micro_batches: PIECES,
+        rungs.optimiser: OPTIMISER,
+        rungs.forced_normalisation: NORMALISED,
+        rungs.likelihoods: LIKELIHOODS,
+        rungs.sampler_update: [f"{name}, untrained" for name in SHORT_PLANS],
     }
     assert sorted(climb(rung, "float64")) == sorted(asked[rung])

@@ -20,6 +20,7 @@ import pytest
 
 from diffusion_core.backend import reference
 from diffusion_core.backend.interface import SELF_CONDITIONING, VARIATIONAL, TrainBatch, TrainerState
+from diffusion_core.backend.reference import blocks as reference_blocks
 from diffusion_core.common.random import random_words
 from diffusion_core.diffusion.process import Columns, Process
 from diffusion_core.networks import Node, Program, lower
@@ -28,9 +29,10 @@ from diffusion_core.networks.program import Training
 from diffusion_core.networks.weights import Weights, initial_weights
 from diffusion_core.optim import ema_update
 from diffusion_core.optim.adam import Adam, adam_update, clip_factor, global_norm
-from diffusion_core.parity import cases, trace
+from diffusion_core.parity import cases, rungs, trace
 from diffusion_core.parity.compare import compare_arrays, differing
 from diffusion_core.parity.ladder import Check, check, l2_of_all, relative
+from diffusion_core.parity.rungs import sampling_runs
 from diffusion_core.sampling import SamplerPlan
 from diffusion_core.sampling.linear_operators import LinearOperator
 from diffusion_core.sampling.measurement import Measurement
@@ -111,9 +113,9 @@ def test_rung_0_notices_other_columns_of_the_next_level(exact, options, monkeypa
         return next_level_like(process, t, sound, **options)
 
     tables, others = trace.Trace("this", "float64"), trace.Trace("this", "float64")
-    trace.tables(exact, tables)
+    rungs.tables(exact, tables)
     monkeypatch.setattr(Process, "columns", columns)
-    trace.tables(exact, others)
+    rungs.tables(exact, others)
     checks = {c.name: c for c in compare_arrays(tables.arrays, others.arrays, "float64", "this–this") if c.rung == 0}
     assert [name for name, c in checks.items() if not c.passed] == (["process"] if options else [])
 
@@ -137,9 +139,9 @@ def test_rung_0_notices_other_columns_of_edm(exact, fault, monkeypatch):
         return replace(made, **fault(made)) if process.prediction == "edm" else made
 
     tables, others = trace.Trace("this", "float64"), trace.Trace("this", "float64")
-    trace.tables(exact, tables)
+    rungs.tables(exact, tables)
     monkeypatch.setattr(Process, "columns", columns)
-    trace.tables(exact, others)
+    rungs.tables(exact, others)
     checks = {c.name: c for c in compare_arrays(tables.arrays, others.arrays, "float64", "this–this") if c.rung == 0}
     failed = [name for name, c in checks.items() if not c.passed]
     assert failed == (["process", "batch"] if fault is not EDM_FAULTS["none"] else [])
@@ -179,7 +181,7 @@ BATCH_FAULTS = {
 @pytest.mark.parametrize("name", BATCH_FAULTS)
 def test_rung_1_notices(exact, name):
     fault, names = BATCH_FAULTS[name]
-    checks = climbed(trace.forward_noising, exact, {"noised": fault, "trainer.gradients": fault})
+    checks = climbed(rungs.forward_noising, exact, {"noised": fault, "trainer.gradients": fault})
     assert_noticed(checks, *names)
     if name != "alpha squared":  # that of EDM is 1
         assert_noticed(checks, *(f"{check}, EDM" for check in names))
@@ -190,7 +192,7 @@ def test_rung_1_notices_another_distance(exact, wanted, other):
     def swap(program: Program, state: TrainerState, adam: Adam, distance: str) -> tuple:
         return program, state, adam, other if distance == wanted else distance
 
-    checks = climbed(trace.forward_noising, exact, {"trainer": swap})
+    checks = climbed(rungs.forward_noising, exact, {"trainer": swap})
     assert [name for name, c in checks.items() if not c.passed] == [f"loss {wanted}", f"loss {wanted}, EDM"]
 
 
@@ -253,7 +255,7 @@ def test_rungs_1_to_6_detect_a_missing_term_of_a_loss_or_a_network(exact):
     """Faults that no loss shows: the gradients of one record stop at another place."""
     sound = trace.Trace("this", "float64")
     case = cases.LOSSES[-1]
-    trace.losses(exact, sound, [case])
+    rungs.losses(exact, sound, [case])
     turned = told_column("mean_gradient", lambda column: 1.0 - column)
 
     def certain(program: Program, *rest: Any) -> tuple:
@@ -274,7 +276,7 @@ def test_rungs_1_to_6_detect_a_missing_term_of_a_loss_or_a_network(exact):
         ({"trainer": certain}, (", loss in training", ", loss of each image"), (", loss", "", ", worst tensor")),
     ):
         other = trace.Trace("this", "float64")
-        trace.losses(Told(exact, faults), other, [case])
+        rungs.losses(Told(exact, faults), other, [case])
         assert [c.name for c in other.checks if not c.passed] == [case.name + what for what in own]
         checks = [c for c in compare_arrays(sound.arrays, other.arrays, "float64", "this–this") if case.name in c.name]
         assert [c.name for c in checks if not c.passed] == [case.name + what for what in compared]
@@ -295,7 +297,7 @@ PIECES_FAULTS = {
 
 @pytest.mark.parametrize("fault", [None, *PIECES_FAULTS.values()], ids=["none", *PIECES_FAULTS])
 def test_rungs_1_and_4_notice_other_sums_of_pieces(exact, fault):
-    checks = climbed(trace.micro_batches, exact, {"trainer.gradients": fault, "trainer.step": fault} if fault else {})
+    checks = climbed(rungs.micro_batches, exact, {"trainer.gradients": fault, "trainer.step": fault} if fault else {})
     noticed = [checks[name].passed for name in ("gradients in pieces", "in pieces, loss in training")]
     assert noticed == [fault is None] * 2
 
@@ -500,7 +502,7 @@ def block_check(backend: Any, name: str, faults: Mapping[str, Callable]) -> Chec
     case, precision = CASES[name], backend.config.precision
     weights = cases.scattered_weights(case.program, case.gain)
     batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.config.host_dtype)
-    error = trace.forward_error(Told(backend, faults), case.program, weights, batch)
+    error = rungs.forward_error(Told(backend, faults), case.program, weights, batch)
     return check(2, name, precision, "this", f"block{case.kind}", error)
 
 
@@ -576,7 +578,7 @@ def gelu_like(b: Any, x: np.ndarray, *, tanh: bool = False, root: float = np.sqr
     """GELU as other code writes it."""
     if tanh:
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    return reference._gelu(b, x * np.sqrt(2.0) / root) * root / np.sqrt(2.0)
+    return reference_blocks._gelu(b, x * np.sqrt(2.0) / root) * root / np.sqrt(2.0)
 
 
 def layer_norm_like(
@@ -635,7 +637,7 @@ def conv_transpose_like(
     b: Any, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | float = 0.0, *, before: int = 1
 ) -> np.ndarray:
     """A transposed convolution that crops what it must, `before` on the first sides and the rest on the last."""
-    wide = reference._conv_transpose(replace(b, crop=0), x, weight, bias)
+    wide = reference_blocks._conv_transpose(replace(b, crop=0), x, weight, bias)
     rows, columns = (size - 2 * b.crop for size in wide.shape[1:3])
     return wide[:, before : before + rows, before : before + columns]
 
@@ -647,7 +649,7 @@ def zero_embedding_like(b: Any, label: np.ndarray, weight: np.ndarray, *, last: 
 
 def filtered(b: Any, x: np.ndarray, *, by: int = 0) -> np.ndarray:
     """Resampling of an image moved by some pixels."""
-    return reference._resample(b, np.roll(x, by, axis=(1, 2)))
+    return reference_blocks._resample(b, np.roll(x, by, axis=(1, 2)))
 
 
 FORMULAS: dict[str, Callable] = {
@@ -721,11 +723,11 @@ def told_step(**change: Callable[[TrainBatch], np.ndarray]) -> dict[str, Callabl
 
 
 def training_checks(backend: Any, name: str) -> dict[str, Check]:
-    """The checks of rung 2 in training of one case, as `trace.blocks` does them."""
+    """The checks of rung 2 in training of one case, as `rungs.blocks` does them."""
     case, precision = CASES[name], backend.config.precision
     weights = cases.scattered_weights(case.program, case.gain)
     batch = cases.cast(cases.noise_batch(case.program, case.shape), backend.config.host_dtype)
-    errors = trace.training_errors(backend, case.program, weights, batch)
+    errors = rungs.training_errors(backend, case.program, weights, batch)
     return {what: check(2, f"{name}, {what}", precision, "this", "block", error) for what, error in errors.items()}
 
 
@@ -874,7 +876,7 @@ def test_rung_3_notices(exact, title, faults):
     spec = cases.NETWORKS[title]
     program = lower(spec)
     batch = cases.noise_batch(program, spec.image_shape)
-    error = trace.forward_error(Told(exact, faults), program, cases.scattered_weights(program), batch)
+    error = rungs.forward_error(Told(exact, faults), program, cases.scattered_weights(program), batch)
     assert not check(3, title, "float64", "this", "network", error).passed
 
 
@@ -905,8 +907,8 @@ def test_gradients_notice(exact, name, faults, monkeypatch):
     monkeypatch.setattr(cases, "BLOCKS", (CASES[name],))
     monkeypatch.setattr(cases, "NETWORKS", {})
     sound, faulty = trace.Trace("this", "float64"), trace.Trace("this", "float64")
-    trace.blocks(exact, sound)
-    trace.blocks(Told(exact, faults), faulty)
+    rungs.blocks(exact, sound)
+    rungs.blocks(Told(exact, faults), faulty)
 
     def gradient_check(other: trace.Trace) -> Check:
         checks = compare_arrays(sound.arrays, other.arrays, "float64", "this–this")
@@ -980,12 +982,12 @@ OPTIMISER_FAULTS: dict[str, tuple[Callable, tuple[str, ...]]] = {
 
 
 def test_what_others_write_is_the_reference_where_nothing_is_changed(exact):
-    assert all(c.passed for c in climbed(trace.optimiser, exact, {}, steps=3, formula=adam_like).values())
+    assert all(c.passed for c in climbed(rungs.optimiser, exact, {}, steps=3, formula=adam_like).values())
 
 
 @pytest.mark.parametrize("formula, names", OPTIMISER_FAULTS.values(), ids=OPTIMISER_FAULTS)
 def test_rung_5_notices_another_formula(exact, formula, names):
-    checks = climbed(trace.optimiser, exact, {}, steps=3, formula=formula)
+    checks = climbed(rungs.optimiser, exact, {}, steps=3, formula=formula)
     # The clip alone is measured against its own formula, not against the optimiser's.
     assert_noticed(checks, *(name for name in names if name != "clipped first moment"))
 
@@ -1022,7 +1024,7 @@ UPDATE_FAULTS: dict[str, tuple[dict[str, Callable], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("faults, names", UPDATE_FAULTS.values(), ids=UPDATE_FAULTS)
 def test_rung_5_notices(exact, faults, names):
-    assert_noticed(climbed(trace.optimiser, exact, faults, steps=3), *names)
+    assert_noticed(climbed(rungs.optimiser, exact, faults, steps=3), *names)
 
 
 # Rung 6: samplers
@@ -1113,7 +1115,7 @@ PLAN_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
 def expected_once() -> Iterator[None]:
     """The images of the reference, computed once per plan: since the faults are in the backend only."""
     images: dict[int, np.ndarray] = {}
-    compute = trace._reference_images
+    compute = rungs.reference_images
 
     def remembered(plan: SamplerPlan, *rest: Any) -> np.ndarray:
         if id(plan) not in images:
@@ -1121,21 +1123,21 @@ def expected_once() -> Iterator[None]:
         return images[id(plan)]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trace, "_reference_images", remembered)
+        patch.setattr(sampling_runs, "reference_images", remembered)
         yield
 
 
 @pytest.mark.usefixtures("expected_once")
 @pytest.mark.parametrize("name", [REGISTERS, LARGE, GUIDED, HEUN, LMS])
 def test_rung_6_passes_without_a_fault(exact, name):
-    checks = climbed(trace.sampler_update, exact, {}, plans={name: cases.PLANS[name]})
+    checks = climbed(rungs.sampler_update, exact, {}, plans={name: cases.PLANS[name]})
     assert [c.passed for c in checks.values()] == [True]
 
 
 @pytest.mark.usefixtures("expected_once")
 @pytest.mark.parametrize("name, faults", PLAN_FAULTS.values(), ids=PLAN_FAULTS)
 def test_rung_6_notices(exact, name, faults):
-    assert_noticed(climbed(trace.sampler_update, exact, faults, plans={name: cases.PLANS[name]}), f"{name}, untrained")
+    assert_noticed(climbed(rungs.sampler_update, exact, faults, plans={name: cases.PLANS[name]}), f"{name}, untrained")
 
 
 IN_USE_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
@@ -1150,7 +1152,7 @@ IN_USE_FAULTS: dict[str, tuple[str, dict[str, Callable]]] = {
 
 @pytest.mark.parametrize("title, faults", IN_USE_FAULTS.values(), ids=IN_USE_FAULTS)
 def test_rung_6_notices_in_every_network(exact, title, faults):
-    assert_noticed(climbed(trace.forward_and_sample, exact, faults, title=title), f"{title}, DDIM-4")
+    assert_noticed(climbed(rungs.forward_and_sample, exact, faults, title=title), f"{title}, DDIM-4")
 
 
 def told_learned(change: Callable[[np.ndarray], np.ndarray | None]) -> dict[str, Callable]:
@@ -1168,7 +1170,7 @@ LEARNED_FAULTS: dict[str, dict[str, Callable]] = {
 
 @pytest.mark.parametrize("faults", LEARNED_FAULTS.values(), ids=LEARNED_FAULTS)
 def test_rung_6_notices_in_a_learned_variance(exact, faults):
-    assert_noticed(climbed(trace.forward_and_sample, exact, faults, title=ADM), f"{ADM}, DDPM-4, learned variance")
+    assert_noticed(climbed(rungs.forward_and_sample, exact, faults, title=ADM), f"{ADM}, DDPM-4, learned variance")
 
 
 def told_steering(**changes: Any) -> dict[str, Callable]:
@@ -1203,12 +1205,12 @@ STEERING_FAULTS: dict[str, dict[str, Callable]] = {
 
 
 def test_rung_6_passes_steered_without_a_fault(exact):
-    assert climbed(trace.guidance, exact, {})["steered"].passed
+    assert climbed(rungs.guidance, exact, {})["steered"].passed
 
 
 @pytest.mark.parametrize("faults", STEERING_FAULTS.values(), ids=STEERING_FAULTS)
 def test_rung_6_notices_steered(exact, faults):
-    assert_noticed(climbed(trace.guidance, exact, faults), "steered")
+    assert_noticed(climbed(rungs.guidance, exact, faults), "steered")
 
 
 def told_measurement(change: Callable[[Measurement], dict[str, Any]]) -> dict[str, Callable]:
@@ -1223,7 +1225,7 @@ def told_measurement(change: Callable[[Measurement], dict[str, Any]]) -> dict[st
 
 
 def with_pseudo_inverse(operator: LinearOperator) -> LinearOperator:
-    """Return the operator of `trace.posterior` with 4 A^T, which repeats each mean of four pixels, for A^T."""
+    """Return the operator of `rungs.posterior` with 4 A^T, which repeats each mean of four pixels, for A^T."""
     return replace(operator, adjoint=lambda y: 4 * operator.adjoint(y))
 
 
@@ -1245,12 +1247,12 @@ POSTERIOR_FAULTS: dict[str, tuple[dict[str, Callable], tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("method", cases.MEASURED_PLANS)
 def test_rung_6_passes_posterior_sampling_without_a_fault(exact, method):
-    assert climbed(trace.posterior, exact, {})[f"posterior, {method}"].passed
+    assert climbed(rungs.posterior, exact, {})[f"posterior, {method}"].passed
 
 
 @pytest.mark.parametrize("faults, methods", POSTERIOR_FAULTS.values(), ids=POSTERIOR_FAULTS)
 def test_rung_6_notices_in_posterior_sampling(exact, faults, methods):
-    checks = climbed(trace.posterior, exact, faults)
+    checks = climbed(rungs.posterior, exact, faults)
     assert_noticed(checks, *(f"posterior, {method}" for method in methods))
 
 
@@ -1267,12 +1269,12 @@ CLIPPING_FAULTS: dict[str, dict[str, Callable]] = {
 
 def test_rung_6_passes_with_the_eps_of_the_network(exact):
     plans = {UNCLIPPED: cases.PLANS[UNCLIPPED]}
-    assert climbed(trace.sampler_update, exact, {}, plans=plans)[f"{UNCLIPPED}, untrained"].passed
+    assert climbed(rungs.sampler_update, exact, {}, plans=plans)[f"{UNCLIPPED}, untrained"].passed
 
 
 @pytest.mark.parametrize("faults", CLIPPING_FAULTS.values(), ids=CLIPPING_FAULTS)
 def test_rung_6_notices_another_clip(exact, faults):
-    checks = climbed(trace.sampler_update, exact, faults, plans={UNCLIPPED: cases.PLANS[UNCLIPPED]})
+    checks = climbed(rungs.sampler_update, exact, faults, plans={UNCLIPPED: cases.PLANS[UNCLIPPED]})
     assert_noticed(checks, f"{UNCLIPPED}, untrained")
 
 
@@ -1302,12 +1304,12 @@ BOUND_FAULTS: dict[str, Mapping[str, Callable]] = {
 
 @pytest.mark.parametrize("faults", PULLBACK_FAULTS.values(), ids=PULLBACK_FAULTS)
 def test_rung_4_notices_another_pullback(exact, faults):
-    assert_noticed(climbed(trace.likelihoods, exact, faults), "pullback")
+    assert_noticed(climbed(rungs.likelihoods, exact, faults), "pullback")
 
 
 @pytest.mark.parametrize("faults", BOUND_FAULTS.values(), ids=BOUND_FAULTS)
 def test_rung_6_notices_another_bound(exact, faults):
-    checks = climbed(trace.likelihoods, exact, faults)
+    checks = climbed(rungs.likelihoods, exact, faults)
     assert checks["pullback"].passed
     assert_noticed(checks, "bound, every term")
 
@@ -1321,7 +1323,7 @@ DECAYS = (0.99, 0.9)
 def trained(backend: Any, state: TrainerState, first: int, last: int) -> TrainerState:
     """The state after steps `first` to `last` with prescribed gradients."""
     trainer = backend.trainer(CASES["Modulate"].program, state, Adam(), "mse")
-    gradients = trace.prescribed_gradients(CASES["Modulate"].program)
+    gradients = rungs.prescribed_gradients(CASES["Modulate"].program)
     for step in range(1, last + 1):
         arrays = {n: v.astype(backend.config.host_dtype) for n, v in next(gradients).items()}
         if step >= first:
@@ -1369,7 +1371,7 @@ def handover_checks(runs: Callable, precision: str, fault: Callable[[TrainerStat
     backend, middle, whole = runs(precision)
     state = fault(middle)
     error = l2_of_all(trained(backend, state, 5, 5).weights, whole.weights)
-    bits = differing(*(trace._state_arrays("", s) for s in (middle, state)))
+    bits = differing(*(rungs.state_arrays("", s) for s in (middle, state)))
     return [
         check(8, "state taken over", precision, "this", "bits", bits),
         check(8, "weights one step later", precision, "this", "next step", error),
@@ -1401,4 +1403,4 @@ def test_changed_averages_of_a_hand_over_are_detected_by_their_bits(runs, fault)
     """After one step the weights do not show them; the state after the hand-over does."""
     _, middle, _ = runs("float64")
     state = replace(middle, averages=fault(middle))
-    assert differing(*(trace._state_arrays("", s) for s in (middle, state))) > 0
+    assert differing(*(rungs.state_arrays("", s) for s in (middle, state))) > 0

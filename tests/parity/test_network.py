@@ -15,7 +15,7 @@ from diffusion_core.networks import lower
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import TOLERANCES, relative
 from diffusion_core.parity.network import compare_network, network_inputs, record_network
-from diffusion_core.parity.trace import training_errors
+from diffusion_core.parity.rungs import training_errors
 from experiments.config.build import network_spec
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

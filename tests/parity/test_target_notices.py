@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from diffusion_core.backend.interface import TrainBatch, TrainerState
-from diffusion_core.backend.reference_target import target_losses
+from diffusion_core.backend.reference.target import target_losses
 from diffusion_core.backend.target import Direction, Pass, Sum, Target
 from diffusion_core.optim.adam import Adam
 from diffusion_core.parity import target_cases

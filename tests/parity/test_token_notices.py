@@ -16,7 +16,7 @@ import pytest
 from diffusion_core.backend import reference
 from diffusion_core.common.random import random_words
 from diffusion_core.networks import lower
-from diffusion_core.parity import cases, trace
+from diffusion_core.parity import cases, rungs
 from diffusion_core.parity.ladder import Check, check
 
 # The faults concern comparisons, which both backends share, so one backend is enough.
@@ -166,14 +166,14 @@ def forward_check(backend: Any, name: str) -> Check:
     weights = cases.scattered_weights(case.program, case.gain)
     batch = cases.noise_batch(case.program, case.shape)
     return check(2, name, "float64", "this", f"block{case.kind}",
-                 trace.forward_error(backend, case.program, weights, batch))  # fmt: skip
+                 rungs.forward_error(backend, case.program, weights, batch))  # fmt: skip
 
 
 def training_check(backend: Any, name: str) -> Check:
     """The check of rung 2 of the loss of each image in training."""
     case = CASES[name]
     weights = cases.scattered_weights(case.program, case.gain)
-    errors = trace.training_errors(backend, case.program, weights, cases.noise_batch(case.program, case.shape))
+    errors = rungs.training_errors(backend, case.program, weights, cases.noise_batch(case.program, case.shape))
     return check(2, name, "float64", "this", "block", errors["loss of each image"])
 
 

@@ -84,11 +84,11 @@ def test_the_diff_applies_and_its_check_passes(extended, title):
 RUNG_2 = """
 import sys
 from diffusion_core.backend.interface import BackendConfig, load_backend
-from diffusion_core.parity import cases, trace
+from diffusion_core.parity import cases, rungs, trace
 for precision in ("float64", "float32"):
     backend = load_backend(sys.argv[1], BackendConfig(device="cpu", precision=precision, threads=1))
     result = trace.Trace(sys.argv[1], precision)
-    trace.blocks(backend, result, [case for case in cases.BLOCKS if case.name in sys.argv[2:]])
+    rungs.blocks(backend, result, [case for case in cases.BLOCKS if case.name in sys.argv[2:]])
     assert len(result.checks) == 2 and all(check.passed for check in result.checks), result.checks
     print(precision)
 """

@@ -8,14 +8,15 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.backend import reference
 from diffusion_core.backend.interface import Network, TrainBatch
+from diffusion_core.backend.reference.losses import DISTANCE_FUNCTIONS
+from diffusion_core.backend.reference.network import forward
+from diffusion_core.backend.reference.table import Array
 from diffusion_core.backend.target import GIVEN, MIN_SQUARES, Distance, Pass, Sum, Target, run
 from diffusion_core.networks.program import Program, Training
 
 __all__ = ["derivative", "evaluation_losses", "scored", "target_losses", "target_values"]
 
-Array = NDArray[np.float64]
 # F of the network of a pass, as a function of (pass, x, c_noise, second_time).
 Evaluate = Callable[[Pass, Array, Array, Array], Array]
 # (F, its derivative) of the network of a pass, as a function of (pass, inputs, direction).
@@ -60,7 +61,7 @@ def scored(distance: Distance, residual: Array, detached: Array | None = None) -
     elif distance.name == "pseudo_huber":
         loss = (np.square(residual) / (np.sqrt(np.square(residual) + c**2) + c)).mean(axis=axes)
     else:
-        loss = reference.DISTANCE_FUNCTIONS[distance.name](residual, np.zeros_like(residual), None)
+        loss = DISTANCE_FUNCTIONS[distance.name](residual, np.zeros_like(residual), None)
     if not distance.power:
         return loss
     weight = loss if detached is None else scored(replace(distance, power=0.0), detached)
@@ -136,7 +137,7 @@ def target_losses(
         def output(x: Array, c_noise: Array, second: Array) -> Array:
             inputs = x, c_noise, label, features
             times = None if step.second_time is None else second
-            result = reference.forward(network, network_weights, *inputs, second_time=times, training=mode)
+            result = forward(network, network_weights, *inputs, second_time=times, training=mode)
             if step.gradient:
                 statistics.update(training.statistics)
             return result

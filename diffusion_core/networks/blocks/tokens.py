@@ -15,7 +15,7 @@ Tokens are values ``b n c``: n vectors of c channels per image. The tokens of an
     RotaryPositions   q and k turned by the row and the column of their token
     DropoutAttention  attention with dropout of its weights
 
-The norms, activations, sums and attention of `blocks.py` take tokens as they take pixels.
+The norms, activations, sums and attention of the other files take tokens as they take pixels.
 
 References:
     An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale (Dosovitskiy et al., 2020),
@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.networks.blocks.attention import check_heads
 from diffusion_core.networks.registry import (
     Block,
     NoProducts,
@@ -216,11 +217,6 @@ class LearnedPositions(_Positions):
         return (Parameter("table", (self.count, self.channels), "n o", ("normal", self.std)),)
 
 
-def _check_heads(channels: int, heads: int) -> None:
-    if channels % heads:
-        raise DuetError(f"model.heads: {heads} heads do not divide {channels} channels; give a divisor of {channels}")
-
-
 @register
 @dataclass(frozen=True)
 class CrossAttention(Block):
@@ -230,7 +226,7 @@ class CrossAttention(Block):
     heads: int
 
     def __post_init__(self) -> None:
-        _check_heads(self.channels, self.heads)
+        check_heads(self.channels, self.heads)
 
     def output_shape(self, q: Shape, kv: Shape) -> Shape:
         check_tokens("CrossAttention", q)
@@ -281,7 +277,7 @@ class QKNorm(NoProducts):
     eps: float
 
     def __post_init__(self) -> None:
-        _check_heads(self.channels, self.heads)
+        check_heads(self.channels, self.heads)
 
     def parameters(self) -> tuple[Parameter, ...]:
         """Return the scale of q (o,) and that of k (o,)."""
@@ -310,7 +306,7 @@ class RotaryPositions(NoProducts):
     skipped: int
 
     def __post_init__(self) -> None:
-        _check_heads(self.channels, self.heads)
+        check_heads(self.channels, self.heads)
         if self.channels // self.heads % 4:
             raise DuetError(
                 f"model.heads: {self.heads} was given for {self.channels} channels; each head needs a multiple of 4 "
@@ -352,7 +348,7 @@ class DropoutAttention(Block):
     has_training_mode: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _check_heads(self.channels, self.heads)
+        check_heads(self.channels, self.heads)
         if not 0 <= self.rate < 1:
             raise DuetError(
                 f"model.attention_dropout: {self.rate} was given; it must be a probability, 0 <= dropout < 1"

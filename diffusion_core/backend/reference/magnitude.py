@@ -1,4 +1,4 @@
-"""The reference functions of the magnitude-preserving blocks, see `networks/magnitude_blocks.py`.
+"""The reference functions of the magnitude-preserving blocks, see `networks/blocks/magnitude.py`.
 
 Forced normalisation is no part of them: a training pass is given the normalised weights, see
 `reference.per_image_losses`.
@@ -10,8 +10,8 @@ import numpy as np
 from einops import rearrange
 from numpy.typing import NDArray
 
-from diffusion_core.backend.block_functions import BLOCK_FUNCTIONS, Array, softmax
-from diffusion_core.networks import magnitude_blocks as blocks
+from diffusion_core.backend.reference.table import BLOCK_FUNCTIONS, Array, softmax
+from diffusion_core.networks.blocks import magnitude as blocks
 from diffusion_core.networks.program import Training
 from diffusion_core.optim.normalisation import normalise
 
