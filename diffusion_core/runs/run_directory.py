@@ -12,6 +12,7 @@ non_finite/          see `failure_bundle`; only if a step was not finite
 samples/             uint8 `.npz` and a PNG grid
 report.html          the page of the run, written when it ends; see experiments/report/run.py
 result.json          the results at the end of the run
+manifest.jsonl       a hash chain over all of these, see `manifest`
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ __all__ = [
     "exclusive_directory",
     "holds_run",
     "metric_columns",
+    "plain_data",
     "read_json",
     "read_metrics",
     "read_samples",
@@ -105,16 +107,16 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _plain(value: Any) -> Any:
+def plain_data(value: Any) -> Any:
     """Return a value that JSON can store: arrays as lists, and numbers that are not finite as None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain_data(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain_data(item) for item in value]
     if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
+        return plain_data(value.tolist())
     if isinstance(value, np.generic):
-        return _plain(value.item())
+        return plain_data(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -122,7 +124,7 @@ def _plain(value: Any) -> Any:
 
 def write_json(path: Path, data: Any) -> None:
     """Write plain data as JSON, completely or not at all; numbers that are not finite become null."""
-    write_atomically(Path(path), (json.dumps(_plain(data), indent=2) + "\n").encode())
+    write_atomically(Path(path), (json.dumps(plain_data(data), indent=2) + "\n").encode())
 
 
 def _tracker_entries(record: Record) -> dict[str, float]:
@@ -135,7 +137,7 @@ def _tracker_entries(record: Record) -> dict[str, float]:
 
 
 def _line(record: Mapping[str, float]) -> str:
-    return json.dumps(_plain(record)) + "\n"
+    return json.dumps(plain_data(record)) + "\n"
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, float]]:
@@ -168,7 +170,7 @@ def metric_columns(lines: Sequence[Mapping[str, float]]) -> dict[str, NDArray[np
 def _record(where: str, record: Any) -> dict[str, float]:
     if not isinstance(record, dict) or "images_seen" not in record:
         raise DuetError(f"{where} is not a record of metrics (it has no images_seen)")
-    # JSON has no NaN; see `_plain`.
+    # JSON has no NaN; see `plain_data`.
     numbers = {name: math.nan if value is None and name != "images_seen" else value for name, value in record.items()}
     for name, value in numbers.items():
         if type(value) not in (int, float) or (name == "images_seen" and type(value) is not int):
@@ -191,7 +193,7 @@ def write_samples(
     """
     more = {} if values is None else {"values": values}
     more |= {} if latents is None else {"latents": latents}
-    write_arrays(path, images=images, labels=labels, facts=np.array(json.dumps(_plain(facts))), **more)
+    write_arrays(path, images=images, labels=labels, facts=np.array(json.dumps(plain_data(facts))), **more)
 
 
 def write_arrays(path: Path, **arrays: NDArray) -> None:

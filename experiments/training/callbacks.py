@@ -15,6 +15,7 @@ from diffusion_core.networks.weights import Weights
 from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.runs.ema_snapshots import save_snapshots
 from diffusion_core.runs.failure_bundle import save_bundle, should_keep
+from diffusion_core.runs.manifest import Manifest, checkpoint_hashes
 from diffusion_core.runs.run_directory import RunDirectory
 from diffusion_core.runtime import signals
 from diffusion_core.runtime.heartbeat import heartbeat
@@ -59,6 +60,7 @@ class RunCallbacks:
         stop: set by a signal.
         config: the configuration as YAML, for failure bundles.
         progress: the progress bar.
+        manifest: of the run directory; None without one.
     """
 
     setup: TrainingSetup
@@ -69,6 +71,7 @@ class RunCallbacks:
     stop: signals.StopFlag
     config: str
     progress: Counter
+    manifest: Manifest | None = None
 
     def __post_init__(self) -> None:
         self._note = ""
@@ -141,7 +144,9 @@ class RunCallbacks:
         checkpoint = Checkpoint(
             images_seen, setup.model, setup.seed, self.trainer.state(), notes, state.history, record
         )  # fmt: skip
-        save_checkpoint(self.run.path / "checkpoints", checkpoint, setup.training_config.keep_checkpoints)
+        path = save_checkpoint(self.run.path / "checkpoints", checkpoint, setup.training_config.keep_checkpoints)
+        if self.manifest is not None:
+            self.manifest.append("checkpoint", images_seen, checkpoint_hashes(path))
 
     def on_snapshot(self, images_seen: int) -> None:
         """Store a snapshot of each moving average."""

@@ -20,6 +20,7 @@ from diffusion_core.images import render
 from diffusion_core.networks.own import OwnSpec
 from diffusion_core.networks.weights import hash_weights, parameter_count
 from diffusion_core.runs.checkpoint import Checkpoint, list_checkpoints, weights_hash
+from diffusion_core.runs.manifest import Manifest
 from diffusion_core.runs.run_directory import (
     RunDirectory,
     describe_environment,
@@ -41,6 +42,7 @@ from experiments.training.callbacks import RunCallbacks, grid_of_samples, sampli
 from experiments.training.changes import describe_changes
 from experiments.training.evaluation import FinalEvaluation, SkippedEvaluation
 from experiments.training.lengths import describe_lengths
+from experiments.training.manifest import beginning, end
 from experiments.training.page import page_at_the_end
 from experiments.training.record import record_at
 from experiments.training.resume import (
@@ -91,6 +93,7 @@ class _Session:
         run: the run directory; None in a process other than the main one.
         start: the state that training starts from.
         stop: set by a signal.
+        manifest: of the run directory; None without one.
     """
 
     setup: TrainingSetup
@@ -100,6 +103,7 @@ class _Session:
     run: RunDirectory | None
     start: Checkpoint
     stop: signals.StopFlag
+    manifest: Manifest | None = None
 
 
 def train(
@@ -235,10 +239,9 @@ def _run(
     start = start_of_main(start, collective) if source is None else start
     collective.require_equal("the checkpoint", lambda: f"{start.images_seen}: {hash_weights(start.state.weights)}")
     with signals.flag_on_signal() as stop:
-        if run is not None:
-            _start_run(setup, record, run, backend, start, source, tracker)
+        manifest = None if run is None else _start_run(setup, record, run, backend, start, source, tracker)
         trainer = backend.trainer(setup.model.program, start.state, setup.optimiser, setup.objective.loss)
-        session = _Session(setup, record, backend, trainer, run, start, stop)
+        session = _Session(setup, record, backend, trainer, run, start, stop, manifest)
         result = _train(session)
         if setup.plan is not None:
             result |= _sample(session, sampling_backend(setup, backend), evaluation)
@@ -248,6 +251,7 @@ def _run(
     run.close()
     result["peak_memory_mib"] = backend.peak_memory_mib()
     write_json(run.path / "result.json", result)
+    session.manifest.append("end", setup.training_config.images, end(run.path, result))
     speed = result["images_per_second"]  # 0 after a single step, which is not timed
     trained, first = result["train_seconds"], result["first_step_seconds"]
     after = f" after the first step, which took {format_seconds(first)}" if first > max(1.0, 0.2 * trained) else ""
@@ -273,11 +277,15 @@ def _start_run(
     start: Checkpoint,
     source: Path | None,
     tracker: StartTracker | None,
-) -> None:
-    """Write what a run directory holds from the beginning, and print what is trained on what."""
+) -> Manifest:
+    """Write what a run directory holds from the beginning, and print what is trained on what; return its manifest."""
     model, loader = setup.model, setup.loader
+    manifest = Manifest(run.path)  # one that cannot be read is refused before anything is written
     trackers = [tracker(run.path, record.options)] if tracker else []
-    run.start(record.config, _environment_record(setup, backend, start, source), trackers)
+    environment = _environment_record(setup, backend, start, source)
+    run.start(record.config, environment, trackers)
+    kind, content = beginning(setup, record.config, environment, backend, start, source)
+    manifest.begin(kind, start.images_seen, content)
     for name, content in record.files.items():
         write_atomically(run.path / name, content.encode())
     if not record.is_temporary:
@@ -293,6 +301,7 @@ def _start_run(
         print(f"validation: {setup.validation.part}, {pluralize(images, 'image')}, {when}", flush=True)
     strip = noising_strip(model, loader, setup.seed)
     render.save_png(run.path / "samples" / "noising.png", strip)
+    return manifest
 
 
 def _environment_record(
@@ -323,7 +332,9 @@ def _train(session: _Session) -> dict[str, Any]:
     config, collective = setup.training_config, session.backend.collective
     began = perf_counter()
     with setup.batches as loader, Counter("training", config.images, start=start.images_seen) as progress:
-        callbacks = RunCallbacks(setup, session.backend, trainer, run, start, stop, session.record.config, progress)
+        callbacks = RunCallbacks(
+            setup, session.backend, trainer, run, start, stop, session.record.config, progress, session.manifest
+        )
         if collective.any(run is not None and callbacks.is_sample_missing(start.images_seen)):
             callbacks.on_sample(start.images_seen)
         speed = {}
