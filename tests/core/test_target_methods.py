@@ -421,7 +421,11 @@ def test_the_grid_of_ratios_is_that_of_progdist():
     x_t = IMAGES + NOISE * pixels(t)
     x_t2 = x_t + (x_t - denoise(x_t, t, "teacher", edm_scalings, 1.0)) / pixels(t) * pixels(t2 - t)
     x_t3 = x_t2 + (x_t2 - denoise(x_t2, t2, "teacher", edm_scalings, 1.0)) / pixels(t2) * pixels(t3 - t2)
-    close(got["x_target"], x_t - pixels(t) * (x_t3 - x_t) / pixels(t3 - t), 1e-9)
+    target = x_t - pixels(t) * (x_t3 - x_t) / pixels(t3 - t)
+    close(got["x_target"], target, 1e-9)
+    squares = ((denoise(x_t, t, "trained", edm_scalings, 1.0) - target) ** 2).mean(axis=(1, 2, 3))
+    karras = objective(EDM, "progressive_distillation", EDM, steps=steps, grid="ratio", weighting="karras")
+    np.testing.assert_allclose(losses(karras, {"index": steps - 1 - index}), squares * (t**-2 + 0.5**-2), rtol=1e-9)
 
 
 def test_one_step_with_the_target_is_two_of_the_teacher():

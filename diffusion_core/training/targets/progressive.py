@@ -6,7 +6,8 @@ student's one step would reach it,
 
     x_target = (z_s - sigma_s/sigma_u z) / (alpha_s - alpha_u sigma_s/sigma_u)      at u = 1/N the teacher's last x_0
     loss     = weight mean_pixels (D - x_target)^2
-    weight   = 1 (constant), snr (snr: of eps), max(1, snr) (snr_trunc), 1 + snr (v_mse: of v)
+    weight   = 1 (constant), snr (snr: of eps), max(1, snr) (snr_trunc), 1 + snr (v_mse: of v),
+               snr + 1/sigma_data^2 (karras: of the output of prediction edm)
 
 for a student of any prediction: x, eps and v have the same target, and differ in how a network of theirs makes D of its
 output. A run halves the number of steps once; its network is the next run's teacher. With grid ratio, u is even in
@@ -55,12 +56,13 @@ from diffusion_core.training.targets.method import (
 __all__ = ["WEIGHTINGS", "ProgressiveDistillation"]
 
 Array = NDArray[np.float64]
-# The weight of the error of x_0 as a function of the signal-to-noise ratio.
-WEIGHTINGS: Mapping[str, Callable[[Array], Array]] = {
-    "constant": np.ones_like,
-    "snr": lambda snr: snr,
-    "snr_trunc": lambda snr: np.maximum(snr, 1.0),
-    "v_mse": lambda snr: 1.0 + snr,
+# The weight of the error of x_0 as a function of the signal-to-noise ratio and sigma_data.
+WEIGHTINGS: Mapping[str, Callable[[Array, float], Array]] = {
+    "constant": lambda snr, sigma_data: np.ones_like(snr),
+    "snr": lambda snr, sigma_data: snr,
+    "snr_trunc": lambda snr, sigma_data: np.maximum(snr, 1.0),
+    "v_mse": lambda snr, sigma_data: 1.0 + snr,
+    "karras": lambda snr, sigma_data: snr + 1.0 / sigma_data**2,
 }
 
 
@@ -163,4 +165,5 @@ class ProgressiveDistillation(Method):
         columns["of_middle"] = np.where(last, 0.0, second_x / whole_D)
         columns["of_x"] = np.where(last, 1.0, second_D / whole_D)
         alpha, sigma = columns["alpha.t"], columns["sigma.t"]
-        return Table(columns, times, WEIGHTINGS[self.weighting]((alpha / sigma) ** 2), alpha, sigma)
+        weight = WEIGHTINGS[self.weighting]((alpha / sigma) ** 2, process.sigma_data)
+        return Table(columns, times, weight, alpha, sigma)
