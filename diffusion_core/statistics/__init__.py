@@ -1,4 +1,4 @@
-"""Statistics of results over seeds: bootstrap intervals, paired differences and equivalence within a margin.
+"""Statistics of results over seeds: intervals, paired differences, equivalence, fractions, and repeated looks.
 
 May import: common.
 """
@@ -12,16 +12,30 @@ from diffusion_core.statistics.paired import (
     equivalence_power,
     holm,
     pairs_needed,
+    upper_std,
 )
+from diffusion_core.statistics.proportion import discordant_p_value, exact_interval, unseen_fraction, wilson_interval
+from diffusion_core.statistics.sequential import SPENDING, look_levels
+from diffusion_core.statistics.sign_flip import sign_flip_equivalence, sign_flip_floor, sign_flip_p_value
 
 __all__ = [
     "SCALES",
+    "SPENDING",
     "Equivalence",
     "Interval",
     "Paired",
     "bootstrap_interval",
     "compare",
+    "discordant_p_value",
     "equivalence_power",
+    "exact_interval",
     "holm",
+    "look_levels",
     "pairs_needed",
+    "sign_flip_equivalence",
+    "sign_flip_floor",
+    "sign_flip_p_value",
+    "unseen_fraction",
+    "upper_std",
+    "wilson_interval",
 ]

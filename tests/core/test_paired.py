@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -10,7 +11,9 @@ from scipy import stats
 from scipy.special import stdtr, stdtrit
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.statistics.paired import Paired, compare, equivalence_power, holm, pairs_needed
+from diffusion_core.statistics.paired import Paired, compare, equivalence_power, holm, pairs_needed, upper_std
+from diffusion_core.statistics.proportion import unseen_fraction
+from diffusion_core.statistics.sign_flip import sign_flip_floor, sign_flip_p_value
 
 A = np.array([0.91, 1.40, 0.72, 1.13, 1.05, 0.88])
 B = np.array([0.99, 1.37, 0.85, 1.20, 1.01, 0.97])
@@ -115,26 +118,58 @@ def test_holm_equals_the_step_down_procedure_of_the_paper():
     assert holm([]) == []
 
 
-def test_identical_arms_give_a_result():
-    paired = compare(A, A)
-    assert paired.identical and paired.mean == 0 and paired.std == 0 and paired.effect == 0
-    interval = paired.interval()
-    assert (interval.low, interval.high) == (0, 0)
-    assert paired.p_value() == 1
-    found = paired.equivalence(1e-12)
-    assert found.p == 0 and found.holds
-    assert paired.excluded() == 0
+@pytest.mark.parametrize("difference", [0.0, 0.1])  # a summed mean of five times 0.1 differs from 0.1
+def test_equal_differences_allow_no_test(difference):
+    paired = Paired(np.full(5, difference))
+    assert paired.mean == difference and paired.std == 0 and paired.identical == (difference == 0)
+    assert math.isnan(paired.p_value()) and math.isnan(paired.sign_flip()) and math.isnan(paired.sign_flip(1.0))
+    assert not paired.equivalence(1.0).holds and math.isnan(paired.equivalence(1.0).p)
+    assert (paired.interval().low, paired.interval().high) == (-math.inf, math.inf) and paired.excluded() == math.inf
 
 
-def test_equal_differences_are_the_limit_of_small_std():
-    paired = Paired(np.full(5, 0.1))  # a summed mean of five times 0.1 differs from 0.1
-    assert paired.mean == 0.1 and paired.std == 0 and paired.p_value() == 0 and paired.effect == math.inf
-    assert paired.equivalence(0.2).holds
-    assert not paired.equivalence(0.05).holds and paired.equivalence(0.05).p == 1
-    assert not paired.equivalence(0.1).holds  # a difference of the margin itself is not within it
-    near = Paired(0.1 + 1e-9 * np.arange(5))  # almost equal
+def test_almost_equal_differences_are_tested():
+    near = Paired(0.1 + 1e-9 * np.arange(5))
     assert near.p_value() < 1e-20 and near.equivalence(0.05).p == pytest.approx(1)
     assert near.equivalence(0.2).p < 1e-20
+
+
+def test_rare_differences_just_at_the_margin_are_not_called_equivalent():
+    """One seed in ten makes a difference of 1, so five equal seeds are common; no study may exclude the mean 0.1."""
+    drawn = (np.random.default_rng(0).random((2000, 5)) < 0.1).astype(float)
+    identical = np.mean([Paired(row).identical for row in drawn])
+    assert abs(identical - 0.59) < 0.04
+    assert np.mean([Paired(row).equivalence(0.1).holds for row in drawn]) <= 0.05
+    assert unseen_fraction(5) == pytest.approx(1 - 0.05 ** (1 / 5)) and 0.9**5 > 0.05  # 10 % is not excluded
+
+
+def test_advice_from_the_upper_limit_of_the_spread_has_the_power_that_it_states():
+    n, margin = 5, 1.0
+    stds = np.sqrt(np.random.default_rng(0).chisquare(n - 1, 200) / (n - 1))
+    upper = [pairs_needed(margin, upper_std(std, n)) for std in stds]
+    plain = [pairs_needed(margin, std) for std in stds]
+    powers = {pairs: equivalence_power(margin, 1.0, pairs) for pairs in {*upper, *plain}}
+    assert np.mean([powers[pairs] >= 0.8 for pairs in upper]) > 0.72  # 0.8, less three standard errors
+    assert np.mean([powers[pairs] >= 0.8 for pairs in plain]) < 0.55
+
+
+def test_sign_flip_tests_enumerate_all_assignments():
+    d = B - A
+    signs = np.array(list(itertools.product((-1, 1), repeat=len(d))))
+    assert Paired(d).sign_flip() == np.mean(np.abs(signs @ d) >= abs(d.sum()) - 1e-12)
+    above, below = (np.mean(signs @ side >= side.sum() - 1e-12) for side in (0.1 - d, 0.1 + d))
+    assert Paired(d).sign_flip(0.1) == max(above, below)
+    assert Paired(np.array([1.0, 2.0, 3.0, 4.0, 5.0])).sign_flip() == sign_flip_floor(5) == 2 / 32
+    assert Paired(np.array([0.1, 0.2, 0.0, 0.1, 0.2])).sign_flip(1.0) == sign_flip_floor(5, sides=1) == 1 / 32
+    many = np.random.default_rng(0).normal(size=40)
+    assert abs(Paired(many).sign_flip() - Paired(many).p_value()) < 0.02
+    assert sign_flip_floor(40) < 1e-4
+
+
+def test_sign_flip_holds_its_level_for_exchangeable_arms_of_any_distribution():
+    rng = np.random.default_rng(0)
+    d = np.exp(1.5 * rng.normal(size=(1500, 8))) - np.exp(1.5 * rng.normal(size=(1500, 8)))
+    found = np.mean([sign_flip_p_value(row) <= 0.05 for row in d])
+    assert abs(found - 12 / 256) < 4 * math.sqrt(0.05 * 0.95 / len(d))  # the largest level that 2^8 assignments have
 
 
 def test_one_pair_has_no_std():
