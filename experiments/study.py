@@ -21,6 +21,7 @@ from diffusion_core.common.text import pluralize
 from experiments.config.convert import plain
 from experiments.config.entry import command
 from experiments.studies import jobs
+from experiments.studies.looks import next_look
 from experiments.studies.plan import Plan, make_plan, make_study
 from experiments.studies.report import report
 from experiments.studies.results import check_reads, outcomes
@@ -34,6 +35,7 @@ def main(cfg: Any) -> None:
         sys.exit(jobs.perform_named(options))
     plan, runs = make_plan(make_study(options["study"])), jobs.runs_directory(options["out"])
     check_reads(plan.study)
+    next_look(plan.study, runs.parent)  # refuses another plan of looks before anything runs
     jobs.check(plan)
     print(table(plan, runs))
     if options["dry_run"]:
@@ -41,6 +43,8 @@ def main(cfg: Any) -> None:
     jobs.launch(plan, runs)
     page, content = report(plan, outcomes(plan, runs), runs.parent)
     print(f"{content['verdict']['claim']}. {content['verdict']['sentence']}")
+    for remark in content["remarks"]:
+        print(remark)
     for line in content["excludes"]:
         print(f"  {line['metric']}, {' and '.join(line['pairs'])}: {line['text']}")
     print(f"report: {page}")

@@ -505,7 +505,9 @@ class StudyFileSchema:
     factors: dict[str, Any] = field(default_factory=dict)  # what is compared, with its settings
     baseline: dict[str, Any] = field(default_factory=dict)  # the setting that others are compared with
     metrics: dict[str, Any] = field(default_factory=dict)  # what is measured, with margins
-    alpha: float = 0.05  # significance level
+    alpha: float = 0.05  # significance level, of all looks together
+    looks: list[int] | None = None  # the numbers of seeds at which the report may be made; null: a single look
+    spending: str = "pocock"  # how alpha is spent over the looks: pocock or obrien_fleming
 
 
 @dataclass

@@ -24,11 +24,15 @@ __all__ = ["amount", "render", "within"]
 
 _SEALS = {"agree": "✓", "differ": "✗", "unknown": "≈"}
 _ARROWS = {"higher": "↑", "lower": "↓"}
-_BADGES = {"equivalent": "pass", "within margin": "pass", "different": "fail", "undecided": "none", "no pairs": "none"}
+_BADGES = {
+    "equivalent": "pass", "within margin": "pass", "identical": "pass", "different": "fail", "incomplete": "fail",
+    "undecided": "none", "constant": "none", "no pairs": "none",
+}  # fmt: skip
 _ANSWERS = (
     "Each arm is compared with its baseline, paired by seed. The interval is the 95 % interval of Student's t; d_z is "
-    "the mean difference divided by the standard deviation of the differences; TOST tests whether a difference as "
-    "large as the margin is excluded."
+    "the mean difference divided by the standard deviation of the differences; p is adjusted by Holm over all "
+    "comparisons of the study; the sign-flip p needs no normal distribution, and n pairs cannot make it smaller than "
+    "2/2ⁿ; TOST tests whether a difference as large as the margin is excluded."
 )
 _DIFFERENCES = (
     "Each dot is one seed, the bar is the 95 % interval of the mean, and the shaded band is the margin stated before "
@@ -127,7 +131,7 @@ def _p_value(value: object) -> str:
     x = real(value)
     if x is None:
         return DASH
-    return "0" if x == 0 else f"{x:.2g}" if x >= 1e-3 else brief(x)
+    return f"{x:.2g}" if x >= 1e-3 else "< 0.001"  # its digits say nothing that the test could hold
 
 
 def _mark(report: Mapping, arm: str) -> str:
@@ -136,22 +140,26 @@ def _mark(report: Mapping, arm: str) -> str:
 
 def _answers(report: Mapping) -> dict[str, Any]:
     """Return one row for each comparison, and which differences are excluded."""
-    titles = ("difference", "95 % interval", "d_z", "p", "TOST p", "margin", "excluded beyond")
+    titles = ("difference", "95 % interval", "d_z", "p", "sign-flip p", "TOST p", "margin", "excluded beyond")
     columns = [Column("metric", False), Column("arm, against", False), Column("answer", False), *map(Column, titles)]
     rows = []
     for finding in report["findings"]:
         scale = finding["scale"]
         for c in finding["comparisons"]:
             low, high = c["interval"]
-            pairs = "bit-identical" if c["identical"] else pluralize(c["pairs"], "pair")
+            planned = c["pairs"] + c["missing"]
+            pairs = pluralize(c["pairs"], "pair") if not c["missing"] else f"{c['pairs']} of {planned} planned pairs"
+            if c["identical"]:
+                pairs = f"identical in {c['pairs']} of {planned}"
             rows.append([
                 Cell(finding["title"], finding["title"]),
                 Cell(c["arm"], c["arm"], note=f"against {c['baseline']}, {pairs}"),
                 Cell(c["answer"], c["answer"], badge=_BADGES[c["answer"]]),
                 Cell(amount(c["mean"], scale), c["mean"]),
                 Cell(DASH if low is None else f"{amount(low, scale)} … {amount(high, scale)}", low),
-                Cell("∞" if c["effect"] is None and c["std"] == 0 else number(c["effect"]), c["effect"]),
+                Cell(number(c["effect"]), c["effect"]),
                 Cell(_p_value(c["p"]), c["p"]),
+                Cell(_p_value(c["sign_flip_p"]), c["sign_flip_p"]),
                 Cell(_p_value(c["tost_p"]), c["tost_p"]),
                 Cell(DASH if c["margin"] is None else within(c["margin"], scale), c["margin"]),
                 Cell(DASH if c["excluded"] is None else within(c["excluded"], scale), c["excluded"]),

@@ -43,7 +43,7 @@ def curves(plan: Plan, complete: Sequence[Outcome], drawings: Drawings) -> dict[
         losses = np.stack([smooth(run["loss"][:count], window) for run in runs])
         mean = losses.mean(axis=0)
         kept = np.unique(np.concatenate([decimate(mean, _COLUMNS // 2), np.linspace(0, count - 1, 60).astype(int)]))
-        ends = [Paired(losses[:, k]).interval() if len(runs) > 1 else Interval(mean[k], mean[k], 0.95) for k in kept]
+        ends = [_band(losses[:, k]) for k in kept]
         series[arm.name] = {
             "x": runs[0]["images_seen"][kept].tolist(),
             "mean": mean[kept].tolist(),
@@ -61,6 +61,12 @@ def curves(plan: Plan, complete: Sequence[Outcome], drawings: Drawings) -> dict[
     ]
     drawings["curves"] = (lambda: figures.curves("training loss", series), rows)
     return {"series": series, "figures": ["curves"]}
+
+
+def _band(losses: NDArray[np.float64]) -> Interval:
+    """Return the interval of the mean; a point if the losses have no spread."""
+    paired = Paired(losses)
+    return paired.interval() if paired.has_spread else Interval(paired.mean, paired.mean, 0.95)
 
 
 def cost(plan: Plan, complete: Sequence[Outcome], drawings: Drawings) -> dict[str, Any]:

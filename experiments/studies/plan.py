@@ -29,6 +29,7 @@ from typing import Any
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.statistics.paired import SCALES
+from diffusion_core.statistics.sequential import SPENDING
 
 __all__ = ["COMMANDS", "Arm", "Command", "Job", "Metric", "Plan", "Run", "Study", "make_plan", "make_study", "merge"]
 
@@ -113,7 +114,9 @@ class Study:
         factors: settings by factor; a setting is its overrides by stage.
         baseline: the settings that others are compared with; see the module.
         metrics: the numbers that are compared, in order.
-        alpha: significance level of the tests.
+        alpha: significance level of the tests, of all looks together.
+        looks: the planned numbers of seeds at which the report may be made, ascending; empty for a single look.
+        spending: how the level is spent over the looks, a name of `statistics.sequential.SPENDING`.
     """
 
     name: str
@@ -125,6 +128,8 @@ class Study:
     baseline: Mapping[str, str]
     metrics: tuple[Metric, ...]
     alpha: float = 0.05
+    looks: tuple[int, ...] = ()
+    spending: str = "pocock"
 
 
 @dataclass(frozen=True)
@@ -267,6 +272,18 @@ def make_study(options: Mapping[str, Any]) -> Study:
             raise one_of(f"study.baseline.{factor}", setting, factors[factor])
     if not 0 < options.get("alpha", 0.05) < 0.5:
         raise DuetError(f"study.alpha: {options['alpha']} was given; it must lie between 0 and 0.5")
+    looks = options.get("looks") or []
+    if any(not isinstance(n, int) or n < 2 for n in looks) or sorted(set(looks)) != list(looks):
+        raise DuetError(
+            f"study.looks: {looks} was given; it must be ascending numbers of seeds, at least 2 each, as in [5, 10, 20]"
+        )
+    if looks and len(seeds) > looks[-1]:
+        raise DuetError(
+            f"study.looks: {looks} was given, but there are {len(seeds)} seeds; the last look must be at the largest "
+            f"number of seeds, and must be planned before the first look"
+        )
+    if (spending := options.get("spending", "pocock")) not in SPENDING:
+        raise one_of("study.spending", spending, SPENDING)
     return Study(
         name=options["name"],
         title=options.get("title") or options["name"],
@@ -277,6 +294,8 @@ def make_study(options: Mapping[str, Any]) -> Study:
         baseline={factor: str(setting) for factor, setting in options["baseline"].items()},
         metrics=tuple(_metric(name, metric) for name, metric in options["metrics"].items()),
         alpha=options.get("alpha", 0.05),
+        looks=tuple(looks),
+        spending=spending,
     )
 
 

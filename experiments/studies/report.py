@@ -1,4 +1,7 @@
-"""The report of a study, from the outcomes of its runs: findings, verdict, evidence, runs, and the appendix."""
+"""The report of a study, from the outcomes of its runs: findings, evidence, runs, and the appendix.
+
+The verdict on top is in `experiments.studies.verdict`.
+"""
 
 from __future__ import annotations
 
@@ -8,47 +11,57 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from diffusion_core.common.text import pluralize
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.runs.run_directory import describe_environment
 from diffusion_core.statistics.bootstrap import Interval
+from diffusion_core.statistics.proportion import unseen_fraction
+from diffusion_core.statistics.sign_flip import sign_flip_floor
 from experiments.report.page import templates, write_page
-from experiments.report.study import render, within
+from experiments.report.study import render
 from experiments.studies import evidence, figures
 from experiments.studies.analysis import Comparison, Finding, analyse
+from experiments.studies.endings import Ending, endings
 from experiments.studies.evidence import Drawings
+from experiments.studies.looks import Look, changed_margins, next_look, record
 from experiments.studies.plan import Plan
 from experiments.studies.results import Outcome
+from experiments.studies.verdict import ANSWERS, excludes, verdict
 
 __all__ = ["build", "report"]
 
-_ANSWERS = {
-    "equivalent": "equivalent within the margin",
-    "within margin": "different, by less than the margin",
-    "different": "different",
-    "undecided": "undecided",
-    "no pairs": "no pair of runs",
-}
 _ENVIRONMENT = (
     "backend", "mode", "device", "precision", "versions", "commit", "processor", "cores", "python", "platform",
 )  # fmt: skip
 
 
 def report(plan: Plan, outcomes: Sequence[Outcome], out: Path) -> tuple[Path, dict[str, Any]]:
-    """Write report.html, report.json and figures/; return the path of the page and the report."""
-    content, images, drawings = build(plan, outcomes)
+    """Write report.html, report.json, figures/ and the record of looks; return the path of the page and the report."""
+    look, remarks = next_look(plan.study, out), changed_margins(plan.study, out)
+    content, images, drawings = build(plan, outcomes, look, remarks)
     files: dict[str, bytes] = {}
     for name, (draw, rows) in drawings.items():
         files |= figures.files(name, draw, rows)
     for name, data in files.items():
         write_atomically(out / "figures" / name, data)
+    if any(c["p"] is not None for finding in content["findings"] for c in finding["comparisons"]):
+        record(plan.study, out, look)
     return write_page(content, render(content, images, files), out), content
 
 
-def build(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], dict[str, bytes], Drawings]:
-    """Return the report as JSON values, its images, and its figures for papers, which are not drawn yet."""
+def build(
+    plan: Plan, outcomes: Sequence[Outcome], look: Look | None = None, remarks: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[str, bytes], Drawings]:
+    """Return the report as JSON values, its images, and its figures for papers, which are not drawn yet.
+
+    Args:
+        plan: the plan of the study.
+        outcomes: the outcomes of its runs, in the order of the plan.
+        look: the levels of the tests; by default those of a study that is looked at once.
+        remarks: more sentences for its reader.
+    """
     here, study = describe_environment(), plan.study
-    findings = analyse(plan, outcomes)
+    look = look or next_look(study)
+    findings, ends = analyse(plan, outcomes, look), endings(plan, outcomes)
     complete = [outcome for outcome in outcomes if not outcome.problem]
     images: dict[str, bytes] = {}
     drawings: Drawings = {}
@@ -70,9 +83,15 @@ def build(plan: Plan, outcomes: Sequence[Outcome]) -> tuple[dict[str, Any], dict
         "runs": [_run(plan, outcome, findings) for outcome in outcomes],
         "environments": _environments(complete),
         "machine": {key: here[key] for key in ("platform", "processor", "cores", "python")},
-        "verdict": _verdict(findings, outcomes),
-        "excludes": [line for finding in findings for line in _excludes(finding)],
-    }
+        "endings": [_ending(one) for one in ends],
+        "look": {
+            "counts": list(look.counts), "planned": look.planned, "spending": study.spending,
+            "difference": look.difference, "equivalence": look.equivalence,
+        },
+        "remarks": [*filter(None, [look.remark, *(one.sentence for one in ends)]), *remarks],
+        "verdict": verdict(findings, outcomes, look, study.alpha),
+        "excludes": [line for finding in findings for line in excludes(finding)],
+    }  # fmt: skip
     content["appendix"] = _appendix(plan, complete, content)
     return content, images, drawings
 
@@ -143,78 +162,44 @@ def _comparison(c: Comparison) -> dict[str, Any]:
         "seeds": list(c.seeds),
         "differences": [] if paired is None else paired.differences.tolist(),
         "answer": c.answer,
-        "answer_text": _ANSWERS[c.answer],
+        "answer_text": ANSWERS[c.answer],
         "p": _finite(c.p),
         "tost_p": _finite(c.equivalence.p) if c.equivalence else None,
-        "margin": c.equivalence.margin if c.equivalence else None,
+        "margin": c.bound,
         "needed": c.needed,
     }
     if paired is None:
-        return facts | dict.fromkeys(("mean", "std", "effect", "effect_unbiased", "excluded")) | {
-            "interval": [None, None], "tost_interval": [None, None], "identical": False,
-        }  # fmt: skip
+        return facts | dict.fromkeys(
+            ("mean", "std", "effect", "effect_unbiased", "excluded", "sign_flip_p", "sign_flip_tost_p", "within")
+        ) | {"interval": [None, None], "tost_interval": [None, None], "identical": False}  # fmt: skip
+    tested = not c.missing and paired.has_spread
     return facts | {
         "mean": _finite(paired.mean),
         "std": _finite(paired.std),
         "interval": _ends(paired.interval(0.95)),
-        "tost_interval": _ends(paired.interval(1 - 2 * c.alpha)),
+        "tost_interval": _ends(paired.interval(1 - 2 * c.one_sided)) if tested else [None, None],
         "effect": _finite(paired.effect),
         "effect_unbiased": _finite(paired.effect_unbiased),
-        "excluded": _finite(paired.excluded(c.alpha)),
+        "excluded": _finite(paired.excluded(c.one_sided)) if tested else None,
         "identical": paired.identical,
+        "sign_flip_p": paired.sign_flip() if tested else None,
+        "sign_flip_tost_p": paired.sign_flip(c.bound) if tested and c.bound is not None else None,
+        "sign_flip_floor": sign_flip_floor(paired.count),
+        "within": None if c.bound is None else paired.within(c.bound),
+        "unseen": unseen_fraction(paired.count, c.one_sided) if paired.identical else None,
     }
 
 
-def _verdict(findings: Sequence[Finding], outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Return the claim on top of the page, and how many comparisons have which answer."""
-    comparisons = [c for finding in findings for c in finding.comparisons]
-    count = {answer: sum(c.answer == answer for c in comparisons) for answer in _ANSWERS}
-    broken = sum(bool(outcome.problem) for outcome in outcomes)
-    style = "unknown"
-    if findings and all(finding.equivalent for finding in findings):
-        identical = all(c.paired is not None and c.paired.identical for c in comparisons)
-        claim = "The arms give identical results" if identical else "The arms are equivalent within the stated margins"
-        style = "agree"
-    elif count["different"]:
-        claim = "The arms differ"
-    else:
-        claim = "The study leaves its question open"
-    pairs = sorted({len(c.seeds) for c in comparisons})
-    pairs = pluralize(pairs[0], "pair") if len(pairs) == 1 else f"{pairs[0]} to {pairs[-1]} pairs"
-    answers = ", ".join(f"{n} {_ANSWERS[answer]}" for answer, n in count.items() if n)
-    sentence = f"Of {pluralize(len(comparisons), 'comparison')} over {pairs} of runs: {answers}."
-    if broken:
-        style = "differ"
-        sentence += f" {broken} of {pluralize(len(outcomes), 'run')} have no result; see the table of runs."
-    return {"claim": claim, "style": style, "sentence": sentence, "counts": count, "broken": broken}
-
-
-def _excludes(finding: Finding) -> list[dict[str, Any]]:
-    """Return a sentence on the differences that each comparison excludes; equal sentences are joined."""
-    pairs: dict[str, list[str]] = {}
-    for c in finding.comparisons:
-        if c.paired is not None:
-            pairs.setdefault(_excluded(c, finding.metric.scale), []).append(f"{c.arm.name} against {c.baseline.name}")
-    return [{"metric": finding.metric.title, "pairs": names, "text": text} for text, names in pairs.items()]
-
-
-def _excluded(c: Comparison, scale: str) -> str:
-    edge = c.paired.excluded(c.alpha)
-    if not math.isfinite(edge):
-        return "nothing is excluded: one pair gives no standard deviation."
-    if edge == 0:
-        return f"all {len(c.seeds)} pairs are equal bit for bit, so any difference is excluded for these seeds."
-    text = f"differences larger than {within(edge, scale)} are excluded, smaller ones are not"
-    if c.equivalence is None:
-        return f"{text}; no margin was stated."
-    text += f"; the margin stated before the runs is {within(c.equivalence.margin, scale)}, so equivalence is "
-    if c.equivalence.holds:
-        return f"{text}shown."
-    text += "not shown."
-    if c.answer == "undecided":
-        needed = f"about {c.needed}" if c.needed else "more than 1,000"
-        text += f" With this standard deviation, {needed} seeds would show it with a probability of 80 %."
-    return text
+def _ending(ending: Ending) -> dict[str, Any]:
+    return {
+        "arm": ending.arm.name,
+        "counts": dict(ending.counts),
+        "diverged": _ends(ending.diverged),
+        "only_arm": ending.only_arm,
+        "only_baseline": ending.only_baseline,
+        "p": None if ending.baseline is None else ending.p,
+        "sentence": ending.sentence,
+    }
 
 
 # --- runs and appendix --------------------------------------------------------------------------------------------
@@ -233,7 +218,8 @@ def _run(plan: Plan, outcome: Outcome, findings: Sequence[Finding]) -> dict[str,
         "seconds": None if outcome.problem else outcome.cost["seconds"],
         "folders": [f"runs/{path.name}" for path in outcome.directories],
         "stages": [job.stage for job in outcome.run.jobs[: len(outcome.directories)]],
-        "trouble": outcome.problem,
+        "trouble": outcome.problem or ("its loss is not finite" if outcome.ending == "diverged" else ""),
+        "ending": outcome.ending,
     }
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,7 +36,11 @@ from experiments.config.safe_yaml import read_config
 from experiments.studies import jobs
 from experiments.studies.plan import COMMANDS, Metric, Plan, Run, Study
 
-__all__ = ["COSTS", "READERS", "Outcome", "check_protocol", "check_reads", "outcomes", "value"]
+__all__ = ["COSTS", "ENDINGS", "READERS", "Outcome", "check_protocol", "check_reads", "outcomes", "value"]
+
+# How a run can end; a run that is not finished has no numbers to compare.
+ENDINGS = ("finished", "diverged", "failed", "unfinished")
+_NOT_FINITE = re.compile(r"\b(nan|-?inf|not finite)\b", re.IGNORECASE)
 
 # The rows of the table of cost: title, and which direction is better.
 COSTS: Mapping[str, tuple[str, str]] = {
@@ -61,6 +66,21 @@ class Outcome:
     run: Run
     directories: tuple[Path, ...]
     problem: str = ""
+
+    @property
+    def ending(self) -> str:
+        """How the run ended, one of `ENDINGS`.
+
+        A training diverged if it stopped because a number was not finite, or if its final loss is not.
+        """
+        if self.problem:
+            said = self.problem.partition(": ")[2]
+            return "diverged" if _NOT_FINITE.search(said) else "failed" if said else "unfinished"
+        trained = [result for command, result in self.results if command == "train"]
+        lost = trained and any(
+            key in trained[-1] and _is_not_finite(trained[-1][key]) for key in ("objective", "validation_loss")
+        )
+        return "diverged" if lost else "finished"
 
     def last(self, name: str) -> Path | None:
         """Return the file of this name in the last stage that has one."""
@@ -245,6 +265,11 @@ def check_protocol(metric: Metric, outcomes: Sequence[Outcome]) -> None:
     results = (READERS[reader](outcome, path) for outcome in outcomes if not outcome.problem)
     if numbers := [Number.from_plain(node) for node in results if _is_evaluated(node)]:
         comparable_values(numbers)
+
+
+def _is_not_finite(number: object) -> bool:
+    """Return whether a number of result.json was not finite; such numbers are null there."""
+    return number is None or (isinstance(number, float) and not math.isfinite(number))
 
 
 def _is_evaluated(node: object) -> bool:

@@ -127,6 +127,9 @@ def test_a_baseline_of_one_factor_matches_the_settings_of_the_others():
         ("metrics/loss/mragin", 1.1, r"Did you mean 'margin'"),
         ("metrics/loss/read", "", r"study\.metrics\.loss\.read: nothing was given"),
         ("alpha", 0.7, r"study\.alpha: 0\.7"),
+        ("looks", [5, 2], r"study\.looks: \[5, 2\].*ascending numbers of seeds"),
+        ("looks", [1, 2], r"study\.looks: \[1, 2\].*at least 2"),
+        ("spending", "pocok", r"study\.spending.*Did you mean 'pocock'"),
     ],
 )
 def test_an_invalid_study_is_refused(path, value, message):

@@ -28,6 +28,7 @@ from scipy import stats
 
 from diffusion_core.common.errors import DuetError
 from experiments.report.study import render
+from experiments.studies import figures
 from experiments.studies.figures import files as drawn
 from experiments.studies.plan import Plan, make_plan, make_study
 from experiments.studies.report import build, report
@@ -83,28 +84,35 @@ def test_a_comparison_is_the_paired_test_of_the_runs(study):
     assert abs(found["excluded"]) < 1e-5
 
 
-def test_the_four_answers(study):
+def test_the_answers(study):
     content = study[1]
-    assert comparison(content, "agreement")["identical"] and comparison(content, "agreement")["answer"] == "equivalent"
+    assert comparison(content, "agreement")["identical"] and comparison(content, "agreement")["answer"] == "identical"
     speed = comparison(content, "speed")
     assert speed["answer"] == "different" and speed["mean"] == pytest.approx(math.log(211.5 / 301.5), rel=1e-3)
-    assert comparison(content, "parameters")["answer"] == "undecided"  # no margin was stated, and none differs
+    assert comparison(content, "parameters")["answer"] == "identical"
     assert content["verdict"]["counts"] == {
-        "equivalent": 4, "within margin": 0, "different": 2, "undecided": 2, "no pairs": 0,
+        "equivalent": 2, "within margin": 0, "identical": 4, "different": 2, "constant": 0, "undecided": 0,
+        "incomplete": 0, "no pairs": 0,
     }  # fmt: skip
-    assert content["verdict"]["claim"] == "The arms differ"
+    assert content["verdict"]["claim"] == "The arms differ in speed"
+
+
+def without(*metrics: str, **changed: Any) -> dict[str, Any]:
+    options = copy.deepcopy(STUDY) | changed
+    for name in metrics:
+        del options["metrics"][name]
+    return options
 
 
 def test_the_claim_of_equivalence_needs_every_comparison_within_its_margin(tmp_path):
-    options = copy.deepcopy(STUDY)
-    options["seeds"] = SEEDS[:2]
-    del options["metrics"]["speed"], options["metrics"]["parameters"]
+    options = without("speed", "parameters", seeds=SEEDS[:2])
     plan, folder = made(tmp_path, options)
     runs = outcomes(plan, folder / "runs")
     assert build(plan, runs)[0]["verdict"]["claim"] == "The arms are equivalent within the stated margins"
     del options["metrics"]["loss"]
     plan = make_plan(make_study(options))
-    assert build(plan, outcomes(plan, folder / "runs"))[0]["verdict"]["claim"] == "The arms give identical results"
+    claim = build(plan, outcomes(plan, folder / "runs"))[0]["verdict"]["claim"]
+    assert claim == "The arms give identical results in 2 of 2 pairs"
     options["metrics"]["loss"] = STUDY["metrics"]["loss"] | {"margin": 1 + 1e-8}
     plan = make_plan(make_study(options))
     content = build(plan, outcomes(plan, folder / "runs"))[0]
@@ -113,14 +121,119 @@ def test_the_claim_of_equivalence_needs_every_comparison_within_its_margin(tmp_p
     assert "equivalence is not shown" in text and "seeds would show it" in text
 
 
-def test_a_failed_run_is_reported_and_its_seed_is_left_out_of_the_pairs(tmp_path):
+def test_a_metric_without_a_margin_takes_no_part_in_the_claim(study):
+    options = without("parameters")
+    options["metrics"]["speed"].pop("margin")
+    plan = make_plan(make_study(options))
+    verdict = build(plan, outcomes(plan, study[0] / "runs"))[0]["verdict"]
+    assert verdict["claim"] == "The arms are equivalent within the stated margins" and verdict["style"] == "agree"
+    assert "a difference is shown in speed (paired t tests, adjusted by Holm over the study)" in verdict["sentence"]
+
+
+def test_the_sentence_states_extremes_and_margins_without_p_values(study):
+    plan = make_plan(make_study(without("speed", "parameters")))
+    content = build(plan, outcomes(plan, study[0] / "runs"))[0]
+    sentence = content["verdict"]["sentence"]
+    largest = max(abs(d) for c in content["findings"][0]["comparisons"] for d in c["differences"])
+    assert re.fullmatch(
+        r"In four paired runs with shared streams the largest difference was (\S+) % of loss at the end; agreement was "
+        r"identical in all four \(at level 0\.05 up to 53% of seeds could still differ\); every margin is met by both "
+        r"one-sided tests \(n = 4, alpha 0\.05\)\. Of 4 comparisons over 4 pairs of runs: .*", sentence,
+    )  # fmt: skip
+    assert float(sentence.split(" % of")[0].split()[-1]) == pytest.approx(100 * math.expm1(largest), rel=0.05)
+    assert "p <" not in sentence and "any difference is excluded" not in json.dumps(content)
+
+
+def test_a_failed_run_is_reported_and_nothing_is_claimed(tmp_path):
     plan, folder = made(tmp_path, failing=lambda job: job.seed == 1 and "backend=tf" in job.overrides)
     content, images, _ = build(plan, outcomes(plan, folder / "runs"))
     assert content["verdict"]["broken"] == 2 and content["verdict"]["style"] == "differ"
+    assert content["verdict"]["claim"] == "No claim: 2 of 12 planned runs have no result"
     found = comparison(content, "loss")
-    assert found["seeds"] == [0, 2, 3] and found["missing"] == 1
+    assert found["seeds"] == [0, 2, 3] and found["missing"] == 1 and found["answer"] == "incomplete"
+    assert found["p"] is found["tost_p"] is found["excluded"] is None and found["interval"][0] is not None
     page = render(content, images, {})
     assert page.count("the loss is nan</span>") == 2 and "2 of 12 runs have no result" in page
+
+
+def test_runs_that_end_in_nan_are_counted_as_an_outcome(tmp_path):
+    """Three of four TensorFlow runs finish with a loss that is not finite: the page is not green, and says so."""
+    plan, folder = made(tmp_path, without("speed", "parameters", "agreement"))
+    for run in plan.runs:
+        if run.arm.name == "TensorFlow" and run.seed > 0:
+            file = folder / "runs" / run.jobs[-1].name / "result.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"objective": None}))
+    content, images, _ = build(plan, outcomes(plan, folder / "runs"))
+    assert content["verdict"]["style"] == "differ" and content["verdict"]["claim"].startswith("No claim: 3 of 12")
+    assert comparison(content, "loss")["answer"] == "incomplete" and comparison(content, "loss")["missing"] == 3
+    ending = next(one for one in content["endings"] if one["arm"] == "TensorFlow")
+    assert ending["counts"] == {"finished": 1, "diverged": 3, "failed": 0, "unfinished": 0}
+    assert ending["only_arm"] == 3 and ending["p"] == 2 / 8
+    expected = stats.binomtest(3, 4).proportion_ci(0.95, "exact")
+    assert ending["diverged"] == pytest.approx([expected.low, expected.high])
+    sentence = "TensorFlow: of 4 planned runs 1 finished, 3 diverged (diverging: 19% to 99% of seeds"
+    assert any(remark.startswith(sentence) for remark in content["remarks"])
+    assert "its loss is not finite" in render(content, images, {}) and "of 4 planned runs" in render(
+        content, images, {}
+    )
+
+
+def test_p_values_are_adjusted_over_all_metrics_of_the_study(study):
+    both = build(make_plan(make_study(STUDY)), outcomes(make_plan(make_study(STUDY)), study[0] / "runs"))[0]
+    plan = make_plan(make_study(without("speed")))
+    one = build(plan, outcomes(plan, study[0] / "runs"))[0]
+    alone, together = comparison(one, "loss")["p"], comparison(both, "loss")["p"]
+    assert together == pytest.approx(alone)  # the two of speed are rejected first
+    speed = comparison(both, "speed")["p"]
+    raw = stats.ttest_1samp(comparison(both, "speed")["differences"], 0).pvalue
+    assert speed / raw > 2.9  # of four tests in all
+
+
+# --- looks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    monkeypatch.setattr(figures, "files", lambda name, draw, rows: {})
+
+
+def looked_at(folder: Path, count: int, **options: Any) -> dict[str, Any]:
+    plan, _ = made(folder, without("speed", "parameters", "agreement", seeds=SEEDS[:count], **options))
+    return report(plan, outcomes(plan, folder / "runs"), folder)[1]
+
+
+def test_a_planned_look_spends_a_part_of_the_level(tmp_path, undrawn):
+    first = looked_at(tmp_path, 2, looks=[2, 4])
+    assert 0.02 < first["look"]["equivalence"] < 0.05 and "Look 1, at 2 of at most 4 seeds" in first["remarks"][0]
+    again = looked_at(tmp_path, 2, looks=[2, 4])
+    assert again["look"] == first["look"]
+    last = looked_at(tmp_path, 4, looks=[2, 4])
+    assert last["look"]["counts"] == [2, 4] and 0.02 < last["look"]["equivalence"] < 0.05
+    assert last["verdict"]["claim"] == "The arms are equivalent within the stated margins"
+    looks = json.loads((tmp_path / "looks.json").read_text())
+    assert [one["seeds"] for one in looks["looks"]] == [[0, 1], [0, 1, 2, 3]] and looks["planned"] == 4
+    with pytest.raises(DuetError, match=r"study\.looks: \[2, 6\].*the first look planned up to 4 seeds"):
+        looked_at(tmp_path, 4, looks=[2, 6])
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_seeds_added_without_a_plan_allow_no_claim(tmp_path, recorded, undrawn):
+    first = looked_at(tmp_path, 2)
+    assert first["look"]["equivalence"] == 0.05 and first["remarks"] == []
+    if not recorded:  # a study of an earlier version has its report alone
+        (tmp_path / "looks.json").unlink()
+    more = looked_at(tmp_path, 3)
+    assert more["verdict"]["claim"] == "No claim: this look was not planned" and more["verdict"]["style"] == "unknown"
+    assert "there were looks at 2, and 2 seeds were planned" in more["remarks"][0]
+    assert comparison(more, "loss")["answer"] == "undecided" and comparison(more, "loss")["tost_p"] is None
+
+
+def test_a_margin_that_was_changed_after_the_first_look_is_named(tmp_path, undrawn):
+    looked_at(tmp_path, 2)
+    plan = make_plan(make_study(without("speed", "parameters", "agreement", seeds=SEEDS[:2])
+        | {"metrics": {"loss": STUDY["metrics"]["loss"] | {"margin": 1.5}}}))  # fmt: skip
+    content = report(plan, outcomes(plan, tmp_path / "runs"), tmp_path)[1]
+    assert "The margin of loss at the end was 1.01 at the first look and is now 1.5" in content["remarks"][0]
 
 
 def test_one_seed_gives_no_standard_deviation(tmp_path):
