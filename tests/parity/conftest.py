@@ -79,3 +79,9 @@ def exchange() -> Exchange:
     if missing:
         pytest.fail(f"DUET_EXCHANGE: {given} has no record of {' and '.join(missing)}; experiments.trace writes one")
     return Exchange(Path(given))
+
+
+@pytest.fixture(scope="session")
+def exact(kept) -> Kept:
+    """Return the backend in float64."""
+    return kept("float64")

@@ -25,11 +25,6 @@ CASES = {case.name: case for case in cases.BLOCKS}
 Fault = Callable[[Program, Weights], tuple[Program, Weights]]
 
 
-@pytest.fixture(scope="module")
-def exact(kept) -> Any:
-    return kept("float64")
-
-
 def block(kind: str, change: Callable[[Any], Any]) -> Fault:
     """Another block for the first of a kind."""
 

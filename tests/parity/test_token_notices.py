@@ -1,4 +1,4 @@
-"""Rung 2 notices the mistakes of other code in the blocks of U-ViT and JiT; see test_ladder_notices.py.
+"""Rung 2 notices the mistakes of other code in the blocks of U-ViT and JiT; see planted.py.
 
 Each block is written here as others write it, with options; without options it is the reference. The mistake is planted
 in the reference, and the rung's own check must then report the sound backend.
@@ -146,11 +146,6 @@ TRAINING_FAULTS: dict[str, dict[str, Any]] = {
     "dropped above the rate": {"high": True},
     "weights that sum to one": {"renormalised": True},
 }
-
-
-@pytest.fixture(scope="module")
-def exact(kept) -> Any:
-    return kept("float64")
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, name: str, **options: Any) -> str:
