@@ -8,7 +8,7 @@
 `ema` is any profile, as for training, and `images` the moment, by default that of the last snapshot. No framework is
 needed, and either one samples from the result. The printed residual is the distance between the weights that each
 training step has in the combination and in the profile, relative to the norm of the latter; more snapshots make it
-smaller.
+smaller. `fit=power` takes the coefficients of EDM2's code, which are those of small batches.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main(cfg: Config) -> None:
     """Read the snapshots, combine them, and write one checkpoint."""
     build.directory(cfg, "run", "directory of a run or of its snapshots")
     ema, out = make_ema(**plain(cfg.ema)), build.new_checkpoint_directory(cfg)
-    result = reconstruct_ema(cfg.run, ema, out, cfg.images)
+    result = reconstruct_ema(cfg.run, ema, out, cfg.images, cfg.fit)
     print(f"{result.description}: {result.path}")
 
 

@@ -18,6 +18,13 @@ that is nearest to the requested one; a request for a stored average then return
 No array of steps times averages is needed. Between two moments at which an average was stored, the step weights of all
 averages with the same profile are multiples of one curve. One curve per profile therefore represents them, and an
 orthogonal transformation reduces each segment between two moments to as many rows as there are profiles.
+
+The published coefficients are another choice, fit: power. With the exponents g and h of two power functions, which end
+at the times n <= m, and an integral in place of the sum over steps, their inner product is
+
+    (g + 1)(h + 1) (n/m)^h / ((g + h + 1) m)
+
+and the solution of the normal equations is divided by its sum. Both choices agree in the limit of small batches.
 """
 
 from __future__ import annotations
@@ -28,12 +35,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError
-from diffusion_core.optim.ema import Profile
+from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.optim.ema import Power, Profile
 
-__all__ = ["Combination", "combine", "initial_weight", "step_weights"]
+__all__ = ["FITS", "Combination", "check_fit", "combine", "initial_weight", "step_weights"]
 
 Array = NDArray[np.float64]
+
+FITS = ("steps", "power")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,17 +84,23 @@ def initial_weight(profile: Profile, updates: int, batch: int, since: int = 0) -
     return float(np.prod(_decays(profile, updates, batch)[since:]))
 
 
-def combine(stored: Sequence[tuple[Profile, int]], wanted: tuple[Profile, int], batch: int) -> Combination:
+def combine(
+    stored: Sequence[tuple[Profile, int]], wanted: tuple[Profile, int], batch: int, fit: str = "steps"
+) -> Combination:
     """Return the combination of stored averages that is nearest to a requested one.
 
     Args:
         stored: profile and number of updates of each stored average of one run.
         wanted: profile and number of updates of the requested average.
         batch: images per update.
+        fit: ``"steps"``, nearest in the weights of the training steps; or ``"power"``, the coefficients of EDM2's code,
+            which take power functions of a continuous time, and leave out averages stored after the requested moment.
 
     Raises:
-        DuetError: if nothing was stored, or the requested moment is later than the last stored one.
+        DuetError: if nothing was stored, the requested moment is later than the last stored one, or the fit does not
+            exist or takes power functions only.
     """
+    check_fit(fit)
     if not stored:
         raise DuetError("snapshots: there are none to combine; a run stores them with ema.snapshot_images above 0")
     last = max(updates for _, updates in stored)
@@ -93,15 +108,55 @@ def combine(stored: Sequence[tuple[Profile, int]], wanted: tuple[Profile, int], 
         raise DuetError(f"images: {wanted[1] * batch} were given; it must be between {batch} and {last * batch}")
     columns = _rows([*stored, wanted], batch)
     target, columns = columns[:, -1], columns[:, :-1]
-    residuals = columns - target[:, None]
-    nearest = int(np.argmin(np.linalg.norm(residuals, axis=0)))
-    others = np.delete(np.arange(len(stored)), nearest)
-    changes = columns[:, others] - columns[:, [nearest]]
-    coefficients = np.zeros(len(stored))
-    coefficients[others] = np.linalg.lstsq(changes, -residuals[:, nearest])[0]
-    coefficients[nearest] = 1.0 - coefficients[others].sum()
+    coefficients = _nearest(columns, target) if fit == "steps" else _published(stored, wanted)
     error = np.linalg.norm(columns @ coefficients - target) / np.linalg.norm(target)
     return Combination(coefficients, float(error))
+
+
+def check_fit(fit: str) -> None:
+    """Raise a `DuetError` for a fit that does not exist."""
+    if fit not in FITS:
+        raise one_of("fit", fit, FITS)
+
+
+def _nearest(columns: Array, target: Array) -> Array:
+    """Return the coefficients with sum 1 of the combination of columns that is nearest to the target."""
+    residuals = columns - target[:, None]
+    nearest = int(np.argmin(np.linalg.norm(residuals, axis=0)))
+    others = np.delete(np.arange(columns.shape[1]), nearest)
+    changes = columns[:, others] - columns[:, [nearest]]
+    coefficients = np.zeros(columns.shape[1])
+    coefficients[others] = np.linalg.lstsq(changes, -residuals[:, nearest])[0]
+    coefficients[nearest] = 1.0 - coefficients[others].sum()
+    return coefficients
+
+
+def _published(stored: Sequence[tuple[Profile, int]], wanted: tuple[Profile, int]) -> Array:
+    """Return the coefficients of EDM2's code (Karras et al., 2024, eq. 151 and Algorithm 3)."""
+    for profile, _ in (*stored, wanted):
+        if not isinstance(profile, Power):
+            raise DuetError(f"fit: power was given with {profile!r}; it takes power functions only, so use fit=steps")
+    index = [i for i, (_, updates) in enumerate(stored) if updates <= wanted[1]]
+    if not index:
+        raise DuetError("fit: power was given, but no average was stored until that moment; use fit=steps")
+    gamma, ends = (np.array(column, np.float64) for column in zip(*((p.gamma, n) for p, n in stored), strict=True))
+    gamma, ends = gamma[index], ends[index]
+
+    def products(other_gamma: Array | float, other_ends: Array | float) -> Array:
+        """Return the inner product of each stored average (rows) with others (columns)."""
+        g, h = np.broadcast_arrays(gamma[:, None], other_gamma)
+        exponent = np.where(ends[:, None] < other_ends, h, -g)
+        return (
+            (g + 1)
+            * (h + 1)
+            * (ends[:, None] / other_ends) ** exponent
+            / ((g + h + 1) * np.maximum(ends[:, None], other_ends))
+        )
+
+    solution = np.linalg.solve(products(gamma[None], ends[None]), products(wanted[0].gamma, wanted[1]))[:, 0]
+    coefficients = np.zeros(len(stored))
+    coefficients[index] = solution / solution.sum()
+    return coefficients
 
 
 def _decays(profile: Profile, updates: int, batch: int) -> Array:

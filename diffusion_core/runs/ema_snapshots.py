@@ -150,7 +150,7 @@ def delete_snapshots_after(parent: Path, images_seen: int) -> None:
 
 
 def reconstruct(
-    snapshots: Sequence[Snapshot], profile: Profile, images_seen: int | None = None
+    snapshots: Sequence[Snapshot], profile: Profile, images_seen: int | None = None, fit: str = "steps"
 ) -> tuple[Checkpoint, Combination]:
     """Return a checkpoint with the average that a profile would have given, and the combination that makes it.
 
@@ -161,6 +161,7 @@ def reconstruct(
         snapshots: of one run, from `find_snapshots`.
         profile: the requested average.
         images_seen: the requested moment; None is the last snapshot.
+        fit: of the coefficients, one of `posthoc_ema.FITS`.
 
     Raises:
         DuetError: if the moment is not an update of the run, is later than the last snapshot, or a file is corrupt.
@@ -172,7 +173,7 @@ def reconstruct(
             f"images: {images_seen} was given; it must be a multiple of the batch {batch}, up to {last.images_seen}"
         )
     combination = combine(
-        [(snapshot.profile, snapshot.updates) for snapshot in snapshots], (profile, images_seen // batch), batch
+        [(snapshot.profile, snapshot.updates) for snapshot in snapshots], (profile, images_seen // batch), batch, fit
     )
     total: dict[str, np.ndarray] = {}
     dtypes = {}

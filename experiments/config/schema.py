@@ -471,6 +471,7 @@ class ReconstructSchema(FromRunSchema):
     out: str = MISSING  # the directory for the new run
     images: int | None = None  # the moment, in images seen; null: the last snapshot
     ema: dict[str, Any] = field(default_factory=dict)  # the average to make
+    fit: str = "steps"  # how coefficients are chosen: steps, or power as in EDM2's code
 
 
 @dataclass

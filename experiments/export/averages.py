@@ -10,6 +10,7 @@ import numpy as np
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
 from diffusion_core.optim import Ema, profile_options
+from diffusion_core.optim.posthoc_ema import check_fit
 from diffusion_core.runs.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from diffusion_core.runs.ema_snapshots import find_snapshots, reconstruct
 from diffusion_core.runs.run_directory import describe_environment
@@ -30,7 +31,7 @@ class Reconstruction:
     description: str
 
 
-def reconstruct_ema(run: str, ema: Ema, out: Path, images: int | None = None) -> Reconstruction:
+def reconstruct_ema(run: str, ema: Ema, out: Path, images: int | None = None, fit: str = "steps") -> Reconstruction:
     """Combine the snapshots of a run into the average `ema`, and write it as a checkpoint into `out`.
 
     Args:
@@ -38,6 +39,7 @@ def reconstruct_ema(run: str, ema: Ema, out: Path, images: int | None = None) ->
         ema: with the one profile to reconstruct.
         out: gets the checkpoint.
         images: the moment, in images seen; None is the last snapshot.
+        fit: of the coefficients, one of `posthoc_ema.FITS`.
 
     Raises:
         DuetError: if `ema` has several profiles, or there are no such snapshots.
@@ -46,8 +48,9 @@ def reconstruct_ema(run: str, ema: Ema, out: Path, images: int | None = None) ->
         raise DuetError(
             f"ema.extra: {len(ema.profiles) - 1} given, but one average is made at a time; give ema.extra=[]"
         )
+    check_fit(fit)
     (profile,), snapshots = ema.profiles, find_snapshots(run)
-    checkpoint, combination = reconstruct(snapshots, profile, images)
+    checkpoint, combination = reconstruct(snapshots, profile, images, fit)
     notes = {"run": run, **checkpoint.notes, **describe_environment()}
     training = None
     if list_checkpoints(Path(run) / "checkpoints"):

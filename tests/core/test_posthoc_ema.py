@@ -136,6 +136,31 @@ def test_the_combination_converges_to_the_published_one_for_small_steps():
     assert made.error <= np.linalg.norm(residual) / np.linalg.norm(whole[:, -1]) < 1.02 * made.error
 
 
+def test_the_published_coefficients_are_those_of_the_original_code():
+    """solve_posthoc_coefficients of NVlabs/edm2 at 4bf8162, in units of 64 images."""
+    stored = [(Power(sigma_rel), updates) for sigma_rel in (0.05, 0.1) for updates in (16, 32, 48)]
+    at_the_end = [
+        6.270359942266473e-07, 0.002799855890083093, 0.44107660335378096, -1.5402829896924526e-05,
+        -0.019045651429477242, 0.5751839679795159,
+    ]  # fmt: skip
+    made = combine(stored, (Power(0.07), 48), 64, "power")
+    np.testing.assert_allclose(made.coefficients, at_the_end, rtol=1e-10, atol=1e-14)
+    # What was stored later is not used.
+    earlier = [-0.06706259183397976, -0.47266002306412874, 0, 0.1860261508440393, 1.3536964640540692, 0]
+    made = combine(stored, (Power(0.2), 32), 64, "power")
+    np.testing.assert_allclose(made.coefficients, earlier, rtol=1e-10, atol=0)
+    assert made.error > combine(stored, (Power(0.2), 32), 64).error
+
+
+def test_the_published_coefficients_are_of_power_functions_only():
+    with pytest.raises(DuetError, match=r"fit: power was given with Fixed.*; it takes power functions only"):
+        combine([(Fixed(0.9), 8)], (Power(0.1), 8), BATCH, "power")
+    with pytest.raises(DuetError, match="fit: power was given, but no average was stored until that moment"):
+        combine([(Power(0.1), 8)], (Power(0.1), 4), BATCH, "power")
+    with pytest.raises(DuetError, match="fit: 'closed' was given; it must be one of steps, power"):
+        combine([(Power(0.1), 8)], (Power(0.1), 8), BATCH, "closed")
+
+
 def test_a_constant_in_all_weights_is_preserved():
     made = combine(two_powers(4), (Power(0.07), LAST), BATCH)
     assert made.coefficients @ np.full(8, 1e6) == pytest.approx(1e6, rel=1e-14)

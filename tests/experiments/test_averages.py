@@ -101,6 +101,8 @@ def test_a_reconstructed_average_is_near_the_tracked_one(finished, tmp_path):
     assert made.notes["profile_error"] < 0.02
     error = distance(made.state.ema, tracked[2])
     assert 0 < error < 0.05 * min(distance(tracked[i], tracked[2]) for i in (0, 1))
+    start("reconstruct_ema", f"run={tmp_path}", f"out={tmp_path / 'theirs'}", "ema.sigma_rel=0.07", "fit=power")
+    assert made.notes["profile_error"] < load_checkpoint(tmp_path / "theirs").notes["profile_error"] < 0.1
 
 
 @pytest.mark.backend
@@ -162,6 +164,7 @@ def test_resuming_with_other_averages_is_refused(finished, backend_name, tmp_pat
     (["run=nowhere", "out=made"], "run: nowhere does not exist"),
     (["run=", "out=made"], "run: nothing was given"),
     (["run=.", "out=made", "ema=post_hoc"], "ema.extra: 1 given, but one average is made at a time"),
+    (["run=.", "out=made", "fit=powers"], "fit: 'powers' was given; it must be one of steps, power."),
 ])  # fmt: skip
 def test_reconstruction_refuses_wrong_options(tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
