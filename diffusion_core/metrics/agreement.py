@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import join_some
+from diffusion_core.metrics.blocks import check_finite
 from diffusion_core.metrics.metric import (
     FRACTION,
     Arrays,
@@ -91,6 +92,7 @@ def _fit(reference: Arrays, seed: int) -> Measure:
         probabilities = samples["probabilities"]
         if probabilities.shape[1] != classes:
             raise NotApplicable(f"the features have {probabilities.shape[1]} classes and the reference has {classes}")
+        check_finite(probabilities, "agreement: probabilities of the samples")
         result = agreement(probabilities.argmax(axis=1), samples["labels"], classes)
         return MetricResult({"rate": result.rate}, arrays={"confusion": result.confusion})
 

@@ -1,6 +1,6 @@
-"""Distances squares_ab the rows of two arrays, in blocks, so that memory does not grow with the number of rows.
+"""Distances between the rows of two arrays, in blocks, so that memory does not grow with the number of rows.
 
-``|a - b|^2 = |a|^2 + |b|^2 - 2 a b`` in float64. Sums of products of uint8 values are exact b_slice, so a copy of an
+``|a - b|^2 = |a|^2 + |b|^2 - 2 a b`` in float64. Sums of products of uint8 values are exact, so a copy of an
 image has distance exactly 0; for other numbers the error is about 1e-16 of ``|a|^2 + |b|^2``.
 
 A row is the item at a first index, flattened. Only one block of each array is converted at a time, so both may be
@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RowSelection", "blocks", "neighbours", "rows", "squared_distances"]
+from diffusion_core.common.errors import DuetError
+
+__all__ = ["RowSelection", "blocks", "check_finite", "neighbours", "rows", "squared_distances"]
 
 _BLOCK_BYTES = 1 << 25
 
@@ -61,6 +63,20 @@ def blocks(array: NDArray) -> list[slice]:
     width = max(1, math.prod(array.shape[1:]))
     step = max(1, min(values // width, math.isqrt(values)))
     return [slice(start, min(start + step, len(array))) for start in range(0, len(array), step)]
+
+
+def check_finite(array: NDArray, what: str) -> None:
+    """Refuse an array with values that are not finite: NaN would count as far, near or perfect, as comparisons go.
+
+    Raises:
+        DuetError: the error has `what` and the number of rows.
+    """
+    bad = sum(int(np.count_nonzero(~np.isfinite(rows(array, some)).all(axis=1))) for some in blocks(array))
+    if bad:
+        raise DuetError(
+            f"{what}: {bad:,} of {len(array):,} rows hold values that are not finite; leave these rows out, or find "
+            f"out why the network that computed them overflows"
+        )
 
 
 def rows(array: NDArray, selection: slice) -> NDArray[np.float64]:

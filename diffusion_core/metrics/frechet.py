@@ -136,17 +136,20 @@ def distance(a: Gaussian, b: Gaussian) -> float:
     """Return the squared Fréchet distance between two Gaussians.
 
     Raises:
-        DuetError: their widths differ.
+        DuetError: their widths differ, or the distance is not finite.
     """
     if len(a.mean) != len(b.mean):
         raise DuetError(
             f"Fréchet distance: {len(a.mean)} and {len(b.mean)} features were given; the widths must be equal, so both "
             f"must come from the same feature network"
         )
-    overlap = np.linalg.svd(a.factor @ b.factor.T, compute_uv=False).sum()
-    # Rounding can make the value of two equal sets negative.
-    shift = np.sum((a.mean - b.mean) ** 2)
-    return max(0.0, float(shift + np.sum(a.factor**2) + np.sum(b.factor**2) - 2.0 * overlap))
+    with np.errstate(over="ignore", invalid="ignore"):
+        product = a.factor @ b.factor.T
+        own = np.sum((a.mean - b.mean) ** 2) + np.sum(a.factor**2) + np.sum(b.factor**2)
+    if not (np.isfinite(product).all() and np.isfinite(own)):  # max(0, nan) would be the perfect score
+        raise DuetError("Fréchet distance: it is not finite; the features are too large to be squared, scale them down")
+    value = float(own - 2.0 * np.linalg.svd(product, compute_uv=False).sum())
+    return max(0.0, value)  # rounding can make the value of two equal sets negative
 
 
 # What can replace features of the reference.

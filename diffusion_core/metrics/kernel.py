@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
-from diffusion_core.metrics.blocks import blocks, rows
+from diffusion_core.metrics.blocks import blocks, check_finite, rows
 from diffusion_core.metrics.metric import Arrays, Measure, Metric, MetricResult, NumberInfo
 
 __all__ = ["KERNEL", "kernel_distance"]
@@ -34,7 +34,8 @@ def kernel_distance(a: NDArray, b: NDArray) -> float:
         b: with shape (M, D).
 
     Raises:
-        DuetError: a set has fewer than two rows, or the widths differ.
+        DuetError: a set has fewer than two rows, the widths differ, a value is not finite, or the features are so far
+            from 0 that rounding decides the result.
 
     Example:
         >>> kernel_distance(np.array([[0.0], [1.0]]), np.array([[0.0], [1.0]]))
@@ -45,8 +46,26 @@ def kernel_distance(a: NDArray, b: NDArray) -> float:
             f"kernel distance: features with shapes {a.shape} and {b.shape} were given; "
             f"they must be (samples, features), with equal widths and at least 2 samples each"
         )
+    for x, side in ((a, "a"), (b, "b")):
+        check_finite(x, f"kernel distance: features {side}")
+        _check_offset(x)
     own = [(_sum(x, x) - _diagonal(x)) / (len(x) * (len(x) - 1)) for x in (a, b)]
     return own[0] + own[1] - 2.0 * _sum(a, b) / (len(a) * len(b))
+
+
+# Largest offset of features from 0 in their standard deviations: beyond it the cubes of the kernel lose the distance.
+_LARGEST_OFFSET = 1e6
+
+
+def _check_offset(x: NDArray) -> None:
+    """Refuse features whose mean is so large that the kernel, which is not invariant to it, cannot resolve them."""
+    part = x[:: max(1, len(x) // 1000)].astype(np.float64)
+    offset, spread = np.sqrt(np.mean(part.mean(axis=0) ** 2)), np.sqrt(part.var(axis=0).mean())
+    if spread > 0 and offset > _LARGEST_OFFSET * spread:
+        raise DuetError(
+            f"kernel distance: the features have the mean {offset:.3g} and the standard deviation {spread:.3g}; their "
+            f"cubes differ by rounding alone, so subtract the mean of the reference from both sets"
+        )
 
 
 def _sum(a: NDArray, b: NDArray) -> float:

@@ -5,6 +5,10 @@ The ball of a point reaches to its k-th neighbour within its own set. With sampl
     precision = fraction of x in the ball of some y          recall   = fraction of y in the ball of some x
     density   = mean over x of (balls of y it lies in) / k   coverage = fraction of y whose ball holds some x
 
+Distances do not depend on the origin, but ``|x|^2 + |y|^2 - 2 x y`` loses their digits if it is far away: features
+with an offset of 1e8 would all be equally near. So the mean of the reference is subtracted from both sets, rounded to
+integers if the features are integers, which keeps their distances exact.
+
 Precision and recall use k = 3, density and coverage k = 5, as in the papers. Density is about 1 for perfect samples and
 may exceed it. All depend on the size of both sets, so the same number of points is used of each if there are enough,
 drawn by stream "metrics/manifold".
@@ -22,7 +26,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
-from diffusion_core.metrics.blocks import neighbours, squared_distances
+from diffusion_core.metrics.blocks import check_finite, neighbours, squared_distances
 from diffusion_core.metrics.metric import (
     FRACTION,
     NON_NEGATIVE,
@@ -40,6 +44,12 @@ __all__ = ["MANIFOLD", "radii"]
 def radii(points: NDArray, nearest: int) -> NDArray[np.float64]:
     """Return the squared distances of each point to its `nearest` neighbours in its set, with shape (N, nearest)."""
     return neighbours(points, points, nearest, is_same=True)[1]
+
+
+def _origin(points: NDArray) -> NDArray[np.float64]:
+    """Return the mean of points, rounded if all of them are integers."""
+    mean = points.mean(axis=0, dtype=np.float64)
+    return np.rint(mean) if np.array_equal(points, np.rint(points)) else mean
 
 
 def _fit(reference: Arrays, seed: int, *, nearest: int = 3, nearest_density: int = 5, most: int = 10_000) -> Measure:
@@ -65,6 +75,9 @@ def _fit(reference: Arrays, seed: int, *, nearest: int = 3, nearest_density: int
         return points[np.sort(Stream(seed, "metrics/manifold").permutation(len(points), row)[:most])]
 
     real = subset(reference["features"], "reference images", 0)
+    check_finite(real, "manifold: features of the reference")
+    origin = _origin(real)
+    real = real - origin
     real_radii = radii(real, largest)
 
     def measure(samples: Arrays) -> MetricResult:
@@ -73,6 +86,8 @@ def _fit(reference: Arrays, seed: int, *, nearest: int = 3, nearest_density: int
             raise DuetError(
                 f"manifold: {fake.shape[1]} and {real.shape[1]} features were given; the widths must be equal"
             )
+        check_finite(fake, "manifold: features of the samples")
+        fake = fake - origin
         fake_radii = radii(fake, nearest)[:, -1:]
         in_real, in_fake, covered = (np.zeros(len(x), bool) for x in (fake, real, real))
         inside = 0

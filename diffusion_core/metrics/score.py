@@ -20,9 +20,28 @@ from scipy.special import rel_entr
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
+from diffusion_core.metrics.blocks import check_finite
 from diffusion_core.metrics.metric import Arrays, Measure, Metric, MetricResult, NotApplicable, NumberInfo
 
-__all__ = ["SCORE", "score"]
+__all__ = ["SCORE", "check_probabilities", "score"]
+
+_ROUNDING = 1e-2  # of the sum of a row: float16 probabilities of a thousand classes
+
+
+def check_probabilities(p: NDArray, what: str) -> None:
+    """Refuse rows that are not distributions, such as logits: their score would be a number without meaning.
+
+    Raises:
+        DuetError: a value is not finite or negative, or a row does not sum to 1; the error has `what`.
+    """
+    check_finite(p, what)
+    sums = p.sum(axis=1, dtype=np.float64)
+    worst = int(np.abs(sums - 1).argmax())
+    if p.min() < 0 or abs(sums[worst] - 1) > _ROUNDING:
+        raise DuetError(
+            f"{what}: row {worst} sums to {sums[worst]:.4g} and the smallest value is {p.min():.4g}; probabilities are "
+            f"at least 0 and sum to 1 (a file may hold `logits` instead)"
+        )
 
 
 def score(probabilities: NDArray) -> float:
@@ -43,6 +62,7 @@ def _fit(reference: Arrays, seed: int, *, splits: int = 10) -> Measure:
 
     def measure(samples: Arrays) -> MetricResult:
         p = samples["probabilities"]
+        check_probabilities(p, "score: probabilities of the samples")
         if len(p) < splits:
             raise NotApplicable(f"there are {len(p)} samples; {splits} splits need at least {splits}")
         # Rows i N // splits .. (i + 1) N // splits, as in other implementations.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from diffusion_core.diffusion.respacing import Respacing
 from diffusion_core.diffusion.schedule import with_respacing
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.likelihood import bits_per_dimension, dequantize, flow_density, variational_bound
-from diffusion_core.likelihood.bound import check_variance
+from diffusion_core.likelihood.bound import FIXED, check_variance, with_fixed_variance
 from diffusion_core.likelihood.flow import ODE_METHODS
 from diffusion_core.runs.run_directory import write_arrays
 from diffusion_core.training.objective import network_labels
@@ -62,7 +63,8 @@ def _vlb(
         count: the number of images; None means all.
         classes: whether to condition the network on the class of each image; otherwise it gets its null label.
         batch: evaluations per batch.
-        variance: see `likelihood.bound`; None means the trained variance, or fixed_small if none was trained.
+        variance: see `likelihood.bound`; None means the trained variance, or fixed_small if none was trained. Of
+            the two fixed variances, the bound with the other one is a further number, without further evaluations.
         levels: see `likelihood.variational_bound`, as for respacing, distribution and clip.
     """
     model = context.checkpoint.model
@@ -101,7 +103,16 @@ def _vlb(
             "law": distribution if levels else None,
             "clip": clip,
         } | ({} if respacing is None else {"respacing": respacing})
-        return _measurement(context, "vlb", result.total, parts, options | _protocol(context, indices, classes))
+        others = {
+            f"variance {other}": (
+                with_fixed_variance(result, model.process, other, respacing).total,
+                {"variance": other},
+            )
+            for other in FIXED
+            if variance in FIXED and other != variance
+        }
+        facts = options | _protocol(context, indices, classes)
+        return _measurement(context, "vlb", result.total, parts, facts, others)
 
     return measure
 
@@ -193,18 +204,25 @@ def _draw_terms(path: Path, per_level: Mapping[str, Array]) -> None:
 
 
 def _measurement(
-    context: EvaluationContext, method: str, total: Array, terms: Mapping[str, Array], facts: Mapping[str, Any]
-) -> Measurement:
-    """Return the mean over images of the total and of each of its terms."""
+    context: EvaluationContext, method: str, total: Array, terms: Mapping[str, Array], facts: Mapping[str, Any],
+    others: Mapping[str, tuple[Array, Mapping[str, Any]]] = MappingProxyType({}),
+) -> Measurement:  # fmt: skip
+    """Return the mean over images of the total, of each term, and of other totals with the facts that they change."""
     means = {name: _summary(values) for name, values in terms.items()}
     protocol = {"metric": "likelihood", "method": method, **facts}
     rows = {f"likelihood, {method}": ("bits_per_dim", total)}
     rows |= {f"likelihood, {method}: {name}": (name, values) for name, values in terms.items()}
-    numbers = (
+    numbers = [
         context.mean_number(name, values, key, protocol, "lower", "bits/dim") for name, (key, values) in rows.items()
-    )
+    ]
+    numbers += [
+        context.mean_number(f"likelihood, {method}, {name}", values, name, protocol | changed, "lower", "bits/dim")
+        for name, (values, changed) in others.items()
+    ]
+    means_of_others = {"others": {name: _summary(values) for name, (values, _) in others.items()}} if others else {}
     return Measurement(
-        {"method": method, **_summary(total), "terms": means, **facts, **context.checkpoint_facts()}, tuple(numbers)
+        {"method": method, **_summary(total), "terms": means, **means_of_others, **facts, **context.checkpoint_facts()},
+        tuple(numbers),
     )
 
 

@@ -23,7 +23,7 @@ from diffusion_core.likelihood import (
     flow_density,
     variational_bound,
 )
-from diffusion_core.likelihood.bound import level_distribution
+from diffusion_core.likelihood.bound import FIXED, level_distribution, with_fixed_variance
 from diffusion_core.likelihood.flow import DIVERGENCES, ODE_METHODS, Tableau
 from diffusion_core.likelihood.pixels import log_normal_interval
 
@@ -156,6 +156,19 @@ def test_each_step_is_half_the_change_of_snr_times_the_squared_error(process):
         np.testing.assert_allclose(found.terms[:, k], expected, rtol=1e-8, atol=1e-13)
     np.testing.assert_allclose(found.total, found.prior + found.terms.sum(axis=1), rtol=1e-13)
     np.testing.assert_allclose(found.total, found.prior + found.steps + found.decoder, rtol=1e-13)
+
+
+@pytest.mark.parametrize("options", [{}, {"respacing": 5}, {"levels": 3}], ids=["all", "respaced", "drawn"])
+def test_one_evaluation_gives_the_bounds_of_both_fixed_variances(options):
+    process, u8 = PROCESSES[1], images(4)
+    own = {variance: bound(Exact(process), u8, seed=4, variance=variance, **options) for variance in FIXED}
+    for variance, other in (FIXED, FIXED[::-1]):
+        found = with_fixed_variance(own[other], process, variance, options.get("respacing"))
+        np.testing.assert_allclose(found.terms, own[variance].terms, rtol=1e-12, atol=1e-13)
+        np.testing.assert_allclose(found.total, own[variance].total, rtol=1e-12)
+        assert not np.allclose(found.total, own[other].total, rtol=1e-3)
+    with pytest.raises(DuetError, match=r"likelihood\.variance: 'learned'"):
+        with_fixed_variance(own["fixed_small"], process, "learned")
 
 
 @pytest.mark.parametrize("process", PROCESSES, ids=lambda p: f"{p.prediction} {p.schedule.name}")

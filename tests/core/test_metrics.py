@@ -39,6 +39,58 @@ def whitened(n: int, d: int, seed: int) -> np.ndarray:
     return np.linalg.qr(x)[0] * np.sqrt(n - 1)
 
 
+# Features that no metric can measure
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("side", ["samples", "reference"])
+@pytest.mark.parametrize(
+    ("metric", "array"),
+    [
+        ("frechet", "features"), ("spatial", "spatial"), ("kernel", "features"), ("manifold", "features"),
+        ("score", "probabilities"), ("agreement", "probabilities"),
+    ],
+)  # fmt: skip
+def test_values_that_are_not_finite_are_refused(metric, array, side, bad):
+    arrays = {"features": whitened(40, 3, 0), "spatial": whitened(40, 3, 1), "probabilities": np.full((40, 4), 0.25)}
+    arrays["labels"] = np.arange(40) % 4
+    broken = arrays | {array: arrays[array].copy()}
+    broken[array][7, 1] = bad
+    if array not in (METRICS[metric].samples if side == "samples" else METRICS[metric].reference):
+        return
+    sides = (broken, arrays) if side == "samples" else (arrays, broken)
+    with pytest.raises(DuetError, match="not finite"):
+        measured(metric, *sides)
+
+
+def test_a_frechet_distance_that_overflows_is_not_a_perfect_zero():
+    large = 1e200 * whitened(20, 3, 0)
+    with pytest.raises(DuetError, match="too large to be squared"):
+        frechet_distance(large, large)
+
+
+@pytest.mark.parametrize("offset", [1e8, -1e6, 3e4])
+def test_precision_and_recall_do_not_depend_on_an_offset(offset):
+    rng = np.random.default_rng(0)
+    samples, real = (np.round(64 * rng.normal(m, 1, (150, 8))) / 64 for m in (0.4, 0))  # exact with the offset
+    expected = measured("manifold", {"features": samples}, {"features": real}).numbers
+    shifted = measured("manifold", {"features": samples + offset}, {"features": real + offset}).numbers
+    assert shifted == expected and 0 < expected["precision"] < 1
+
+
+def test_a_kernel_distance_that_rounding_decides_is_refused():
+    x, y = whitened(60, 4, 0), whitened(60, 4, 1)
+    with pytest.raises(DuetError, match="subtract the mean of the reference"):
+        kernel_distance(x + 1e8, y + 1e8)
+    assert np.isfinite(kernel_distance(x + 1e3, y + 1e3))
+
+
+def test_logits_are_no_probabilities():
+    logits = np.random.default_rng(0).normal(size=(30, 4))
+    with pytest.raises(DuetError, match="probabilities are at least 0 and sum to 1"):
+        measured("score", {"probabilities": logits}, {})
+
+
 # Fréchet distance
 
 

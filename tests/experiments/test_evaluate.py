@@ -152,6 +152,9 @@ def test_likelihood_has_an_interval_over_sets_of_its_images(tmp_path, monkeypatc
     assert number.interval.low < number.value < number.interval.high
     assert number.error == pytest.approx(totals.std(ddof=1) / np.sqrt(12))
     assert number.protocol["data"]["split"] == "train" and "checkpoint" not in str(number.protocol)
+    other = next(n for n in read_numbers(tmp_path / "out") if n.name == "likelihood, vlb, variance fixed_large")
+    assert number.protocol["variance"] == "fixed_small" and other.protocol["variance"] == "fixed_large"
+    assert np.isfinite(other.value) and other.value != number.value and other.name in output
     assert "bits/dim" in output
 
 
