@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from backends.tf.device import DeviceContext
 from backends.tf.network import Network, to_host
 from diffusion_core.backend.interface import MIN_PROBABILITY, PSEUDO_HUBER_C, TrainBatch
-from diffusion_core.backend.target import MIN_SQUARES, Distance, Pass, Sum, Target, run
+from diffusion_core.backend.target import MIN_SQUARES, Distance, Pass, Sum, Target, Unit, run
 from diffusion_core.networks.program import Training
 
 __all__ = ["Batch", "batch_tensors", "loss_tensors", "noised", "split_batch", "target_tensors"]
@@ -156,8 +156,12 @@ def _by_name(names: tuple[str, ...], table: tf.Tensor) -> dict[str, tf.Tensor]:
     return dict(zip(names, tf.unstack(table, axis=1), strict=True))
 
 
-def _combine(step: Sum, values: Mapping[str, tf.Tensor], columns: Mapping[str, tf.Tensor]) -> tf.Tensor:
-    """Return a linear combination of values."""
+def _combine(step: Sum | Unit, values: Mapping[str, tf.Tensor], columns: Mapping[str, tf.Tensor]) -> tf.Tensor:
+    """Return a linear combination of values, or a value divided by its norm."""
+    if isinstance(step, Unit):
+        value = values[step.value]
+        square = (tf.reduce_mean if step.mean else tf.reduce_sum)(tf.square(value), [1, 2, 3], keepdims=True)
+        return value / (tf.sqrt(tf.maximum(square, tf.constant(MIN_SQUARES, square.dtype))) + step.c)
     total = sum((_to_pixels(columns[c]) if isinstance(c, str) else c) * values[name] for c, name in step.terms)
     return total if step.bounds is None else tf.clip_by_value(total, *step.bounds)
 
@@ -170,7 +174,7 @@ def _evaluate(
     times: Mapping[str, tf.Tensor],
     training: Training,
 ) -> tuple[tf.Tensor, ...]:
-    """Return (F, and its derivative if the pass has a direction) of a network."""
+    """Return the outputs of a pass."""
     network = networks[step.network]
     label = tf.fill(tf.shape(b.label), network.program.null_label) if step.null_label else b.label
     features = b.features[:, : network.program.features]
@@ -181,10 +185,12 @@ def _evaluate(
         outputs = (network.apply_program(x, c_noise, label, features, None, second, mode),)
     else:
         to = step.direction
-        direction = values[to.x], times[to.c_noise], times[to.second_time]
+        dsecond = tf.zeros_like(second) if to.second_time is None else times[to.second_time]
+        direction = values[to.x], times[to.c_noise], dsecond
         outputs = network.derivative((x, c_noise, second), direction, label, features, mode)
+    uncertainty = (tf.reduce_mean(outputs[0][..., -1], [1, 2]),) if step.uncertainty else ()
     output, *rate = (value[..., : x.shape[-1]] for value in outputs)
-    return (output if step.gradient else tf.stop_gradient(output), *map(tf.stop_gradient, rate))
+    return (output if step.gradient else tf.stop_gradient(output), *map(tf.stop_gradient, rate), *uncertainty)
 
 
 def _scored(distance: Distance, residual: tf.Tensor) -> tf.Tensor:
@@ -217,4 +223,6 @@ def target_tensors(
 
     known = run(target, _known(b), lambda step, known: _combine(step, known, columns), evaluate)
     losses = b.weight * _scored(target.distance, known[target.prediction] - tf.stop_gradient(known[target.target]))
+    if target.uncertainty is not None:
+        losses = tf.exp(-known[target.uncertainty]) * losses + known[target.uncertainty]
     return tf.reduce_mean(b.importance * losses), losses, statistics

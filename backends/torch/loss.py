@@ -15,7 +15,7 @@ from torch import Tensor
 from backends.torch.device import DeviceContext
 from backends.torch.network import Network, to_host
 from diffusion_core.backend.interface import MIN_PROBABILITY, PSEUDO_HUBER_C, TrainBatch
-from diffusion_core.backend.target import MIN_SQUARES, Distance, Pass, Sum, Target, run
+from diffusion_core.backend.target import MIN_SQUARES, Distance, Pass, Sum, Target, Unit, run
 from diffusion_core.networks.program import Training
 
 __all__ = ["Batch", "batch_tensors", "loss_tensors", "noised", "split_batch", "target_tensors"]
@@ -157,8 +157,13 @@ def _by_name(names: tuple[str, ...], table: Tensor) -> dict[str, Tensor]:
     return dict(zip(names, table.unbind(1), strict=True))
 
 
-def _combine(step: Sum, values: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> Tensor:
-    """Return a linear combination of values."""
+def _combine(step: Sum | Unit, values: Mapping[str, Tensor], columns: Mapping[str, Tensor]) -> Tensor:
+    """Return a linear combination of values, or a value divided by its norm."""
+    if isinstance(step, Unit):
+        value = values[step.value]
+        square = torch.square(value)
+        square = (square.mean if step.mean else square.sum)(dim=(1, 2, 3), keepdim=True)
+        return value / (torch.sqrt(square.clamp(min=MIN_SQUARES)) + step.c)
     total = sum((_to_pixels(columns[c]) if isinstance(c, str) else c) * values[name] for c, name in step.terms)
     return total if step.bounds is None else total.clamp(*step.bounds)
 
@@ -171,7 +176,7 @@ def _evaluate(
     times: Mapping[str, Tensor],
     training: Training,
 ) -> tuple[Tensor, ...]:
-    """Return (F, and its derivative if the pass has a direction) of a network."""
+    """Return the outputs of a pass."""
     network = networks[step.network]
     label = torch.full_like(b.label, network.program.null_label) if step.null_label else b.label
     features = b.features[:, : network.program.features]
@@ -183,10 +188,12 @@ def _evaluate(
             outputs = (network.apply_program(x, c_noise, label, features, None, second, mode),)
         else:
             to = step.direction
-            direction = values[to.x], times[to.c_noise], times[to.second_time]
+            dsecond = torch.zeros_like(second) if to.second_time is None else times[to.second_time]
+            direction = values[to.x], times[to.c_noise], dsecond
             outputs = network.derivative((x, c_noise, second), direction, label, features, mode)
+    uncertainty = (outputs[0][:, -1].mean(dim=(1, 2)),) if step.uncertainty else ()
     output, *rate = (value[:, : x.shape[1]] for value in outputs)
-    return (output, *(value.detach() for value in rate))
+    return (output, *(value.detach() for value in rate), *uncertainty)
 
 
 def _scored(distance: Distance, residual: Tensor) -> Tensor:
@@ -219,4 +226,6 @@ def target_tensors(
 
     known = run(target, _known(b), lambda step, known: _combine(step, known, columns), evaluate)
     losses = b.weight * _scored(target.distance, known[target.prediction] - known[target.target].detach())
+    if target.uncertainty is not None:
+        losses = torch.exp(-known[target.uncertainty]) * losses + known[target.uncertainty]
     return (b.importance * losses).mean(), losses, statistics

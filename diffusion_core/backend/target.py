@@ -5,10 +5,13 @@ MeanFlow, shortcut models and distillation compare it with something that a netw
 steps that each add a value with a name; ``images`` and ``noise`` are there from the start:
 
     Sum     name = bounded( sum of column * value )         a number for each image times earlier values
+    Unit    name = value / (|value| + c)                    |.| the root of the sum, or mean, of the squares of an image
     Pass    name = F(x, c_noise, label, second_time)        of the trained network, of its average, or of a teacher
             name.rate = dF along (dx, dc_noise, dsecond_time)        if the pass has a direction
+            name.uncertainty = u, the mean of F's last channel       if the pass has one
 
     loss = mean_b importance_b weight_b distance(prediction_b - target_b)
+    loss = mean_b importance_b (exp(-u_b) weight_b distance(...) + u_b)          with an uncertainty
 
 Only passes with `gradient` have one; the target never has. The derivative of a pass has none either: it is a part of
 targets. All passes in training mode see the same dropout words; a teacher is in evaluation mode.
@@ -27,7 +30,7 @@ and with a power p > 0 each is divided by (itself + eps)^p without gradient (ada
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,11 +38,13 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights
 
-__all__ = ["DISTANCES", "MIN_SQUARES", "NETWORKS", "Direction", "Distance", "Pass", "Sum", "Target", "Teacher", "run"]
+__all__ = [
+    "DISTANCES", "MIN_SQUARES", "NETWORKS", "Direction", "Distance", "Pass", "Sum", "Target", "Teacher", "Unit", "run",
+]  # fmt: skip
 
 NETWORKS = ("trained", "average", "teacher")
 DISTANCES = ("mse", "l1", "huber", "pseudo_huber", "squares", "norm")
-# Lower bound of S in a norm without c, whose gradient is infinite at 0.
+# Lower bound of a sum of squares whose root is taken, with an infinite derivative at 0.
 MIN_SQUARES = 1e-24
 # The values that are there before the first step.
 GIVEN = ("images", "noise")
@@ -61,12 +66,32 @@ class Sum:
 
 
 @dataclass(frozen=True)
+class Unit:
+    """A value divided by its norm over an image, so that it has nearly the norm 1.
+
+    Args:
+        name: of the result.
+        value: that is divided.
+        c: added to the norm.
+        mean: whether the norm is the root of the mean of the squares, not of their sum.
+    """
+
+    name: str
+    value: str
+    c: float = 0.0
+    mean: bool = False
+
+
+@dataclass(frozen=True)
 class Direction:
-    """Along which a pass is differentiated: a value for x, and columns of times for c_noise and the second time."""
+    """Along which a pass is differentiated: a value for x, and columns of times for c_noise and the second time.
+
+    A network of one time has no second time here.
+    """
 
     x: str
     c_noise: str
-    second_time: str
+    second_time: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +108,7 @@ class Pass:
         gradient: whether the loss has a gradient through it; only of the trained network.
         direction: gives the derivative ``name.rate``; None for no derivative.
         evaluation: whether the network is in evaluation mode, as a teacher always is.
+        uncertainty: whether the last channel of the output weights the loss; only with a gradient.
     """
 
     name: str
@@ -94,6 +120,13 @@ class Pass:
     gradient: bool = False
     direction: Direction | None = None
     evaluation: bool = False
+    uncertainty: bool = False
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The names of the values that it adds."""
+        has = {"rate": self.direction is not None, "uncertainty": self.uncertainty}
+        return (self.name, *(f"{self.name}.{name}" for name, there in has.items() if there))
 
     @property
     def trains(self) -> bool:
@@ -166,7 +199,7 @@ class Target:
         ('trained', 'average')
     """
 
-    steps: tuple[Sum | Pass, ...]
+    steps: tuple[Sum | Unit | Pass, ...]
     prediction: str
     target: str
     columns: tuple[str, ...] = ()
@@ -177,22 +210,22 @@ class Target:
     def __post_init__(self) -> None:
         known = set(GIVEN)
         for step in self.steps:
-            reads = [value for _, value in step.terms] if isinstance(step, Sum) else [step.x]
-            reads += [step.direction.x] if isinstance(step, Pass) and step.direction else []
-            for value in reads:
+            for value in _reads(step):
                 _check(step.name, value, known, "no earlier value")
             if isinstance(step, Sum):
                 for column in (column for column, _ in step.terms if isinstance(column, str)):
                     _check(step.name, column, self.columns, "no column")
-            else:
+            elif isinstance(step, Pass):
                 self._check_pass(step)
             if step.name in known:
                 raise DuetError(f"target: the name {step.name} is used twice")
-            known |= {step.name} | ({f"{step.name}.rate"} if isinstance(step, Pass) and step.direction else set())
+            known |= set(step.outputs if isinstance(step, Pass) else (step.name,))
         for name in ("prediction", "target"):
             _check(name, getattr(self, name), known, "no value")
         if not any(step.gradient for step in self.passes):
             raise DuetError("target: no pass has a gradient, so nothing would be trained")
+        if len([step for step in self.passes if step.uncertainty]) > 1:
+            raise DuetError("target: two passes have an uncertainty; the loss has one weight")
 
     def _check_pass(self, step: Pass) -> None:
         direction = step.direction
@@ -208,11 +241,18 @@ class Target:
             raise one_of(f"target: network of {step.name}", step.network, NETWORKS)
         if step.gradient and step.network != "trained":
             raise DuetError(f"target: {step.name} is a pass of {step.network}, which has no gradient")
+        if step.uncertainty and not step.gradient:
+            raise DuetError(f"target: {step.name} has an uncertainty and no gradient, so it would not be trained")
 
     @property
     def passes(self) -> tuple[Pass, ...]:
         """The evaluations of networks."""
         return tuple(step for step in self.steps if isinstance(step, Pass))
+
+    @property
+    def uncertainty(self) -> str | None:
+        """The value u that weights the loss; None for no such weight."""
+        return next((step.outputs[-1] for step in self.passes if step.uncertainty), None)
 
     @property
     def networks(self) -> tuple[str, ...]:
@@ -228,6 +268,15 @@ class Target:
         return sum((not step.gradient) + (step.direction is not None) for step in self.passes)
 
 
+def _reads(step: Sum | Unit | Pass) -> tuple[str, ...]:
+    """Return the names of the values that a step reads."""
+    if isinstance(step, Sum):
+        return tuple(value for _, value in step.terms)
+    if isinstance(step, Unit):
+        return (step.value,)
+    return (step.x,) if step.direction is None else (step.x, step.direction.x)
+
+
 def _check(who: str, name: str, known: Any, what: str) -> None:
     if name not in known:
         raise DuetError(f"target: {who} reads {name}, which is {what}")
@@ -236,21 +285,21 @@ def _check(who: str, name: str, known: Any, what: str) -> None:
 def run(
     target: Target,
     given: Mapping[str, Any],
-    combine: Callable[[Sum, Mapping[str, Any]], Any],
-    evaluate: Callable[[Pass, Mapping[str, Any]], Iterator[Any] | tuple[Any, ...]],
+    combine: Callable[[Sum | Unit, Mapping[str, Any]], Any],
+    evaluate: Callable[[Pass, Mapping[str, Any]], Iterable[Any]],
 ) -> dict[str, Any]:
     """Run the steps of a target; an executor needs no other loop.
 
     Args:
         target: the steps.
         given: the values of `GIVEN`.
-        combine: computes a sum from the values so far.
-        evaluate: computes (F, and its derivative if the pass has a direction) from the values so far.
+        combine: computes a sum or a unit from the values so far.
+        evaluate: computes the outputs of a pass from the values so far.
     """
     values = dict(given)
     for step in target.steps:
-        if isinstance(step, Sum):
-            values[step.name] = combine(step, values)
+        if isinstance(step, Pass):
+            values.update(zip(step.outputs, evaluate(step, values), strict=True))
         else:
-            values.update(zip((step.name, f"{step.name}.rate"), evaluate(step, values), strict=False))
+            values[step.name] = combine(step, values)
     return values

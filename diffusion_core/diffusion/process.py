@@ -13,6 +13,7 @@ With ``x_t = alpha x_0 + sigma eps`` and the network's raw output F, every param
     flow         eps - x_0                      1/(alpha+sigma)           -sigma/(alpha+sigma)         1      t
     next_level   alpha_s x_0 + sigma_s eps      sigma_s/d                 -sigma_t/d                   1      t
     edm          (sigma x_0/m - m alpha eps)/q  m^2 alpha/q^2             m sigma/q                    1/q    log(r)/4
+    trigflow     (m alpha eps - sigma x_0/m)/q  m^2 alpha/q^2             -m sigma/q                   1/q    atan(r/m)
     vp           eps                            1/alpha                   -r                           1/p    t
     ve           -eps                           1/alpha                   r                            1/alpha  log(r/2)
     iddpm        eps                            1/alpha                   -r                           1/p    level
@@ -42,6 +43,11 @@ estimate is x itself. With s = sigma - b alpha and p^2 = m^2 alpha^2 + s^2,
 
 whose c_in and c_noise are those of edm, and which are those of edm for b = 0. The target of eps has no limit at b,
 where F does not count; there it is 0.
+
+trigflow is edm with the opposite sign of F and with the angle a = atan(r/m) as the time of the network (Lu & Song). For
+x_t scaled to y = m x_t/q it is
+
+    y = cos(a) x_0 + sin(a) m eps,      D = cos(a) y - sin(a) m F(y/m, a),      dy/da = m F
 
 next_level maps x_t to x_s, the same image with the same eps at the next less noisy level s = t - 1, which after t = 0
 is clean data, (1, 0). Its columns solve the equations of x_t and x_s for x_0, with
@@ -81,6 +87,8 @@ References:
     https://arxiv.org/abs/2206.00364
     Consistency Models (Song et al., 2023), appendix C, with its code (openai/consistency_models,
     cm/karras_diffusion.py), the boundary of edm, https://arxiv.org/abs/2303.01469
+    Simplifying, Stabilizing and Scaling Continuous-Time Consistency Models (Lu & Song, 2024), section 3,
+    https://arxiv.org/abs/2410.11081
     Back to Basics: Let Denoising Generative Models Denoise (Li & He, 2025), x0 with a floor, with its code
     (LTH14/JiT, denoiser.py), https://arxiv.org/abs/2511.13720
 """
@@ -158,8 +166,9 @@ class _NoiseLevel:
 
     @property
     def log_ratio(self) -> Array:
-        """log(sigma/alpha)."""
-        return np.log(self.sigma) - np.log(self.alpha)
+        """log(sigma/alpha); infinite without signal."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.sigma) - np.log(self.alpha)
 
 
 def _columns(
@@ -264,6 +273,12 @@ def _edm(at: _NoiseLevel) -> Columns:
     )
 
 
+def _trigflow(at: _NoiseLevel) -> Columns:
+    columns, angle = _edm(replace(at, boundary=0.0)), np.arctan2(at.sigma, at.sigma_data * at.alpha)
+    signs = {name: -getattr(columns, name) for name in ("c_out", "target_x0", "target_eps")}
+    return replace(columns, c_noise=angle, **signs)
+
+
 def _vp(at: _NoiseLevel) -> Columns:
     return _columns(at, 1.0 / at.alpha, -at.sigma / at.alpha, 0.0, 1.0, c_in=1.0 / np.hypot(at.alpha, at.sigma))
 
@@ -305,6 +320,7 @@ PREDICTIONS: dict[str, Callable[[_NoiseLevel], Columns]] = {
     "flow": _flow,
     "next_level": _next_level,
     "edm": _edm,
+    "trigflow": _trigflow,
     "vp": _vp,
     "ve": _ve,
     "iddpm": _iddpm,
@@ -314,7 +330,7 @@ PREDICTIONS: dict[str, Callable[[_NoiseLevel], Columns]] = {
     "denoiser": _denoiser,
 }
 # Predictions that are defined where alpha is 0, and predictions that need the timesteps of a table.
-_WITHOUT_SIGNAL = ("x0", "v", "flow", "next_level", "posterior_mean", "velocity", "velocity_to_data")
+_WITHOUT_SIGNAL = ("x0", "v", "flow", "next_level", "posterior_mean", "velocity", "velocity_to_data", "trigflow")
 _TABLE_ONLY = ("next_level", "posterior_mean", "iddpm")
 
 
@@ -353,7 +369,7 @@ class Process:
         prediction: one of `PREDICTIONS`.
         time_scale: factor of c_noise, not 0; 1000/T for networks trained with "rescaled timesteps", 999 for those of
             the VP SDE, -1 for a time that runs from noise to data.
-        sigma_data: standard deviation of the data, used by edm only.
+        sigma_data: standard deviation of the data, used by edm and trigflow only.
         time_offset: what is added to the scaled c_noise: 1 for timesteps that count from 1, or for a time 1 - t.
         t_floor: the least t that the velocity of x0 is divided by; 0 for no floor.
         boundary: the sigma/alpha at which the estimate of edm is x itself, as in consistency models, their least; 0 for

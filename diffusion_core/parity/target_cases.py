@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_core.backend.interface import TrainBatch
-from diffusion_core.backend.target import Direction, Distance, Pass, Sum, Target, Teacher
+from diffusion_core.backend.target import Direction, Distance, Pass, Sum, Target, Teacher, Unit
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import make_schedule
@@ -28,7 +28,7 @@ def _conv(inputs: int, outputs: int) -> Conv:
     return Conv(inputs, outputs, 3, 1, (1, 1, 1, 1), True, 1.0)
 
 
-# Two times, a class, dropout, and one more output channel than an image has.
+# Two times, a class, dropout, and one more output channel than an image has: the uncertainty of its loss.
 PROGRAM = Program(
     (
         Node("number", Number(1.0), ("c_noise",)),
@@ -46,6 +46,7 @@ PROGRAM = Program(
     ),
     null_label=CLASSES,
     classes=CLASSES,
+    uncertainty=True,
 )
 TEACHER = Program(
     (Node("conv", _conv(2, 2), ("x",)), Node("act", SiLU(), ("conv",)), Node("out", _conv(2, 2), ("act",))),
@@ -62,9 +63,12 @@ TARGET = Target(
         Pass("free", "trained", "x_t", "t", "h", null_label=True),
         Sum("moved", ((1.0, "x_t"), ("step", "taught"), (-0.5, "free")), bounds=(-1.5, 1.5)),
         Pass("averaged", "average", "moved", "r"),
-        Pass("u", "trained", "x_t", "t", "h", gradient=True, direction=Direction("moved", "one", "h")),
+        Pass(
+            "u", "trained", "x_t", "t", "h", gradient=True, direction=Direction("moved", "one", "h"), uncertainty=True
+        ),
         Sum("prediction", (("mix", "u"), ("sigma", "x_t"))),
-        Sum("target", (("mix", "averaged"), ("step", "u.rate"))),
+        Unit("rate", "u.rate", 0.1, mean=True),
+        Sum("target", (("mix", "averaged"), ("step", "rate"))),
     ),
     prediction="prediction",
     target="target",
@@ -120,7 +124,7 @@ class TargetCase:
         setting = Setting(self.process, PROGRAM, SHAPE, teacher)
         return Objective(
             self.process, cases.SEED, null_label=CLASSES, classes=CLASSES, label_dropout=0.3, objective=self.options,
-            setting=setting, run_images=400,
+            setting=setting, run_images=400, uncertainty=METHODS[self.options["name"]].uses_uncertainty,
         )  # fmt: skip
 
     @property
@@ -142,6 +146,13 @@ CASES = (
     TargetCase("consistency training", _CONSISTENCY, {"name": "consistency_training"}),
     TargetCase("consistency distillation", _CONSISTENCY, {"name": "consistency_distillation"}, _EDM),
     TargetCase("iCT", _CONSISTENCY, {"name": "improved_consistency_training"}),
+    TargetCase(
+        "sCT", Process(make_schedule("edm"), "trigflow"), {"name": "continuous_consistency_training", "warmup": 100},
+    ),
+    TargetCase(
+        "sCD", Process(make_schedule("edm"), "trigflow"),
+        {"name": "continuous_consistency_distillation", "warmup": 0, "norm": "mean"}, _EDM,
+    ),
     TargetCase("ECT", _EDM, {"name": "easy_consistency_tuning"}),
     TargetCase("MeanFlow", Process(_LINE, "flow"), {"name": "mean_flow", "same_time": 0.25}),
     TargetCase(
@@ -151,4 +162,4 @@ CASES = (
     TargetCase("progressive distillation", _COSINE, {"name": "progressive_distillation"}, _COSINE),
 )  # fmt: skip
 # Those that a trainer computes on the ladder; the others have the same kinds of steps, and their tables are compared.
-TRAINED = ("consistency distillation", "MeanFlow", "shortcut")
+TRAINED = ("consistency distillation", "sCT", "MeanFlow", "shortcut")

@@ -263,7 +263,7 @@ class Objective:
             ("uncertainty", "an uncertainty", "process.uncertainty=false, or model.logvar_channels=0 for EDM2"),
             ("self_conditioned", "self-conditioning", "model.self_conditioning=false"),
         ):
-            if getattr(self, option):
+            if getattr(self, option) and not (option == "uncertainty" and method.uses_uncertainty):
                 raise DuetError(
                     f"objective: {name} was given for a network with {what}, which it does not train; use {use}"
                 )

@@ -28,7 +28,7 @@ def process(
         prediction: ``"eps"``, ``"x0"``, ``"v"``, ``"flow"`` ..., or ``"denoiser"`` for a network that is given
             x_0 + sigma eps and sigma and returns the estimate of x_0, as those of EDM and k-diffusion are.
         time_scale: factor of t at the input of the network.
-        sigma_data: standard deviation of the data, used by ``"edm"`` only.
+        sigma_data: standard deviation of the data, used by ``"edm"`` and ``"trigflow"`` only.
         time_offset: what is added to the scaled t; ``time_scale=-1, time_offset=1`` gives the network 1 - t, the time
             of SiT and JiT.
         t_floor: the least t that the velocity of ``"x0"`` is divided by, as in JiT; 0 for none.

@@ -102,7 +102,7 @@ def describe_process(model: DiffusionModel) -> str:
     parts += [f"{model.prediction} prediction", f"images in {list(model.value_range)}"]
     parts += [f"time_scale {model.time_scale:g}"] if model.time_scale != 1 else []
     parts += [f"{name} {value:g}" for name in ("time_offset", "t_floor", "boundary") if (value := getattr(model, name))]
-    parts += [f"sigma_data {model.sigma_data:g}"] if model.prediction == "edm" else []
+    parts += [f"sigma_data {model.sigma_data:g}"] if model.prediction in ("edm", "trigflow") else []
     parts += [f"variance {model.variance}"] if model.variance != "fixed" else []
     return ", ".join(parts)
 

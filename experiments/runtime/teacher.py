@@ -28,8 +28,8 @@ class TeacherRun:
         network: its network with its process.
         model: the same.
         weights: the name of its weights: ema, ema1 ... or weights.
-        start: where the weights of the student start, one of `STARTS`; None is at the teacher's if the networks are the
-            same.
+        start: where the weights of the student start, one of `STARTS`; None is at the teacher's if the networks and
+            their predictions are the same.
     """
 
     path: str
@@ -69,7 +69,8 @@ class TeacherRun:
 
     def start_weights(self, model: DiffusionModel) -> Weights | None:
         """Return the weights that a student starts from; None for those of any new network."""
-        return self.network.weights if self.start != "fresh" and self._is_like(model) else None
+        means_same = self.start == "teacher" or self.model.prediction == model.prediction
+        return self.network.weights if self.start != "fresh" and self._is_like(model) and means_same else None
 
 
 def load_teacher(path: str, weights: str | None = None, start: str | None = None) -> TeacherRun:

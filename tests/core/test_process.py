@@ -252,6 +252,7 @@ def test_targets_are_the_named_quantities():
         "next_level": cleaner,
         "posterior_mean": posterior_means(linear(), t, x),
         "edm": (X0 - skipped) / (0.5 * r / q).reshape(per_image),  # Karras et al., eq. 8
+        "trigflow": (skipped - X0) / (0.5 * r / q).reshape(per_image),
         "vp": EPS,
         "ve": -EPS,
         "iddpm": EPS,
@@ -377,7 +378,9 @@ def test_eps_without_signal_is_an_error():
 
 
 def test_invalid_processes_are_errors():
-    with pytest.raises(DuetError, match="it must be one of eps, x0, v, score, flow, next_level, edm, vp, ve, iddpm"):
+    with pytest.raises(
+        DuetError, match="it must be one of eps, x0, v, score, flow, next_level, edm, trigflow, vp, ve, iddpm"
+    ):
         Process(linear(), "epsilonn")
     with pytest.raises(DuetError, match="t must be in"):
         Process(linear()).columns([1000])

@@ -125,6 +125,27 @@ def test_the_consistency_function_is_a_fixed_point_up_to_the_error_of_the_solver
     assert np.log2(residuals[0] / residuals[1]) == pytest.approx(order, abs=0.35)
 
 
+def test_the_consistency_function_has_no_tangent_along_the_flow_of_an_exact_teacher():
+    """f of the exact flow is constant along it: sCD has the loss 0, and its tangent is 0 before it is normalised."""
+    process, teacher, m = Process(make_schedule("edm"), "trigflow"), Process(make_schedule("edm"), "edm"), 0.5
+
+    def exact(step: Pass, x: np.ndarray, c_noise: np.ndarray, second: np.ndarray) -> np.ndarray:
+        if step.network == "teacher":
+            sigma = np.exp(4 * c_noise)
+            columns = teacher.columns_at(sigma, np.ones(B), sigma)
+            x = x / pixels(columns.c_in)
+            return (denoised(x, np.ones(B), sigma) - pixels(columns.c_skip) * x) / pixels(columns.c_out)
+        cos, sin, y = np.cos(c_noise), np.sin(c_noise), m * x
+        end = moved(y, (cos, m * sin), (np.ones(B), np.zeros(B)))
+        return (pixels(cos) * y - end) / pixels(m * sin)
+
+    options = {"name": "continuous_consistency_distillation", "tangent": "plain"}
+    draws = {"tau": np.linspace(-2.5, 3.0, B), "r": np.ones(B)}
+    known, losses = values(process, ONE, options, draws, exact, teacher)
+    np.testing.assert_allclose(known["g"], 0, rtol=0, atol=1e-8)
+    assert losses.max() <= 1e-16
+
+
 def test_the_targets_of_an_exact_teacher_do_not_depend_on_its_prediction():
     schedule = make_schedule("cosine_continuous", log_snr_min=-20.0, log_snr_max=20.0)
     draws, targets = {"index": np.arange(B) % 4}, []

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from diffusion_core.backend.interface import TrainBatch
-from diffusion_core.backend.reference.target import scored, target_values
+from diffusion_core.backend.reference.target import scored, target_values, weighted
 from diffusion_core.backend.target import Pass
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
@@ -440,6 +440,70 @@ def test_one_step_with_the_target_is_two_of_the_teacher():
     close(one, two, 1e-11)
 
 
+# Continuous-time consistency models
+
+TRIGFLOW = model(SPEC, {"name": "edm"}, "trigflow")
+TAU, M_DATA = np.array([-3.0, -1.5, -0.5, 0.3, 1.0, 2.5]), 0.5
+
+
+def trig_network(y: np.ndarray, angle: np.ndarray) -> np.ndarray:
+    """F of y/m at the angle, with the inputs of `network`."""
+    return network(y, angle, np.zeros(B), LABELS, "trained")
+
+
+@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize(
+    "tangent, norm", [("normalised", "sum"), ("normalised", "mean"), ("clipped", "sum"), ("plain", "sum")]
+)
+def test_scm_is_algorithm_1(taught, tangent, norm):
+    r = np.linspace(0.0, 1.0, B)
+    name = f"continuous_consistency_{'distillation' if taught else 'training'}"
+    method = objective(TRIGFLOW, name, EDM if taught else None, tangent=tangent, norm=norm)
+    got, _ = values(method, {"tau": TAU, "r": r})
+    angle = np.arctan(np.exp(TAU) / M_DATA)
+    cos, sin = pixels(np.cos(angle)), pixels(np.sin(angle))
+    z = M_DATA * NOISE
+    x_t = cos * IMAGES + sin * z
+    velocity = cos * z - sin * IMAGES
+    if taught:  # the teacher of EDM sees x_0 plus noise of scale sigma = m tan(a), and dx/da is m F = (cos x - D)/sin
+        D = denoise(x_t / cos, np.exp(TAU), "teacher", edm_scalings, 1.0)
+        velocity = (cos * x_t - D) / sin
+    along = cos * sin
+    h = 1e-4 * along
+    ahead, behind = (trig_network((x_t + s * h * velocity) / M_DATA, angle + s * h[:, 0, 0, 0]) for s in (1, -1))
+    F, rate = trig_network(x_t / M_DATA, angle), (ahead - behind) / 2e-4
+    g = -(cos**2) * (M_DATA * F - velocity) - pixels(r) * (along * x_t + M_DATA * rate)
+    size = np.sqrt((np.mean if norm == "mean" else np.sum)(g**2, axis=(1, 2, 3), keepdims=True))
+    g = {"normalised": g / (size + 0.1), "clipped": np.clip(g, -1, 1), "plain": g}[tangent]
+    close(got["velocity"], velocity, 1e-9)
+    np.testing.assert_allclose(got["moved"], F + g, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(losses(method, {"tau": TAU, "r": r}), np.mean(g**2, axis=(1, 2, 3)), rtol=0, atol=1e-5)
+
+
+def test_the_uncertainty_of_scm_weights_its_loss():
+    """e^w/D |F - F_ - g|^2 - w with w = -u, where u is the last channel of the network."""
+    uncertain = DiffusionModel(SPEC, {"name": "edm"}, "trigflow", uncertainty=True)
+    target = objective(uncertain, "continuous_consistency_training").loss
+    assert (
+        target.uncertainty == "F.uncertainty"
+        and objective(TRIGFLOW, "continuous_consistency_training").loss.uncertainty is None
+    )
+    batch, u = target_cases_batch(uncertain), np.linspace(-1.0, 2.0, B)
+    np.testing.assert_allclose(weighted(target, batch, {"F.uncertainty": u}, np.full(B, 3.0)), 3 * np.exp(-u) + u)
+
+
+def target_cases_batch(of: DiffusionModel) -> TrainBatch:
+    return objective(of, "continuous_consistency_training").batch(IMAGES, LABELS % 3, INDEX, np.float64)
+
+
+def test_the_tangent_of_scm_warms_up_by_steps():
+    method = METHODS["continuous_consistency_training"](warmup=200)
+    weights = [method.draw(lambda n: Stream(0, n), INDEX, Progress(k, 400))["r"][0] for k in (0, 50, 200, 399)]
+    assert weights == [0.0, 0.25, 1.0, 1.0]
+    tau = method.draw(lambda n: Stream(0, n), np.arange(4000), Progress())["tau"]
+    assert tau.mean() == pytest.approx(-1.0, abs=0.1) and tau.std() == pytest.approx(1.4, abs=0.1)
+
+
 # What does not fit
 
 
@@ -457,6 +521,9 @@ def test_one_step_with_the_target_is_two_of_the_teacher():
         (CONSISTENCY, {"name": "consistency_training", "scale_mode": "fixed"}, "objective.decay_mode: adaptive"),
         (model(SPEC, {"name": "flow_continuous"}, "flow"), {"name": "mean_flow"}, "reads one time; set model.second"),
         (model(TWO_TIMES, {"name": "cosine"}, "v"), {"name": "mean_flow"}, "the straight line, process=mean_flow"),
+        (EDM, {"name": "continuous_consistency_training"}, "process.prediction=edm; .* use process=trigflow"),
+        (TRIGFLOW, {"name": "continuous_consistency_training", "tangent": "unit"}, "objective.tangent: 'unit'"),
+        (TRIGFLOW, {"name": "continuous_consistency_distillation"}, "needs a run, objective.teacher=RUN"),
         (MEAN_FLOW, {"name": "shortcut"}, "use process=shortcut"),
         (SHORTCUT, {"name": "shortcut", "steps": 12}, "objective.steps: 12 was given; it must be a power of two"),
     ],

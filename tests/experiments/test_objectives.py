@@ -31,6 +31,8 @@ GROUPS = {
     "consistency_distillation": ("process=consistency", "sampler=consistency", "sampler.steps=2"),
     "improved_consistency_training": ("process=consistency", "sampler=consistency"),
     "easy_consistency_tuning": ("process=easy_consistency", "sampler=consistency", "sampler.steps=2"),
+    "continuous_consistency_training": ("process=trigflow", "sampler=consistency", "process.uncertainty=true"),
+    "continuous_consistency_distillation": ("process=trigflow", "sampler=consistency", "sampler.steps=2"),
     "mean_flow": ("process=mean_flow", "sampler=mean_flow", "model.second_time=true"),
     "shortcut": ("process=shortcut", "sampler=shortcut", "sampler.steps=4", "model.second_time=true"),
     "progressive_distillation": ("process=v_cosine_continuous", "sampler=ddim", "sampler.steps=4"),

@@ -11,7 +11,7 @@ import pytest
 
 from diffusion_core.backend.interface import TrainBatch, TrainerState
 from diffusion_core.backend.reference.target import target_losses
-from diffusion_core.backend.target import Direction, Pass, Sum, Target
+from diffusion_core.backend.target import Direction, Pass, Sum, Target, Unit
 from diffusion_core.optim.adam import Adam
 from diffusion_core.parity import target_cases
 from diffusion_core.parity.ladder import TOLERANCES, relative
@@ -54,6 +54,24 @@ FAULTS: dict[str, dict[str, Callable[[Target, TrainBatch], tuple[Target, TrainBa
             changed(t, "taught_s.input", lambda s: Sum(s.name, (("c_in.t", "euler"),))), b,
         ),
     },
+    "sCT": {
+        "none": as_given,
+        "a tangent that is not normalised": lambda t, b: (
+            changed(t, "tangent", lambda s: Sum(s.name, ((1.0, "g"),))), b,
+        ),
+        "the mean for the sum in the norm": lambda t, b: (changed(t, "tangent", lambda s: replace(s, mean=True)), b),
+        "no constant beside the norm": lambda t, b: (changed(t, "tangent", lambda s: replace(s, c=0.0)), b),
+        "the derivative at fixed noise": lambda t, b: (
+            t, replace(b, times=b.times * np.where(np.array(t.times) == "dc_noise", 0.0, 1.0)),
+        ),
+        "no warm-up": lambda t, b: (
+            t, column(column(b, t, "of_rate", lambda c: 2 * c), t, "of_y", lambda c: 2 * c),
+        ),
+        "the opposite tangent": lambda t, b: (
+            changed(t, "moved", lambda s: Sum(s.name, ((1.0, "F"), (-1.0, "tangent")))), b,
+        ),
+        "no uncertainty": lambda t, b: (changed(t, "F", lambda s: replace(s, uncertainty=False)), b),
+    },
     "MeanFlow": {
         "none": as_given,
         "r moves along with t": lambda t, b: (
@@ -87,6 +105,21 @@ FAULTS: dict[str, dict[str, Callable[[Target, TrainBatch], tuple[Target, TrainBa
 }  # fmt: skip
 
 
+def slope_error(gradients: dict[str, np.ndarray], target: Target, batch: TrainBatch) -> float:
+    """Return the relative error of gradients along a direction of all weights."""
+    weights = target_cases.WEIGHTS
+    along = {name: np.ones_like(weight) for name, weight in weights.items()}
+    ends = (
+        target_losses(
+            target_cases.PROGRAM, {n: w + sign * 1e-4 * along[n] for n, w in weights.items()}, batch, target,
+            target_cases.AVERAGE, weights,
+        )[0]
+        for sign in (1, -1)
+    )  # fmt: skip
+    ahead, behind = (np.mean(batch.importance * end) for end in ends)
+    return relative(sum(gradients[n].sum() for n in along), (ahead - behind) / 2e-4)
+
+
 @pytest.mark.parametrize("name, fault", [(name, fault) for name, faults in FAULTS.items() for fault in faults])
 def test_the_loss_and_its_gradient_notice_another_target(kept, name, fault):
     backend, case = kept("float64"), CASES[name]
@@ -98,7 +131,9 @@ def test_the_loss_and_its_gradient_notice_another_target(kept, name, fault):
     got = float(backend.own.to_array(backend.losses.target_tensors(made.networks, tensors, told)[0]))
     losses, _ = target_losses(target_cases.PROGRAM, target_cases.WEIGHTS, batch, target, target_cases.AVERAGE)
     error = relative(got, np.mean(batch.importance * losses))
-    kind = "pullback" if name == "MeanFlow" else "loss"
+    if fault == "the opposite tangent":  # whose loss is the same
+        error = max(error, slope_error(made.gradients(given)[1], target, batch))
+    kind = "pullback" if name in ("MeanFlow", "sCT") else "loss"
     assert (error <= TOLERANCES[kind].float64) == (fault == "none"), error
 
 
@@ -108,4 +143,5 @@ def test_every_kind_of_step_is_on_the_ladder():
     assert {step.network for step in passes} == {"trained", "average", "teacher"}
     assert any(step.direction for step in passes) and any(step.null_label for step in passes)
     assert any(isinstance(step, Sum) and step.bounds for step in steps)
+    assert any(isinstance(step, Unit) for step in steps) and any(step.uncertainty for step in passes)
     assert {case.options["name"] for case in target_cases.CASES} == set(target_cases.METHODS)

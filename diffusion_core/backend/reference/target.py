@@ -12,10 +12,10 @@ from diffusion_core.backend.interface import Network, TrainBatch
 from diffusion_core.backend.reference.losses import DISTANCE_FUNCTIONS
 from diffusion_core.backend.reference.network import forward
 from diffusion_core.backend.reference.table import Array
-from diffusion_core.backend.target import GIVEN, MIN_SQUARES, Distance, Pass, Sum, Target, run
+from diffusion_core.backend.target import GIVEN, MIN_SQUARES, Distance, Pass, Sum, Target, Unit, run
 from diffusion_core.networks.program import Program, Training
 
-__all__ = ["derivative", "evaluation_losses", "scored", "target_losses", "target_values"]
+__all__ = ["derivative", "evaluation_losses", "scored", "target_losses", "target_values", "weighted"]
 
 # F of the network of a pass, as a function of (pass, x, c_noise, second_time).
 Evaluate = Callable[[Pass, Array, Array, Array], Array]
@@ -84,26 +84,38 @@ def target_values(
     times = {} if batch.times is None else dict(zip(target.times, batch.times.T, strict=True))
     channels = batch.images.shape[-1]
 
-    def combine(step: Sum, values: Mapping[str, Array]) -> Array:
+    def combine(step: Sum | Unit, values: Mapping[str, Array]) -> Array:
+        if isinstance(step, Unit):
+            value = values[step.value]
+            square = (np.mean if step.mean else np.sum)(np.square(value), axis=(1, 2, 3), keepdims=True)
+            return value / (np.sqrt(np.maximum(square, MIN_SQUARES)) + step.c)
         total = sum((_to_pixels(columns[c]) if isinstance(c, str) else c) * values[name] for c, name in step.terms)
         return total if step.bounds is None else np.clip(total, *step.bounds)
 
     def passed(step: Pass, values: Mapping[str, Array]) -> tuple[Array, ...]:
         def evaluated(x: Array, c_noise: Array, second_time: Array) -> Array:
-            return evaluate(step, x, c_noise, second_time)[..., :channels]
+            return evaluate(step, x, c_noise, second_time)
 
-        second = np.zeros(batch.size) if step.second_time is None else times[step.second_time]
+        zeros = np.zeros(batch.size)
+        second = zeros if step.second_time is None else times[step.second_time]
         at, to = (values[step.x], times[step.c_noise], second), step.direction
         if to is None:
-            return (evaluated(*at),)
-        along = values[to.x], times[to.c_noise], times[to.second_time]
-        if derive is not None:
-            output, rate = derive(step, at, along)
-            return output[..., :channels], rate[..., :channels]
-        return evaluated(*at), derivative(evaluated, at, along)
+            output, rate = evaluated(*at), ()
+        else:
+            along = values[to.x], times[to.c_noise], zeros if to.second_time is None else times[to.second_time]
+            pair = (evaluated(*at), derivative(evaluated, at, along)) if derive is None else derive(step, at, along)
+            output, rate = pair[0], (pair[1][..., :channels],)
+        uncertainty = (output[..., -1].mean(axis=(1, 2)),) if step.uncertainty else ()
+        return (output[..., :channels], *rate, *uncertainty)
 
     given = {name: np.asarray(getattr(batch, name), np.float64) for name in GIVEN}
     return run(target, given, combine, passed)
+
+
+def weighted(target: Target, batch: TrainBatch, values: Mapping[str, Array], distances: Array) -> Array:
+    """Return the loss of each image from its distance, with the weights of the batch and of the uncertainty."""
+    losses = batch.weight * distances
+    return losses if target.uncertainty is None else np.exp(-(u := values[target.uncertainty])) * losses + u
 
 
 def target_losses(
@@ -154,7 +166,7 @@ def target_losses(
     live = values(weights)
     fixed = live if frozen is weights else values(frozen)
     residual, detached = (known[target.prediction] - fixed[target.target] for known in (live, fixed))
-    return batch.weight * scored(target.distance, residual, detached), statistics
+    return weighted(target, batch, live, scored(target.distance, residual, detached)), statistics
 
 
 def evaluation_losses(networks: Mapping[str, Network], batch: TrainBatch, target: Target) -> Array:
@@ -187,4 +199,4 @@ def evaluation_losses(networks: Mapping[str, Network], batch: TrainBatch, target
         return tuple(np.asarray(value, np.float64) for value in pair)
 
     known = target_values(target, batch, evaluate, derive)
-    return batch.weight * scored(target.distance, known[target.prediction] - known[target.target])
+    return weighted(target, batch, known, scored(target.distance, known[target.prediction] - known[target.target]))

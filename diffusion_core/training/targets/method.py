@@ -111,6 +111,7 @@ class Method:
     needs_teacher: ClassVar[bool] = False
     takes_teacher: ClassVar[bool] = False
     two_times: ClassVar[bool] = False
+    uses_uncertainty: ClassVar[bool] = False
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     url: ClassVar[str] = ""
