@@ -84,7 +84,8 @@ def test_every_sampler_makes_a_plan(name: str) -> None:
         plan = training(f"process={process}").model.plan(options.pop("name"), **options)
     else:
         steps = ["sampler.steps=2"] if name in ("consistency", "mean_flow", "shortcut") else []
-        _, plan = composed(f"process={process}", f"sampler={name}", *steps)
+        two = [f"objective={name}", "model.second_time=true"] if name in ("mean_flow", "shortcut") else []
+        _, plan = composed(f"process={process}", f"sampler={name}", *steps, *two)
     assert plan.rows > 1 and (plan.alpha[0] > plan.alpha[-1]) == (name == "ddim_inversion")
 
 
