@@ -90,10 +90,15 @@ def _normal_cdf(x: tf.Tensor) -> tf.Tensor:
     return 0.5 * tf.math.erfc(-math.sqrt(0.5) * x)
 
 
+def _tanh_cdf(x: tf.Tensor) -> tf.Tensor:
+    return 0.5 * (1.0 + tf.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
 def _variational_bound(b: Batch, residual: tf.Tensor, variance: tf.Tensor) -> tf.Tensor:
     """Return the weighted variational bound of each image; see `diffusion_core.backend.interface.TrainBatch`."""
-    *columns, weight = tf.unstack(b.variational, axis=1)
+    *columns, weight = tf.unstack(b.variational[:, :8], axis=1)
     offset, scale, error, half_bin, lowest, highest, mean_gradient = map(_to_pixels, columns)
+    cdf = _tanh_cdf if b.variational.shape[1] > 8 else _normal_cdf
     detached = tf.stop_gradient(residual)
     u = offset + scale * variance if variance.shape[-1] else offset  # a fixed variance needs no output
     e = error * (detached + mean_gradient * (residual - detached))
@@ -102,8 +107,8 @@ def _variational_bound(b: Batch, residual: tf.Tensor, variance: tf.Tensor) -> tf
     # Mirror the bin so that its far or open side is at minus infinity, where probabilities are small numbers.
     e = tf.where(black, e, tf.where(white, -e, tf.abs(e)))
     narrow = tf.exp(-0.5 * u)
-    beyond = tf.where(black | white, tf.zeros_like(e), _normal_cdf(-narrow * (half_bin + e)))
-    probability = _normal_cdf(narrow * (half_bin - e)) - beyond
+    beyond = tf.where(black | white, tf.zeros_like(e), cdf(-narrow * (half_bin + e)))
+    probability = cdf(narrow * (half_bin - e)) - beyond
     decoder = -tf.math.log(tf.maximum(probability, tf.constant(MIN_PROBABILITY, probability.dtype)))
     return weight * tf.reduce_mean(tf.where(half_bin > 0, decoder, divergence), axis=[1, 2, 3])
 

@@ -91,10 +91,15 @@ def _normal_cdf(x: Tensor) -> Tensor:
     return 0.5 * torch.special.erfc(-math.sqrt(0.5) * x)
 
 
+def _tanh_cdf(x: Tensor) -> Tensor:
+    return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
 def _variational_bound(b: Batch, residual: Tensor, variance: Tensor) -> Tensor:
     """Return the weighted variational bound of each image; see `diffusion_core.backend.interface.TrainBatch`."""
-    *columns, weight = b.variational.unbind(1)
+    *columns, weight = b.variational[:, :8].unbind(1)
     offset, scale, error, half_bin, lowest, highest, mean_gradient = map(_to_pixels, columns)
+    cdf = _tanh_cdf if b.variational.shape[1] > 8 else _normal_cdf
     detached = residual.detach()
     u = offset + scale * variance if variance.shape[1] else offset  # a fixed variance needs no output
     e = error * (detached + mean_gradient * (residual - detached))
@@ -103,8 +108,8 @@ def _variational_bound(b: Batch, residual: Tensor, variance: Tensor) -> Tensor:
     # Mirror the bin so that its far or open side is at minus infinity, where probabilities are small numbers.
     e = torch.where(black, e, torch.where(white, -e, e.abs()))
     narrow = torch.exp(-0.5 * u)
-    beyond = torch.where(black | white, 0.0, _normal_cdf(-narrow * (half_bin + e)))
-    probability = _normal_cdf(narrow * (half_bin - e)) - beyond
+    beyond = torch.where(black | white, 0.0, cdf(-narrow * (half_bin + e)))
+    probability = cdf(narrow * (half_bin - e)) - beyond
     decoder = -torch.log(probability.clamp(min=MIN_PROBABILITY))
     return weight * torch.where(half_bin > 0, decoder, divergence).mean(dim=(1, 2, 3))
 

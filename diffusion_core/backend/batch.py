@@ -41,8 +41,8 @@ class TrainBatch:
         loss = mean_b importance_b (weight_b mean_pixels distance(r) [+ weight'_b mean_pixels bound])
 
     The bound needs variational columns. F2 is the second half of the output channels, or 0 without it. r~ equals r in
-    value, but its gradient is multiplied by mean_gradient, weight' is the last variational column, and Phi is the
-    normal distribution function::
+    value, but its gradient is multiplied by mean_gradient, weight' is the variational column weight, and Phi is the
+    normal distribution function, or with a ninth column ``(1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))/2``::
 
         u     = offset + scale F2,    e = error r~
         bound = (u + exp(-u) - 1 + exp(-u) e^2) / 2                                          where half_bin is 0
@@ -72,7 +72,7 @@ class TrainBatch:
         features: numbers in addition to the class, with shape (B, program.features).
         positions: each image's position in the run, its counter in the dropout stream, with shape (B,).
         dropout_key: the two words of the dropout stream.
-        variational: the columns `VARIATIONAL`, with shape (B, 8); None for a loss without the bound.
+        variational: the columns `VARIATIONAL`, with shape (B, 8), or (B, 9), see above; None for a loss without bound.
         self_conditioning: the columns `SELF_CONDITIONING`, with shape (B, 5); None without self-conditioning.
         columns: the columns of a target that needs the network, with shape (B, K); see `target`. Then `weight` weights
             its distance, and the process columns describe the level of the prediction. None for a regression.

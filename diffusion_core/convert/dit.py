@@ -137,6 +137,7 @@ def _import(
     if process is None:
         origin = f"that of {kind}'s code, since these files do not say it; set process=NAME for another"
     objective = {"label_dropout": 0.1} if spec.num_classes and null_class == "last" else {}
+    objective |= {"bound_cdf": "tanh"} if model.variance == "learned_range" else {}
     note = f"{kind}, {spec.depth} blocks of {spec.channels} channels, patches of {spec.patch_size}{found.note}"
     sampler = _sampler(kind, spec)
     return Imported(model, weights, weights if average is None else average, note, origin, sampler, objective)

@@ -28,8 +28,12 @@ posterior's coefficient of x_0. So both terms, per pixel and in nats, are plain 
     decoder  = -log( Phi((h - e) exp(-u/2)) - Phi((-h - e) exp(-u/2)) )
 
 where h is half a byte's width over sqrt(v_t), and the bins of black and white extend to infinity. A probability below
-1e-12 counts as 1e-12 and has no gradient, as in the published code; that code has an approximation in place of Phi,
-the normal distribution function.
+1e-12 counts as 1e-12 and has no gradient, as in the published code. Phi is the normal distribution function (cdf:
+exact), or the approximation of the published code, which DiT was trained with (cdf: tanh),
+
+    Phi(x) = (1 + tanh( sqrt(2/pi) (x + 0.044715 x^3) )) / 2
+
+whose white and black begin at 0.999 of the range; that matters only for values which are not bytes.
 
     objective    loss of an image                                  gradient of the bound reaches the mean
     hybrid       weight distance(F, target) + w T bound            no     w = 0.001: L_simple + 0.001 L_vlb
@@ -57,7 +61,16 @@ from numpy.typing import ArrayLike, NDArray
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.diffusion.process import Process, posterior
 
-__all__ = ["BOUNDS", "LEARNED", "STEP_VARIANCES", "VARIANCES", "bound_columns", "log_variance", "step_log_variances"]
+__all__ = [
+    "BOUNDS",
+    "CDFS",
+    "LEARNED",
+    "STEP_VARIANCES",
+    "VARIANCES",
+    "bound_columns",
+    "log_variance",
+    "step_log_variances",
+]
 
 Array = NDArray[np.float64]
 
@@ -66,6 +79,7 @@ LEARNED = ("learned", "learned_range")
 STEP_VARIANCES = ("fixed_small", "fixed_large", *LEARNED)
 VARIANCES = ("fixed", *STEP_VARIANCES)
 BOUNDS = ("hybrid", "vlb", "kl")
+CDFS = ("exact", "tanh")
 
 
 def step_log_variances(alpha: ArrayLike, sigma: ArrayLike) -> tuple[Array, Array]:
@@ -116,8 +130,11 @@ def bound_columns(
     bound: str = "hybrid",
     weight: float = 0.001,
     value_range: tuple[float, float] = (-1.0, 1.0),
+    cdf: str = "exact",
 ) -> Array:
     """Return the columns of the bound at every timestep, with shape (T, 8), in the order of `backend.VARIATIONAL`.
+
+    With ``cdf="tanh"`` there is a ninth column, of ones, which says so.
 
     Args:
         process: schedule and prediction.
@@ -125,12 +142,16 @@ def bound_columns(
         bound: one of `BOUNDS`.
         weight: w, used by hybrid only.
         value_range: the values of black and white in the data.
+        cdf: one of `CDFS`.
 
     Raises:
-        DuetError: for an unknown variance or bound, hybrid with a fixed variance, or a weight that is not positive.
+        DuetError: for an unknown variance, bound or cdf, hybrid with a fixed variance, or a weight that is not
+            positive.
     """
     if bound not in BOUNDS:
         raise one_of("process.bound", bound, BOUNDS)
+    if cdf not in CDFS:
+        raise one_of("process.bound_cdf", cdf, CDFS)
     if bound == "hybrid" and variance not in LEARNED:
         raise DuetError(
             f"process.bound: hybrid was given with process.variance={variance}, but its bound trains only a learned "
@@ -150,15 +171,16 @@ def bound_columns(
     per_std = np.exp(-0.5 * small)
     black, white = value_range
     half = (white - black) / 510
+    open_bin = half if cdf == "exact" else 0.0005 * (white - black)
     hybrid = bound == "hybrid"
     columns = (
         a - small,
         b,
         from_x0 * process.columns(np.arange(schedule.steps)).c_out * per_std,
         np.where(np.arange(schedule.steps) == 0, half * per_std, 0.0),
-        black + half,
-        white - half,
+        black + open_bin,
+        white - open_bin,
         0.0 if hybrid else 1.0,
         {"hybrid": weight * schedule.steps, "vlb": schedule.steps, "kl": 1.0}[bound] / math.log(2),
     )
-    return np.stack(np.broadcast_arrays(*columns), axis=1)
+    return np.stack(np.broadcast_arrays(*columns, *([1.0] if cdf == "tanh" else [])), axis=1)

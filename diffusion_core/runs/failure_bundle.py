@@ -230,7 +230,9 @@ def _check_batch(arrays: Mapping[str, NDArray], model: DiffusionModel) -> None:
     """
     program = model.program
     own = {"images": model.spec.image_shape, "noise": model.spec.image_shape, "features": (program.features,)}
-    own |= {"variational": (len(VARIATIONAL),)} if model.variance != "fixed" else {}
+    if model.variance != "fixed":  # a ninth column says which distribution function the bound has
+        columns = arrays["variational"].shape[-1:] if "variational" in arrays else ()
+        own["variational"] = columns if columns == (len(VARIATIONAL) + 1,) else (len(VARIATIONAL),)
     own |= {"self_conditioning": (len(SELF_CONDITIONING),)} if program.self_conditioned else {}
     integers = {"label": np.int32, "positions": np.int64, "dropout_key": np.int64}
     expected = [f.name for f in fields(TrainBatch) if f.default is not None or f.name in own]

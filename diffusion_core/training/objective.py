@@ -77,7 +77,7 @@ from diffusion_core.diffusion.timestep_sampling import (
     LossHistory,
     make_timestep_sampler,
 )
-from diffusion_core.diffusion.variational import BOUNDS, VARIANCES, bound_columns
+from diffusion_core.diffusion.variational import BOUNDS, CDFS, VARIANCES, bound_columns
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.own_call import samples_to_images
 from diffusion_core.networks.program import Program
@@ -91,7 +91,7 @@ __all__ = ["OPTIONS", "REGRESSION", "Objective", "network_labels"]
 # Options that the user sets; everything else follows from the model.
 OPTIONS = (
     "distance", "label_dropout", "first_t", "weighting", "timestep_sampling", "offset_noise", "input_perturbation",
-    "bound", "bound_weight", "coupling", "path_noise", "objective",
+    "bound", "bound_weight", "bound_cdf", "coupling", "path_noise", "objective",
 )  # fmt: skip
 # Options with a name and options of their own.
 _NAMED = ("weighting", "timestep_sampling", "coupling", "path_noise", "objective")
@@ -156,6 +156,7 @@ class Objective:
         variance: of the reverse steps in the bound, one of `variational.VARIANCES`; ``"fixed"`` trains without it.
         bound: the part of the variational bound in the loss, one of `variational.BOUNDS`.
         bound_weight: weight of the bound in ``"hybrid"``.
+        bound_cdf: the normal distribution function in it, ``"exact"``, or ``"tanh"`` as in the code of DiT.
         uncertainty: whether the network estimates the uncertainty of its loss.
         self_conditioned: whether the network takes its own estimate of the image as an input.
         value_range: the network's values of black and white.
@@ -194,6 +195,7 @@ class Objective:
     variance: str = "fixed"
     bound: str = "hybrid"
     bound_weight: float = 0.001
+    bound_cdf: str = "exact"
     uncertainty: bool = False
     self_conditioned: bool = False
     value_range: tuple[float, float] = (-1.0, 1.0)
@@ -283,6 +285,13 @@ class Objective:
                 f"process.bound: {self.bound} was given, but process.variance=fixed trains without the bound; use "
                 "process.variance=fixed_small or fixed_large, or learned_range"
             )
+        if self.bound_cdf not in CDFS:
+            raise one_of("process.bound_cdf", self.bound_cdf, CDFS)
+        if self.bound_cdf != Objective.bound_cdf and self.variance == "fixed":
+            raise DuetError(
+                f"process.bound_cdf: {self.bound_cdf} was given, but process.variance=fixed trains without the bound; "
+                "leave it out, or use process.variance=learned_range"
+            )
         if self.bound_weight != Objective.bound_weight and (self.variance == "fixed" or self.bound != "hybrid"):
             what = "process.variance=fixed" if self.variance == "fixed" else f"process.bound={self.bound}"
             raise DuetError(
@@ -311,8 +320,8 @@ class Objective:
             teacher: of a method that distils one.
             run_images: the length of the run, for a method with stages.
             options: any of distance, label_dropout, first_t, weighting, timestep_sampling, offset_noise,
-                input_perturbation, bound, bound_weight, coupling and objective, as for `Objective`. The distance of a
-                classifier is ``"cross_entropy"`` unless another one is given.
+                input_perturbation, bound, bound_weight, bound_cdf, coupling and objective, as for `Objective`. The
+                distance of a classifier is ``"cross_entropy"`` unless another one is given.
 
         Raises:
             DuetError: if an option is unknown, out of range, or does not fit the model.
@@ -416,7 +425,9 @@ class Objective:
         """The columns of the variational bound at each timestep, with shape (T, 8); None for a loss without it."""
         if self.variance == "fixed":
             return None
-        return bound_columns(self.process, self.variance, self.bound, self.bound_weight, self.value_range)
+        return bound_columns(
+            self.process, self.variance, self.bound, self.bound_weight, self.value_range, self.bound_cdf
+        )
 
     @cached_property
     def timestep_sampler(self) -> DiscreteTimestepSampler | ContinuousTimestepSampler:

@@ -80,7 +80,7 @@ __all__ = [
 # The options of a training objective in the group `process`.
 _OBJECTIVE = (
     "distance", "label_dropout", "first_t", "weighting", "timestep_sampling", "offset_noise", "input_perturbation",
-    "bound", "bound_weight", "coupling", "path_noise",
+    "bound", "bound_weight", "bound_cdf", "coupling", "path_noise",
 )  # fmt: skip
 
 

@@ -155,6 +155,7 @@ class ProcessSchema:
     variance: str = "fixed"  # of the reverse steps: fixed, or learned_range ... for the bound
     bound: str = "hybrid"  # the variational bound in the loss: hybrid, vlb or kl
     bound_weight: float = 0.001  # weight of the bound in hybrid
+    bound_cdf: str = "exact"  # the normal distribution function in the bound: exact, or tanh as in the code of DiT
     # whether the network also predicts the uncertainty of its loss; one of EDM2 does by model.logvar_channels
     uncertainty: bool = False
     # the values of black and white that the network sees

@@ -99,6 +99,44 @@ def test_the_bound_is_the_paper_s(schedule, prediction, variance):
     np.testing.assert_allclose(got, np.array(wanted) * len(betas) / math.log(2), rtol=1e-10)
 
 
+# -log of the probability of these bytes in the code of DiT (diffusion/diffusion_utils.py, ed81ce2), whose normal
+# distribution has this mean, as an offset from the pixel, and the logarithm of this standard deviation.
+BYTES, OFFSETS = np.array([0, 1, 77, 128, 254, 255.0]), np.array([0.02, -0.01, 0.003, 0.05, 0.004, -0.03])
+OF_DIT = {
+    -3.0: [0.9851608668878572, 2.7883193577189567, 2.7699141393146376, 3.27213663420863, 2.771330079857587,
+           1.2031465768249516],
+    -5.0: [4.785840459265693, 1.8060889490642351, 0.9110914383347982, 27.631021115928547, 0.9799890752261482,
+           10.313264120490901],
+}  # fmt: skip
+
+
+def decoder_of_bytes(losses_of, log_std: float) -> np.ndarray:
+    """Return the bits of the bytes, each an image of one pixel, by a function of (batch, residual, no variance)."""
+    objective = Objective(Process(linear(1000)), 0)
+    images = (BYTES / 127.5 - 1)[:, None, None, None]
+    batch = objective.batch(images, np.zeros(6), np.arange(6), np.float64)
+    table = bound_columns(Process(linear(1000)), "learned_range", "kl", cdf="tanh")[np.zeros(6, int)]
+    for name, value in {"offset": 2 * log_std, "scale": 0.0, "error": 1.0, "half_bin": 1 / 255, "weight": 1.0}.items():
+        table[:, VARIATIONAL.index(name)] = value
+    residual = OFFSETS[:, None, None, None]
+    return losses_of(replace(batch, variational=table), residual)
+
+
+@pytest.mark.parametrize("log_std", OF_DIT)
+def test_the_decoder_with_tanh_is_that_of_dit(log_std):
+    got = decoder_of_bytes(lambda batch, r: losses.variational_bound(batch, r, r, r[..., :0]), log_std)
+    np.testing.assert_allclose(got, OF_DIT[log_std], rtol=1e-12)
+
+
+def test_tanh_changes_the_decoder_alone_and_opens_its_bins_where_dit_does():
+    one, other = (
+        Objective(Process(linear(9)), 0, variance="learned_range", bound_cdf=cdf) for cdf in ("exact", "tanh")
+    )
+    assert one.variational.shape[1] == 8 and other.variational.shape[1] == 9
+    np.testing.assert_array_equal(one.variational[:, [0, 1, 2, 3, 6, 7]], other.variational[:, [0, 1, 2, 3, 6, 7]])
+    np.testing.assert_allclose(other.variational[:, 4:6], [[-0.999, 0.999]] * 9, rtol=1e-15)
+
+
 def test_hybrid_is_the_simple_loss_plus_a_thousandth_of_the_bound():
     """Eq. 16: RESCALED_MSE of the published code weights the bound in bits by T/1000."""
     case = cases.LOSSES[0]
@@ -264,6 +302,8 @@ def test_checkpoints_keep_the_loss_history(tmp_path):
     ({"variance": "learned", "bound_weight": 0.0}, "process.bound_weight: 0.0 was given; it must be a positive number"),
     ({"variance": "fixed_small"}, "process.bound: hybrid was given with .*=fixed_small, .* use .*vlb or kl"),
     ({"bound": "vlb"}, "process.bound: vlb was given, but process.variance=fixed trains without the bound; use"),
+    ({"variance": "learned", "bound_cdf": "tan"}, "process.bound_cdf: 'tan' was given; it must be one of exact, tanh"),
+    ({"bound_cdf": "tanh"}, "process.bound_cdf: tanh was given, but process.variance=fixed trains without the bound"),
     ({"bound": "hybird"}, "process.bound: 'hybird'.*Did you mean 'hybrid'"),
     ({"bound_weight": 0.5}, "process.bound_weight: 0.5 was given, but process.variance=fixed ignores it"),
     ({"variance": "fixed_large", "bound": "kl", "bound_weight": 0.5}, "bound_weight: 0.5 .* process.bound=kl ignores"),

@@ -171,25 +171,33 @@ def _normal_cdf(x: Array) -> Array:
     return 0.5 * np.vectorize(math.erfc, otypes=[np.float64])(-math.sqrt(0.5) * x)
 
 
+def _tanh_cdf(x: Array) -> Array:
+    return 0.5 * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
 def variational_bound(batch: TrainBatch, residual: Array, detached: Array, variance: Array) -> Array:
     """Return the weighted variational bound of each image; see `backend.interface.TrainBatch`."""
-    *columns, weight = batch.variational.astype(np.float64).T
-    offset, scale, error, half_bin, lowest, highest, mean_gradient = (column[:, None, None, None] for column in columns)
+    columns = batch.variational.astype(np.float64).T
+    pixels, weight, cdf = columns[:7, :, None, None, None], columns[7], _tanh_cdf if len(columns) > 8 else _normal_cdf
+    offset, scale, error, half_bin, lowest, highest, mean_gradient = pixels
     u = offset + scale * variance if variance.shape[-1] else offset  # a fixed variance needs no output
     e = error * (detached + mean_gradient * (residual - detached))
     divergence = 0.5 * (u + np.expm1(-u) + np.exp(-u) * e**2)
     bits = divergence
     if np.any(decoded := half_bin.ravel() > 0):
-        bits[decoded] = _decoder_bits(batch.images[decoded], *(a[decoded] for a in (u, e, half_bin, lowest, highest)))
+        inputs = (a[decoded] for a in (u, e, half_bin, lowest, highest))
+        bits[decoded] = _decoder_bits(cdf, batch.images[decoded], *inputs)
     return weight * bits.mean(axis=(1, 2, 3))
 
 
-def _decoder_bits(images: Array, u: Array, e: Array, half_bin: Array, lowest: Array, highest: Array) -> Array:
+def _decoder_bits(
+    cdf: Callable[[Array], Array], images: Array, u: Array, e: Array, half_bin: Array, lowest: Array, highest: Array
+) -> Array:
     """Return -log of the probability of the byte of each pixel, see `variational_bound`."""
     # Mirror the bin so that its far or open side is at minus infinity, where probabilities are small numbers.
     black, white = images < lowest, images > highest
     e = np.where(black, e, np.where(white, -e, np.abs(e)))
     narrow = np.exp(-0.5 * u)
-    beyond = np.where(black | white, 0.0, _normal_cdf(-narrow * (half_bin + e)))
-    probability = _normal_cdf(narrow * (half_bin - e)) - beyond
+    beyond = np.where(black | white, 0.0, cdf(-narrow * (half_bin + e)))
+    probability = cdf(narrow * (half_bin - e)) - beyond
     return -np.log(np.maximum(probability, MIN_PROBABILITY))

@@ -95,6 +95,7 @@ LOSSES: tuple[LossCase, ...] = (
     LossCase("uncertain huber", "v", {"uncertainty": True, "distance": "huber"}),
     LossCase(
         "hybrid of v, uncertain and self-conditioned", "v",
-        {"variance": "learned_range", "bound_weight": 0.2, "uncertainty": True, "self_conditioned": True},
+        {"variance": "learned_range", "bound_weight": 0.2, "bound_cdf": "tanh", "uncertainty": True,
+         "self_conditioned": True},
     ),
 )  # fmt: skip
