@@ -3,7 +3,9 @@
     non_finite/000000012800/        images seen before the step
         weights.safetensors ...     a checkpoint of that moment, see `checkpoint`
         batch.safetensors           the batch of all processes together
-        step.json                   learning rate, decays, optimiser, distance, loss, gradient norm, hash of the file
+        teacher.safetensors         the weights of the teacher, of a method that has one
+        step.json                   learning rate, decays, optimiser, distance or training method, loss, gradient norm,
+                                    hash of the file
 
 The trainer makes no update that is not finite (`backend.interface.Trainer`), so its state when the loss is read is that
 before the step. The random numbers of the step are in the batch; those of dropout are a function of its key and its
@@ -30,11 +32,12 @@ from diffusion_core.backend.interface import (
     TrainBatch,
     TrainerState,
 )
+from diffusion_core.backend.target import Target
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.files.atomic import pack_safetensors, write_atomically
 from diffusion_core.files.safe_read import file_errors, read_json
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.networks.weights import Weights
+from diffusion_core.networks.weights import Weights, check_weights
 from diffusion_core.optim import Optimiser, make_optimiser, optimiser_options
 from diffusion_core.optim.adam import Adam
 from diffusion_core.runs.checkpoint import (
@@ -47,6 +50,8 @@ from diffusion_core.runs.checkpoint import (
 )
 from diffusion_core.runs.run_directory import write_json
 from diffusion_core.training.loop import NonFiniteStep
+from diffusion_core.training.objective import Objective
+from diffusion_core.training.targets import TrainedNetwork
 
 __all__ = [
     "MAX_SKIPPED_BUNDLES",
@@ -71,7 +76,7 @@ class FailureBundle:
         moment: the state of the run before the step.
         batch: of the step.
         optimiser: the optimiser.
-        distance: of the loss.
+        distance: of the loss; or the target of a training method.
         lr: the learning rate.
         decays: of the averages.
         loss: of the step; NaN and the infinities are distinguished.
@@ -83,7 +88,7 @@ class FailureBundle:
     moment: Checkpoint
     batch: TrainBatch
     optimiser: Optimiser
-    distance: str
+    distance: str | Target
     lr: float
     decays: tuple[float, ...]
     loss: float
@@ -136,6 +141,8 @@ def save_bundle(
     optimiser: Optimiser,
     distance: str,
     notes: Mapping[str, Any],
+    objective: Mapping[str, Any] | None = None,
+    teacher: tuple[DiffusionModel, Weights] | None = None,
 ) -> Path:
     """Write a bundle under `parent` and return its path.
 
@@ -149,6 +156,8 @@ def save_bundle(
         optimiser: the optimiser.
         distance: of the loss.
         notes: as of `Checkpoint`; the backend and the precision must be in it.
+        objective: name and options of a training method whose target needs the network; None for the regression.
+        teacher: the network and the weights of its teacher.
 
     Raises:
         DuetError: if it cannot be written.
@@ -172,6 +181,14 @@ def save_bundle(
         "batch_bytes": len(content),
         "batch_sha256": hashlib.sha256(content).hexdigest(),
     }
+    if objective is not None:
+        facts["objective"] = dict(objective)
+    if teacher is not None:
+        model, weights = teacher
+        content = pack_safetensors(weights)
+        write_atomically(path / "teacher.safetensors", content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        facts["teacher"] = {"problem": model.to_dict(), "bytes": len(content), "sha256": sha256}
     write_json(path / "step.json", facts | {"sha256": hash_entries(facts)})
     return path
 
@@ -198,6 +215,8 @@ def load_bundle(path: str | Path) -> FailureBundle:
         if distance not in (*DISTANCES, CROSS_ENTROPY):
             raise one_of("distance", distance, (*DISTANCES, CROSS_ENTROPY))
         moment.model.check_distance(distance)
+        if step.get("objective") is not None:
+            distance = _target(path, step, moment)
         optimiser, lr = make_optimiser(**(step.get("optimiser") or step["adam"])), float(step["lr"])
         loss, grad_norm = float(step["loss"]), float(step["grad_norm"])
         sha256, size, micro_batches = str(step["batch_sha256"]), int(step["batch_bytes"]), step.get("pieces", 1)
@@ -208,7 +227,7 @@ def load_bundle(path: str | Path) -> FailureBundle:
             raise one_of("precision", precision, PRECISIONS)
     with file_errors(path / "batch.safetensors"):
         arrays = read_arrays(path / "batch.safetensors", sha256, size)
-        _check_batch(arrays, moment.model)
+        _check_batch(arrays, moment.model, distance)
     with file_errors(path / "step.json"):
         images = arrays["label"].size
         if type(micro_batches) is not int or micro_batches < 1 or images % micro_batches:
@@ -222,7 +241,21 @@ def load_bundle(path: str | Path) -> FailureBundle:
     return FailureBundle(moment, TrainBatch(**arrays), optimiser, distance, lr, decays, loss, grad_norm, micro_batches)
 
 
-def _check_batch(arrays: Mapping[str, NDArray], model: DiffusionModel) -> None:
+def _target(path: Path, step: Mapping[str, Any], moment: Checkpoint) -> Target:
+    """Return the target of the training method of a bundle, with its teacher."""
+    teacher, stored = None, step.get("teacher")
+    if stored is not None:
+        model = DiffusionModel.from_dict(stored["problem"])
+        weights = read_arrays(path / "teacher.safetensors", stored["sha256"], int(stored["bytes"]))
+        check_weights(model.program, weights, str(path / "teacher.safetensors"))
+        teacher = TrainedNetwork(model.process, model.program, weights, model.spec.image_shape)
+    target = Objective.for_model(moment.model, moment.seed, teacher, objective=step["objective"]).loss
+    if not isinstance(target, Target):
+        raise DuetError(f"objective: {step['objective']} was given; it must be a training method")
+    return target
+
+
+def _check_batch(arrays: Mapping[str, NDArray], model: DiffusionModel, distance: str | Target) -> None:
     """Refuse arrays that are not a batch for a model.
 
     Raises:
@@ -234,6 +267,8 @@ def _check_batch(arrays: Mapping[str, NDArray], model: DiffusionModel) -> None:
         columns = arrays["variational"].shape[-1:] if "variational" in arrays else ()
         own["variational"] = columns if columns == (len(VARIATIONAL) + 1,) else (len(VARIATIONAL),)
     own |= {"self_conditioning": (len(SELF_CONDITIONING),)} if program.self_conditioned else {}
+    if isinstance(distance, Target):
+        own |= {"columns": (len(distance.columns),), "times": (len(distance.times),)}
     integers = {"label": np.int32, "positions": np.int64, "dropout_key": np.int64}
     expected = [f.name for f in fields(TrainBatch) if f.default is not None or f.name in own]
     if sorted(expected) != sorted(arrays):
@@ -242,7 +277,11 @@ def _check_batch(arrays: Mapping[str, NDArray], model: DiffusionModel) -> None:
     for name, array in arrays.items():
         shape = (2,) if name == "dropout_key" else (images, *own.get(name, ()))
         types = (
-            (integers[name],) if name in integers else (np.float64,) if name == "c_noise" else (np.float32, np.float64)
+            (integers[name],)
+            if name in integers
+            else (np.float64,)
+            if name in ("c_noise", "times")
+            else (np.float32, np.float64)
         )
         if array.shape != shape or array.dtype not in types:
             raise DuetError(

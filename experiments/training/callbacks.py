@@ -5,11 +5,13 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend.interface import Backend, Network, Trainer
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.own import OwnSpec
 from diffusion_core.networks.weights import Weights
 from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
@@ -159,8 +161,6 @@ class RunCallbacks:
     def on_non_finite(self, step: NonFiniteStep) -> str:
         """Store a failure bundle, and return how to replay it."""
         setup, folder = self.setup, self.run.path / "non_finite"
-        if setup.objective.training_method is not None:
-            return f"; a step of objective={setup.objective.objective['name']} is not stored"
         if not should_keep(folder, step):
             return ""
         # The whole batch, whichever part of it this process computes.
@@ -168,11 +168,19 @@ class RunCallbacks:
         notes = computed_by(setup, self.backend) | {"seed": setup.seed, "config": self.config}
         path = save_bundle(
             folder, step, setup.model, setup.seed, self.trainer.state(), batch, setup.optimiser,
-            setup.objective.distance, notes,
+            setup.objective.distance, notes, *self._method(),
         )  # fmt: skip
         spec = setup.model.spec
         own = f" network={spec.reference}" if isinstance(spec, OwnSpec) else ""
         return f"; to examine it: python3 -m duet replay backend={setup.backend.name} bundle={path}{own}"
+
+    def _method(self) -> tuple[dict[str, Any] | None, tuple[DiffusionModel, Weights] | None]:
+        """Return the training method of the run with its options, and the teacher of its target, for a bundle."""
+        method, teacher = self.setup.objective.training_method, self.setup.teacher
+        if method is None:
+            return None, None
+        taught = (teacher.model, teacher.network.weights) if method.needs_teacher else None
+        return {"name": method.name} | method.options, taught
 
     def on_sample(self, images_seen: int) -> None:
         """Draw the samples of an intermediate moment; a signal that arrives meanwhile stops the run after it."""

@@ -16,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend import reference
-from diffusion_core.backend.interface import Trainer
+from diffusion_core.backend.interface import TrainBatch, Trainer, TrainerState
+from diffusion_core.backend.reference.target import target_activations
+from diffusion_core.backend.target import Target
 from diffusion_core.common.errors import DuetError
 from diffusion_core.networks.own import OwnSpec
+from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import parameter_count
 from diffusion_core.optim.adam import global_norm
 from diffusion_core.runs.failure_bundle import (
@@ -132,7 +135,7 @@ def replay_step(
         values = trainer.activations(batch)
         is_own = isinstance(moment.model.spec, OwnSpec)
         if not is_own and parameter_count(program) <= _MAX_REFERENCE_PARAMETERS:
-            expected = reference.activations(program, moment.state.weights, batch, bundle.distance)
+            expected = _reference(program, moment.state, batch, bundle.distance)
         places = [place for place in failure_locations(bundle, values, loss, gradients) if place.lost]
     first = next(iter(places), None)
     report = Path(path) / f"replay-{backend.name}-{backend.precision}.json"
@@ -144,6 +147,15 @@ def replay_step(
     }  # fmt: skip
     write_json(report, facts)
     return replay
+
+
+def _reference(
+    program: Program, state: TrainerState, batch: TrainBatch, distance: str | Target
+) -> Mapping[str, NDArray]:
+    """Return what the reference computes for the blocks and the loss of each image."""
+    if isinstance(distance, Target):
+        return target_activations(program, state.weights, batch, distance, state.averages[-1])
+    return reference.activations(program, state.weights, batch, distance)
 
 
 def _choose_images(bundle: FailureBundle, trainer: Trainer, most: int) -> NDArray[np.int64]:

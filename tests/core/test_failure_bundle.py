@@ -14,9 +14,11 @@ from test_checkpoint import MODEL, assert_same, moment
 
 from diffusion_core.backend import reference
 from diffusion_core.backend.interface import TrainBatch
+from diffusion_core.backend.reference.target import target_losses
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset, Loader
 from diffusion_core.files.atomic import pack_safetensors
+from diffusion_core.networks.weights import initial_weights
 from diffusion_core.optim.adam import Adam
 from diffusion_core.runs.checkpoint import hash_entries, load_checkpoint
 from diffusion_core.runs.failure_bundle import (
@@ -29,6 +31,7 @@ from diffusion_core.runs.failure_bundle import (
 )
 from diffusion_core.training.loop import NonFiniteStep, make_batch
 from diffusion_core.training.objective import Objective
+from diffusion_core.training.targets import TrainedNetwork
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)
 LOADER = Loader(Dataset(IMAGES, np.zeros(8, int), ("a",), "toy"), seed=3)
@@ -60,6 +63,32 @@ def test_a_bundle_is_read_back_exactly(tmp_path):
     assert found.batch.arrays.keys() == batch().arrays.keys()
     for name, array in batch().arrays.items():
         assert found.batch.arrays[name].tobytes() == array.tobytes()
+
+
+def test_a_bundle_keeps_the_training_method_and_its_teacher(tmp_path):
+    teacher = replace(MODEL, schedule={"name": "edm"}, prediction="edm")
+    student = replace(teacher, boundary=0.002, time_scale=1000.0)
+    weights = initial_weights(teacher.program, 7)
+    taught = TrainedNetwork(teacher.process, teacher.program, weights, teacher.spec.image_shape)
+    method = {"name": "consistency_distillation", "solver": "euler"}
+    objective = Objective.for_model(student, 3, taught, objective=method)
+    given, notes = make_batch(LOADER, objective, 1280, 4), moment().notes | NOTES
+    options = objective.training_method.options | method
+    path = save_bundle(
+        tmp_path, STEP, student, 3, moment().state, given, ADAM, "mse", notes, options, (teacher, weights)
+    )
+    found = load_bundle(path)
+    assert found.distance == objective.loss and found.batch.arrays.keys() == given.arrays.keys()
+    for name, array in given.arrays.items():
+        assert found.batch.arrays[name].tobytes() == array.tobytes(), name
+    wanted, got = (
+        target_losses(student.program, found.moment.state.weights, given, target)[0]
+        for target in (objective.loss, found.distance)
+    )
+    np.testing.assert_array_equal(got, wanted)
+    (path / "teacher.safetensors").write_bytes(pack_safetensors({n: w + 1 for n, w in weights.items()}))
+    with pytest.raises(DuetError, match=r"teacher.safetensors: it is corrupt"):
+        load_bundle(path)
 
 
 def test_weights_that_are_not_finite_are_read_only_as_part_of_a_bundle(tmp_path):

@@ -114,6 +114,24 @@ def test_the_validation_loss_of_a_run_is_that_of_its_evaluation(teacher, backend
 
 
 @pytest.mark.backend
+def test_a_step_that_is_not_finite_is_stored_and_replayed(teacher, backend_name, tmp_path):
+    given = (
+        *words("consistency_distillation", teacher),
+        "lr.peak=1e200",
+        "optimiser.clip=null",
+        "validation.part=none",
+    )
+    code, _, err = call("train", f"backend={backend_name}", f"hydra.run.dir={tmp_path / 'run'}", *given)
+    assert code == 2 and "to examine it: python3 -m duet replay" in err
+    (bundle,) = (tmp_path / "run" / "non_finite").iterdir()
+    code, said, err = call("replay", f"backend={backend_name}", f"bundle={bundle}", "backend.threads=1")
+    assert code == 0 and "it happens again" in said, err
+    report = read_json(bundle / f"replay-{backend_name}-float32.json")
+    assert report["reproduced"] and report["first"]["kind"] != "batch"
+    assert "reference" in said
+
+
+@pytest.mark.backend
 def test_a_network_of_two_times_trains_and_samples(backend_name, tmp_path):
     train(tmp_path / "run", backend_name, *words("mean_flow"), "process.label_dropout=0.2", "trainer.images=32")
     losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]

@@ -15,7 +15,9 @@ from diffusion_core.backend.reference.table import Array
 from diffusion_core.backend.target import GIVEN, MIN_SQUARES, Distance, Pass, Sum, Target, Unit, run
 from diffusion_core.networks.program import Program, Training
 
-__all__ = ["derivative", "evaluation_losses", "scored", "target_losses", "target_values", "weighted"]
+__all__ = [
+    "derivative", "evaluation_losses", "scored", "target_activations", "target_losses", "target_values", "weighted",
+]  # fmt: skip
 
 # F of the network of a pass, as a function of (pass, x, c_noise, second_time).
 Evaluate = Callable[[Pass, Array, Array, Array], Array]
@@ -125,6 +127,7 @@ def target_losses(
     target: Target,
     average: Mapping[str, NDArray] | None = None,
     frozen: Mapping[str, NDArray] | None = None,
+    values: dict[str, Array] | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Return (the loss of each image, with shape (B,); new running statistics by name) of a training step.
 
@@ -135,6 +138,7 @@ def target_losses(
         target: see `target`.
         average: the weights of the average; None means `weights`.
         frozen: the weights of the parts that have no gradient, as for `reference.per_image_losses`.
+        values: filled with the value of each block in the pass with a gradient if it is given.
     """
     frozen = weights if frozen is None else frozen
     average = frozen if average is None else average
@@ -148,25 +152,37 @@ def target_losses(
 
         def output(x: Array, c_noise: Array, second: Array) -> Array:
             inputs = x, c_noise, label, features
+            # The first call is at the inputs of the pass; others are those of its differences.
+            training.values = values if step.gradient and values == {} else None
             times = None if step.second_time is None else second
             result = forward(network, network_weights, *inputs, second_time=times, training=mode)
             if step.gradient:
-                statistics.update(training.statistics)
+                for name, value in training.statistics.items():
+                    statistics.setdefault(name, value)
             return result
 
         return output
 
-    def values(live: Mapping[str, NDArray]) -> dict[str, Array]:
+    def known_with(live: Mapping[str, NDArray]) -> dict[str, Array]:
         def of(step: Pass, *inputs: Array) -> Array:
             own = average if step.network == "average" else live if step.gradient else frozen
             return evaluate(step, own)(*inputs)
 
         return target_values(target, batch, of)
 
-    live = values(weights)
-    fixed = live if frozen is weights else values(frozen)
+    live = known_with(weights)
+    fixed = live if frozen is weights else known_with(frozen)
     residual, detached = (known[target.prediction] - fixed[target.target] for known in (live, fixed))
     return weighted(target, batch, live, scored(target.distance, residual, detached)), statistics
+
+
+def target_activations(
+    program: Program, weights: Mapping[str, NDArray], batch: TrainBatch, target: Target, average: Mapping[str, NDArray]
+) -> dict[str, Array]:
+    """Return what `losses.activations` returns, for a target: the blocks are those of its pass with a gradient."""
+    values: dict[str, Array] = {}
+    losses, _ = target_losses(program, weights, batch, target, average, values=values)
+    return values | {"losses": losses}
 
 
 def evaluation_losses(networks: Mapping[str, Network], batch: TrainBatch, target: Target) -> Array:
