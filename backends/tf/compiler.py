@@ -6,13 +6,15 @@ needs both.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import tensorflow as tf
 
 from diffusion_core.common.text import first_line
 
-__all__ = ["COMPILER", "compile_obstacle", "explain"]
+__all__ = ["COMPILER", "compile_obstacle", "explain", "inlined_functions"]
 
 COMPILER = "XLA"
 # Words in the messages of errors that come from the compiler, not from the values of a computation.
@@ -40,3 +42,14 @@ def explain(error: Exception) -> str | None:
     if not any(word in error.message.lower() for word in _WORDS):
         return None
     return first_line(error.message)
+
+
+@contextmanager
+def inlined_functions() -> Iterator[None]:
+    """Trace a `tf.function` within a network as a part of its caller; alone it has no derivative along a direction."""
+    before = tf.config.functions_run_eagerly()
+    tf.config.run_functions_eagerly(True)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(before)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from backends.tf import magnitude as _magnitude  # noqa: F401  fills MODULES
 from backends.tf import tokens as _tokens  # noqa: F401  fills MODULES
+from backends.tf.compiler import inlined_functions
 from backends.tf.device import DeviceContext
 from backends.tf.module import MODULES, Module, convolve, from_canonical, to_canonical
 from backends.tf.random import random_words
@@ -469,7 +470,7 @@ class Network(tf.Module):
         training: Training | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Return F at (x, c_noise, second_time), and its derivative along a direction."""
-        with tf.autodiff.ForwardAccumulator(at, direction) as accumulator:
+        with inlined_functions(), tf.autodiff.ForwardAccumulator(at, direction) as accumulator:
             output = self.apply_program(at[0], at[1], label, features, None, at[2], training)
         return output, accumulator.jvp(output, tf.UnconnectedGradients.ZERO)
 

@@ -69,7 +69,7 @@ class Own(Module):
         owned = self.block.parameters()
         with tf.device(context.device):
             if is_lazy(self.called.held):
-                self._call(*self._example(), None)
+                self._call(*self._example(), training=None)
             if owned and isinstance(self.called.held, tf.Module):
                 self.called = Handle(copy_module(self.called.held))
             found = arrays_of(self.called.held)
@@ -103,10 +103,16 @@ class Own(Module):
         return nullcontext()
 
     def __call__(
-        self, x: tf.Tensor, c_noise: tf.Tensor, label: tf.Tensor, features: tf.Tensor, training: Training | None
+        self,
+        x: tf.Tensor,
+        c_noise: tf.Tensor,
+        label: tf.Tensor,
+        features: tf.Tensor,
+        *second_time: tf.Tensor,
+        training: Training | None,
     ) -> tf.Tensor:
         """Call the network; return its output as images b h w c."""
-        output = tf.convert_to_tensor(self._call(x, c_noise, label, features, training))
+        output = tf.convert_to_tensor(self._call(x, c_noise, label, features, *second_time, training=training))
         if self.block.logits:
             return output
         if output.shape.rank is None or None in output.shape[1:]:  # the graph of a function may not know its shape
@@ -118,19 +124,23 @@ class Own(Module):
         """Return the inputs of a first call."""
         x = tf.zeros([1, *to_image_shape(self.block.shape, self.block.layout)], self.context.dtype)
         length = max((columns.stop for columns in self.block.feature_slices.values()), default=0)
-        return x, tf.zeros([1], tf.float64), tf.zeros([1], tf.int32), tf.zeros([1, length], self.context.dtype)
+        features, time = tf.zeros([1, length], self.context.dtype), tf.zeros([1], tf.float64)
+        return x, time, tf.zeros([1], tf.int32), features, *([time] if "second_time" in self.node.inputs else [])
 
     def _output_shape(self) -> tuple[int, ...]:
         """Return the shape of the output for one sample, in the network's layout."""
         shape, outputs = self.block.shape, self.block.outputs
         return (outputs, *shape[1:]) if self.block.layout == "channels_first" else (*shape[:-1], outputs)
 
-    def _values(self, x: tf.Tensor, c_noise: tf.Tensor, label: tf.Tensor, features: tf.Tensor) -> dict[str, tf.Tensor]:
+    def _values(
+        self, x: tf.Tensor, label: tf.Tensor, features: tf.Tensor, times: Mapping[str, tf.Tensor]
+    ) -> dict[str, tf.Tensor]:
         """Return everything that the network can be given."""
         block, dtype = self.block, self.context.dtype
-        t = tf.cast(tf.round(c_noise), tf.int32) if block.time == "int" else tf.cast(c_noise, dtype)
-        t = t[:, None] if block.time == "column" else t
-        values = {"x": to_own(x, block.shape, block.layout), "t": t, "label": label}
+        values = {"x": to_own(x, block.shape, block.layout), "label": label}
+        for name, t in times.items():
+            t = tf.cast(tf.round(t), tf.int32) if block.time == "int" else tf.cast(t, dtype)
+            values[name] = t[:, None] if block.time == "column" else t
         if "one_hot" in self.arguments.values:
             values["one_hot"] = tf.one_hot(label - block.first_label, block.classes, dtype=dtype)
         for (name, shape, kind), columns in zip(block.conditions, block.feature_slices.values(), strict=True):
@@ -139,10 +149,16 @@ class Own(Module):
         return values
 
     def _call(
-        self, x: tf.Tensor, c_noise: tf.Tensor, label: tf.Tensor, features: tf.Tensor, training: Training | None
+        self,
+        x: tf.Tensor,
+        c_noise: tf.Tensor,
+        label: tf.Tensor,
+        features: tf.Tensor,
+        *second_time: tf.Tensor,
+        training: Training | None,
     ) -> Any:
         """Return the output of the network, in its own layout."""
-        values = self._values(x, c_noise, label, features)
+        values = self._values(x, label, features, self.block.times(c_noise, *second_time))
 
         def network(*positional: Any, **keywords: Any) -> Any:
             packed, training_mode = self.arguments.packed, training is not None
@@ -313,7 +329,9 @@ def _call(network: Any, positional: tuple[Any, ...], keywords: dict[str, Any], p
 
 @contextmanager
 def _explain_errors(reference: str) -> Iterator[None]:
-    """Say what to change in a network that cannot be made into a graph, or whose random numbers do not repeat."""
+    """Say what to change in a network that cannot be made into a graph or differentiated along a direction, or whose
+    random numbers do not repeat.
+    """
     try:
         yield
     except tf.errors.OperatorNotAllowedInGraphError as error:
@@ -327,4 +345,11 @@ def _explain_errors(reference: str) -> Iterator[None]:
         raise DuetError(
             f"network {reference}: it draws random numbers without a seed, so a run could not be repeated; use "
             f"keras.layers.Dropout or keras.random, whose seeds Duet sets"
+        ) from error
+    except (AssertionError, LookupError, NotImplementedError, TypeError) as error:
+        if not tf.config.functions_run_eagerly():  # as only `inlined_functions` does, in a derivative along a direction
+            raise
+        raise DuetError(
+            f"network {reference}: the objective differentiates it along a direction, which a step of it does not "
+            f"allow ({type(error).__name__}); leave out tf.cond, tf.map_fn and tf.recompute_grad"
         ) from error

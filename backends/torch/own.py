@@ -72,16 +72,25 @@ class Own(Module):
             for module, was_training in before:
                 module.training = was_training
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor, features: Tensor, training: Training | None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        label: Tensor,
+        features: Tensor,
+        *second_time: Tensor,
+        training: Training | None,
+    ) -> Tensor:
         """Call the network; return its output as images b c h w."""
-        values = self._values(x, c_noise, label, features)
+        values = self._values(x, label, features, self.block.times(c_noise, *second_time))
         if not self.names:
             # The loss of an own loop: the module is in the mode that its owner chose, and draws as `duet.train` does.
             draws = training is not None and any(module.training for module in _modules(self.called))
             with _seeded(training, self.context) if draws else nullcontext():
                 output = self.block.call(self.called, values)
         else:
-            output = self._call_owned(values, training)
+            with _explain_errors(self.block.reference):
+                output = self._call_owned(values, training)
         if not isinstance(output, Tensor):
             raise DuetError(
                 f"network {self.block.reference}: it returned an object of type {type(output).__name__}; it must "
@@ -99,6 +108,8 @@ class Own(Module):
         if training is not None:  # a module may update its buffers in place
             tensors |= {name: tensors[name].clone() for name in buffers}
         held = {**self.constants, **tensors}
+        if training is not None and self.block.batch_statistics:  # their counter is updated in place, too
+            held |= {name: tensor.clone() for name, tensor in self.constants.items() if not tensor.is_floating_point()}
         held |= {other: held[name] for other, name in self.ties.items()}
         checks = training is not None and not self.is_checked and not torch.compiler.is_compiling()
         before = {name: tensor.clone() for name, tensor in self.constants.items()} if checks else {}
@@ -118,14 +129,15 @@ class Own(Module):
         self.is_checked = self.is_checked or checks
         return output
 
-    def _values(self, x: Tensor, c_noise: Tensor, label: Tensor, features: Tensor) -> dict[str, Tensor]:
+    def _values(self, x: Tensor, label: Tensor, features: Tensor, times: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return copies of the inputs that the network takes."""
         block, taken = self.block, self.arguments.values
         # In half precision, timesteps would be rounded.
         floats = torch.promote_types(self.dtype, torch.float32)
-        t = c_noise.round().to(torch.int64) if block.time == "int" else c_noise.to(floats)
-        t = t[:, None] if block.time == "column" else t
-        values = {"x": to_own(x, block.shape, block.layout).to(self.dtype), "t": t, "label": label}
+        values = {"x": to_own(x, block.shape, block.layout).to(self.dtype), "label": label}
+        for name, t in times.items():
+            t = t.round().to(torch.int64) if block.time == "int" else t.to(floats)
+            values[name] = t[:, None] if block.time == "column" else t
         if "one_hot" in taken:
             classes = block.first_label + torch.arange(block.classes, device=label.device)
             values["one_hot"] = (label[:, None] == classes).to(self.dtype)
@@ -134,6 +146,21 @@ class Own(Module):
             values[name] = value.to(self.dtype) if kind == "float" else value.round().to(torch.int64)
         # Copies, since a network may change its inputs in place, and other evaluations take them too.
         return {name: values[name].clone() for name in taken}
+
+
+@contextmanager
+def _explain_errors(reference: str) -> Iterator[None]:
+    """Say what to change in a network that has no derivative along a direction."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "functorch" not in str(error) and "forward AD" not in str(error):
+            raise
+        raise DuetError(
+            f"network {reference}: the objective differentiates it along a direction, which a step of it does not "
+            f"allow ({first_line(error)}); give a torch.autograd.Function the methods setup_context and jvp, and leave "
+            f"out checkpointing"
+        ) from error
 
 
 @contextmanager

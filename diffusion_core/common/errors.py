@@ -16,7 +16,7 @@ __all__ = ["DuetError", "OutOfMemory", "name_arguments", "name_keys", "one_of", 
 
 # `trainer.batch` in a message is a configuration key; in Python it is the argument `batch`. A file such as model.npz is
 # neither.
-_GROUPS = "trainer|process|sampler|sample|model|optimiser|lr|ema|data|backend|mode"
+_GROUPS = "trainer|process|sampler|sample|model|optimiser|lr|ema|data|backend|mode|network_call"
 _SUFFIXES = "npz|npy|pt|pth|ckpt|bin|safetensors|onnx|json|jsonl|yaml|png|zip|pkl|h5|keras"
 _KEY = re.compile(rf"(?<![\w./-])(?:{_GROUPS})\.(?:options\.)?(?!(?:{_SUFFIXES})\b)(?=[a-z_])")
 _NAME = re.compile(r"(?<![\w./-])(sampler|schedule|ema|split|features|tracker)\.name\b")

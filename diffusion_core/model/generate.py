@@ -161,7 +161,8 @@ def generate(
     if plan.second_time is not None and not network.program.two_times:
         raise DuetError(
             f"sampler {plan.name}: its network reads the length of a step as a second time, which this network does "
-            "not take; use another sampler, or a network of objective=mean_flow or shortcut"
+            "not take; use another sampler, or a network of objective=mean_flow or shortcut; an own network takes it "
+            "by inputs='x, t, h=second_time'"
         )
     dtype = backend.config.host_dtype
     if edit is not None and len(edit.index) != len(labels):

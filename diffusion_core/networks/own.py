@@ -4,6 +4,8 @@ An own network is a program of one block, `Own`, which calls the user's object:
 
     F(c_in x_t, c_noise)  =  network(x, t)   or   network(x, t, label)   or any other order, keyword and layout
 
+and with two times, as for MeanFlow, F(c_in x_t, c_noise, second_time) = network(x, t, h) or network(x, t, r = t - h),
+
 so that samplers, training, moving averages, checkpoints and metrics do not tell it from a network of Duet. What needs
 the blocks of a network (first weights drawn from the seed, the NumPy reference, a hand-over to the other framework,
 ONNX) does not exist for it, and says so.
@@ -24,7 +26,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.networks.builder import NetworkSpec, lower
-from diffusion_core.networks.own_call import LAYOUTS, TIMES, Arguments, CallNames, to_image_shape
+from diffusion_core.networks.own_call import LAYOUTS, SECOND_TIMES, TIMES, Arguments, CallNames, to_image_shape
 from diffusion_core.networks.program import Node, Program
 from diffusion_core.networks.registry import Block, Parameter, Shape, register
 
@@ -199,6 +201,23 @@ class Own(Block):
         ends = np.cumsum([0, *(int(np.prod(shape)) for _, shape, _ in self.conditions)]).tolist()
         return {name: slice(*ends[i : i + 2]) for i, (name, _, _) in enumerate(self.conditions)}
 
+    @property
+    def rounds_times(self) -> bool:  # type: ignore[override]
+        """Whether it takes times as whole numbers."""
+        return self.time == "int"
+
+    @property
+    def reads_end_time(self) -> bool:  # type: ignore[override]
+        """Whether it takes the end of a step, t - second_time."""
+        return "end_time" in self.arguments.values
+
+    @staticmethod
+    def times(c_noise: Any, second_time: Any = None) -> dict[str, Any]:
+        """Return every time that the network can be given, in the precision of c_noise."""
+        if second_time is None:
+            return {"t": c_noise}
+        return {"t": c_noise, "second_time": second_time, "end_time": c_noise - second_time}
+
     def call(self, network: Callable[..., Any], values: Mapping[str, Any]) -> Any:
         """Call a network with those of the values that it takes; return its output.
 
@@ -266,11 +285,11 @@ class Own(Block):
                 f"the same, or have twice the channels to predict a variance; the layout is {self.layout}"
             )
 
-    def output_shape(self, x: Shape, c_noise: Shape, label: Shape, features: Shape) -> Shape:
+    def output_shape(self, x: Shape, c_noise: Shape, label: Shape, features: Shape, *second_time: Shape) -> Shape:
         """Return the shape of the output."""
         return (self.outputs,) if self.logits else (*x[:-1], self.outputs)
 
-    def multiply_adds(self, x: Shape, c_noise: Shape, label: Shape, features: Shape) -> int:
+    def multiply_adds(self, x: Shape, c_noise: Shape, label: Shape, features: Shape, *second_time: Shape) -> int:
         """Raise a `DuetError`: an own network is called, not read."""
         raise DuetError(f"network {self.reference}: the multiply-adds of an own network are unknown")
 
@@ -390,5 +409,6 @@ def _(spec: OwnSpec) -> Program:
     takes_label = spec.takes_label and spec.num_classes
     null_label = spec.num_classes if spec.null_label is None else spec.null_label
     features = max((piece.stop for piece in block.feature_slices.values()), default=0)
-    node = Node(NODE, block, ("x", "c_noise", "label", "features"))
+    times = ("second_time",) if set(SECOND_TIMES) & set(block.arguments.values) else ()
+    node = Node(NODE, block, ("x", "c_noise", "label", "features", *times))
     return Program((node,), null_label if takes_label else None, spec.num_classes, features)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ __all__ = [
     "CLASS_COUNTS",
     "LABEL_NAMES",
     "LAYOUTS",
+    "SECOND_TIMES",
     "TIMES",
     "Arguments",
     "CallNames",
@@ -34,6 +35,7 @@ __all__ = [
     "images_to_samples",
     "infer_inputs",
     "samples_to_images",
+    "second_time_position",
     "time_position",
     "to_image_shape",
 ]
@@ -41,8 +43,10 @@ __all__ = [
 LAYOUTS = ("channels_first", "channels_last")
 # t as floats (B,), as whole numbers (B,), or as floats (B, 1).
 TIMES = ("float", "int", "column")
-# What an own network can be given, besides its conditions.
-VALUES = ("x", "t", "label", "one_hot")
+# What an own network can be given, besides its conditions: `second_time` is the length t - r of MeanFlow, or the
+# exponent of a shortcut's number of steps; `end_time` is t - second_time, the r of MeanFlow.
+VALUES = ("x", "t", "second_time", "end_time", "label", "one_hot")
+SECOND_TIMES = ("second_time", "end_time")
 # Names of parameters of other people's networks that take the class.
 LABEL_NAMES = ("label", "labels", "class_labels", "class_label", "y", "classes", "cls", "c")
 # Names that take t, so that a network called as (t, x) is known by them.
@@ -50,6 +54,11 @@ TIME_NAMES = (
     "t", "ts", "time", "times", "timestep", "timesteps", "sigma", "sigmas", "noise_level", "noise_levels", "log_snr",
     "logsnr",
 )  # fmt: skip
+# Names that take a second time, beside one that takes t: its distance from t, or the time itself.
+SECOND_TIME_NAMES = {
+    **dict.fromkeys(("second_time", "h", "dt", "delta_t", "duration", "step_size", "dt_base"), "second_time"),
+    **dict.fromkeys(("end_time", "r", "t_end", "t_next", "next_t"), "end_time"),
+}
 # Names of parameters that take neither x, t nor the class.
 OTHER_NAMES = (
     "self_cond", "x_self_cond", "x_cond", "mask", "attention_mask", "context", "encoder_hidden_states", "text",
@@ -130,6 +139,13 @@ class Arguments:
         """The values that the network takes."""
         return (*self.positional, *(value for _, value in self.keywords))
 
+    def with_value(self, old: str, new: str) -> Arguments:
+        """Return the same call with one value in place of another."""
+        positional = tuple(new if value == old else value for value in self.positional)
+        return replace(
+            self, positional=positional, keywords=tuple((k, new if v == old else v) for k, v in self.keywords)
+        )
+
     def bind(self, values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the positional and the keyword arguments of a call."""
         positional = tuple(values[name] for name in self.positional)
@@ -162,22 +178,45 @@ def call_names(function: Callable[..., Any]) -> CallNames | None:
 def time_position(names: Sequence[str]) -> int:
     """Return which parameter of a call takes t, by their names: the second, or the first if its name alone says so.
 
+    Names of a second time do not count where three parameters or more are left to choose from.
+
     Example:
         >>> time_position(["x", "t"]), time_position(["sigma", "x", "y"]), time_position(["t", "time"])
         (1, 0, 1)
+        >>> time_position(["z", "r", "t"]), time_position(["x", "h"])
+        (2, 1)
     """
-    return 0 if names[0] in TIME_NAMES and names[1] not in TIME_NAMES else 1
+    second = second_time_position(names)
+    first, other = [i for i in range(len(names)) if i != second][:2]
+    return first if names[first] in TIME_NAMES and names[other] not in TIME_NAMES else other
 
 
-def infer_inputs(names: CallNames | None, with_label: bool | None) -> str:
+def second_time_position(names: Sequence[str]) -> int | None:
+    """Return which parameter of a call takes a second time, by their names; None if none or more than one does.
+
+    Example:
+        >>> second_time_position(["x", "t", "h"]), second_time_position(["z", "r", "t", "y"])
+        (2, 1)
+        >>> second_time_position(["x", "h"]), second_time_position(["x", "h", "y"])
+        (None, None)
+    """
+    found = [i for i, name in enumerate(names) if name in SECOND_TIME_NAMES]
+    others = [name for name in names if name not in SECOND_TIME_NAMES]
+    has_first = len(others) >= 2 and not {*others[:2]} & {*LABEL_NAMES, *OTHER_NAMES}
+    return found[0] if len(found) == 1 and has_first else None
+
+
+def infer_inputs(names: CallNames | None, with_label: bool | None, two_times: bool = False) -> str:
     """Return the arguments of a network from the parameters of a call.
 
-    The first is x and the second t, unless their names say the reverse. A class goes to a parameter whose name says so,
-    or to the third, unless its name says that it takes something else.
+    The first is x and the second t, unless their names say the reverse. A second time goes to a parameter whose name
+    says so, such as ``h``, or ``r`` for the time t - h itself. A class goes to a parameter whose name says so, or to
+    the third, unless its name says that it takes something else.
 
     Args:
         names: (name, whether it must be given) of each parameter, see `call_names`; None if they are unknown.
         with_label: whether the network is given a class; None if only where it must be.
+        two_times: whether a parameter for a second time is given it even if that is optional.
 
     Raises:
         DuetError: if there are too few parameters or too many that must be given, or none for the class.
@@ -194,19 +233,31 @@ def infer_inputs(names: CallNames | None, with_label: bool | None) -> str:
         'x, noise=t'
         >>> infer_inputs(call_names(lambda t, x: x), with_label=None)
         't, x'
+        >>> infer_inputs(call_names(lambda x, t, h, y=None: x), with_label=True)
+        'x, t, second_time, label'
+        >>> infer_inputs(call_names(lambda z, r, t: z), with_label=None)
+        'x, end_time, t'
     """
     advice = "name its arguments, as in duet.adapt(network, inputs='x, t, class_labels=label')"
     if names is None:
-        return "x, t, label" if with_label else "x, t"
+        return ", ".join(["x, t", *(["second_time"] if two_times else []), *(["label"] if with_label else [])])
     by_keyword = {name for name, _, *only in names if any(only)}
-    names = [(name, needed) for name, needed, *_ in names]
-    shown = ", ".join(name for name, _ in names)
-    if len(names) < 2:
+    needed = {name for name, must, *_ in names if must}
+    every = [name for name, *_ in names]
+    shown = ", ".join(every)
+    if len(every) < 2:
         raise DuetError(f"network: it takes ({shown}); Duet gives it x and t; {advice}")
-    required = [name for name, needed in names[2:] if needed]
-    named = [name for name, _ in names[2:] if name in LABEL_NAMES]
-    third = names[2][0] if len(names) == 3 and names[2][0] not in OTHER_NAMES else None
+    position = second_time_position(every)
+    second = None if position is None else every[position]
+    t = every[time_position(every)]
+    first, *rest = [name for name in every if name not in (t, second)]
+    values = {first: "x", t: "t"}
+    if second is not None and (two_times or second in needed):
+        values[second] = SECOND_TIME_NAMES[second]
+    named = [name for name in rest if name in LABEL_NAMES]
+    third = rest[0] if len(rest) == 1 and rest[0] not in OTHER_NAMES else None
     label = named[0] if len(named) == 1 else third
+    required = [name for name in every if name in needed and name not in values]
     if with_label is None:
         with_label = label is not None and required == [label]
     if with_label and label is None:
@@ -216,15 +267,15 @@ def infer_inputs(names: CallNames | None, with_label: bool | None) -> str:
         )
     if set(required) - ({label} if with_label else set()):
         raise DuetError(f"network: it takes ({shown}), and what {required[0]} is given is not clear; {advice}")
-    order = ("tx", "xt")[time_position([name for name, _ in names])]
-    first = [f"{name}={value}" if name in by_keyword else value for (name, _), value in zip(names, order, strict=False)]
-    if names[0][0] in by_keyword:
-        first[1] = f"{names[1][0]}={order[1]}"
-    if not with_label:
-        return ", ".join(first)
-    # By position where it is the third: a name that a framework makes up, as Keras does, differs in every process.
-    is_third = label == names[2][0] and label not in by_keyword
-    return ", ".join([*first, "label" if is_third else f"{label}=label"])
+    if with_label:
+        values[label] = "label"
+    # By position until one is left out: a name that a framework makes up, as Keras does, differs in every process.
+    words, is_positional = [], True
+    for name in every:
+        is_positional = is_positional and name in values and name not in by_keyword
+        if name in values:
+            words.append(values[name] if is_positional else f"{name}={values[name]}")
+    return ", ".join(words)
 
 
 def class_rows(network: Any, embeddings: Sequence[int]) -> int | None:

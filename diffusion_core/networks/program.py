@@ -153,6 +153,16 @@ class Program:
         return any("second_time" in node.inputs for node in self.nodes)
 
     @property
+    def rounds_times(self) -> bool:
+        """Whether a block takes times as whole numbers, by which nothing can be differentiated."""
+        return any(node.block.rounds_times for node in self.nodes)
+
+    @property
+    def reads_end_time(self) -> bool:
+        """Whether a block takes the second time as the end of a step rather than its length."""
+        return any(node.block.reads_end_time for node in self.nodes)
+
+    @property
     def labels(self) -> range:
         """The labels of the real classes: 0 .. K-1, or 1 .. K where 0 means "no class"."""
         first = int(self.null_label == 0 and self.classes > 0)

@@ -91,6 +91,10 @@ class Block(ABC):
     has_training_mode: ClassVar[bool] = False
     # Whether its value for an image depends, in training, on the other images of the batch.
     has_batch_statistics: ClassVar[bool] = False
+    # Whether it takes times as whole numbers, by which nothing can be differentiated; and whether it takes a second
+    # time as the end of a step rather than its length.
+    rounds_times: ClassVar[bool] = False
+    reads_end_time: ClassVar[bool] = False
     # Options that the kind has had later than checkpoints of it: a program does not mention them at their defaults, so
     # that the hash of an older program stays.
     later_options: ClassVar[tuple[str, ...]] = ()

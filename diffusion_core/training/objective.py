@@ -84,7 +84,7 @@ from diffusion_core.networks.program import Program
 from diffusion_core.training.coupling import Coupling, make_coupling
 from diffusion_core.training.path_noise import PathNoise, add_to_path, make_path_noise
 from diffusion_core.training.targets import METHODS, Method, Progress, Setting, TrainedNetwork, make_method
-from diffusion_core.training.targets.method import check_teacher
+from diffusion_core.training.targets.method import check_teacher, check_times
 
 __all__ = ["OPTIONS", "REGRESSION", "Objective", "network_labels"]
 
@@ -275,6 +275,7 @@ class Objective:
             raise DuetError(f"objective: {name} needs the network; make it with Objective.for_model")
         check_teacher(method, self.setting)
         method.check(self.setting)
+        check_times(method, self.setting)
 
     def _check_bound(self) -> None:
         """Refuse options of the variational bound that the loss would ignore."""

@@ -71,7 +71,7 @@ def sample_network(
     _check_times(own, plan)
     spec = own.spec(
         shape[1:], classes=own.known_classes(numbers), with_label=numbers is not None or None, conditions=kinds,
-        learned=plan.learned is not None,
+        two_times=plan.second_time is not None, learned=plan.learned is not None,
     )  # fmt: skip
     check_has_labels(spec, numbers)
     numbers = np.zeros(shape[0], np.int32) if numbers is None else numbers

@@ -16,7 +16,7 @@ from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.optim import OPTIMISERS, Ema, Optimiser, make_ema, make_optimiser
 from diffusion_core.optim.adam import LearningRate
 from diffusion_core.training.loop import TrainingConfig
-from diffusion_core.training.objective import OPTIONS
+from diffusion_core.training.objective import OPTIONS, REGRESSION
 from duet.api.backends import backend_setup
 from duet.api.data import as_loaded
 from duet.api.options import check_types, plain_values, unknown_option
@@ -123,6 +123,8 @@ def train(
 
             run = duet.train(module, duet.process("cosine", "v"), duet.load_dataset("digits"), images=128, batch=64)
     """
+    if isinstance(options.get("objective"), str):
+        options["objective"] = {"name": options["objective"]}
     own = None
     if isinstance(model, DiffusionModel):
         if dataset is not None:
@@ -177,8 +179,9 @@ def own_model(own: OwnNetwork, process: Process, dataset: Dataset, options: dict
             f"use duet.process('cosine', 'v'), or the schedule 'betas' with a list of betas"
         )
     model_options = {name: options.pop(name) for name in _MODEL_OPTIONS if name in options}
-    label_dropout = options.get("label_dropout", 0.0)
-    return own_networks.own_model(own, process, dataset, label_dropout=label_dropout, **model_options)
+    objective = options.get("objective", {}).get("name", REGRESSION)
+    named = {"label_dropout": options.get("label_dropout", 0.0), "objective": objective}
+    return own_networks.own_model(own, process, dataset, **named, **model_options)
 
 
 def make_setup(

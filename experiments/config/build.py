@@ -306,7 +306,8 @@ def training_setup(cfg: DictConfig) -> TrainingSetup:
     if own is not None:
         arguments, rest = _process_options(cfg)
         made = Process(make_schedule(**arguments.pop("schedule")), **arguments)
-        model = own_model(own, made, dataset, label_dropout=process["label_dropout"], **rest)
+        named = {"label_dropout": process["label_dropout"], "objective": objective["name"]}
+        model = own_model(own, made, dataset, **named, **rest)
         with _user_code(own.name):
             own.try_out(model.spec)
     return TrainingSetup.create(

@@ -28,6 +28,8 @@ from diffusion_core.networks import lower
 from diffusion_core.networks.own import Handle, Manifest, OwnSpec
 from diffusion_core.networks.own_call import CLASS_COUNTS, LAYOUTS, TIMES, Arguments, infer_inputs, to_image_shape
 from diffusion_core.runs.checkpoint import Checkpoint
+from diffusion_core.training.objective import REGRESSION
+from diffusion_core.training.targets import METHODS
 from experiments.runtime.options import CONFIGS
 from experiments.runtime.own_files import open_network
 
@@ -113,6 +115,7 @@ class OwnNetwork:
         *,
         classes: int | None = None,
         with_label: bool | None = None,
+        two_times: bool = False,
         conditions: tuple[tuple[str, tuple[int, ...], str], ...] = (),
         out_channels: int | None = None,
         learned: bool = False,
@@ -125,6 +128,7 @@ class OwnNetwork:
             shape: of one sample, in the network's layout.
             classes: number of classes, if the network was adapted without one.
             with_label: whether it is given a class; None if only where its signature demands it.
+            two_times: whether it is given a second time even where its signature makes that optional.
             conditions: (name, shape, type) of further inputs.
             out_channels: channels of the output; None for those of a sample.
             learned: whether the output has as many channels again, for a learned variance.
@@ -139,17 +143,20 @@ class OwnNetwork:
         if inputs is None:
             known = self.manifest.inputs
             with_label = with_label if self.takes_label is None else self.takes_label
-            inputs = infer_inputs(known and [pair for pair in known if pair[0] not in names], with_label)
-            if self.manifest.one_hot:
-                inputs = re.sub(r"\blabel$", "one_hot", inputs)
+            inputs = infer_inputs(known and [pair for pair in known if pair[0] not in names], with_label, two_times)
         arguments = Arguments.parse(inputs, names)
+        if self.inputs is None and self.manifest.one_hot:
+            arguments = arguments.with_value("label", "one_hot")
         inputs = ", ".join([str(arguments), *(f"{name}={name}" for name in names if name not in arguments.values)])
         height, width, channels = to_image_shape(shape, self.layout)
         has_label = {"label", "one_hot"} & set(arguments.values)
         classes = (self.classes if classes is None else classes) if has_label else 0
         manifest = self.manifest
         if owned and manifest.lazy:
-            called = dict(classes=classes, with_label=with_label, conditions=conditions, out_channels=out_channels)
+            called = dict(
+                classes=classes, with_label=with_label, two_times=two_times, conditions=conditions,
+                out_channels=out_channels,
+            )  # fmt: skip
             self.build(self.spec(shape, logits=logits, **called))
             manifest = self.backend.own.read_network(self.network)
         if owned and not any(trained for _, _, trained in manifest.parameters):
@@ -323,7 +330,13 @@ def adapt(
 
 
 def own_model(
-    own: OwnNetwork, process: Process, dataset: Dataset, *, label_dropout: float = 0.0, **options: Any
+    own: OwnNetwork,
+    process: Process,
+    dataset: Dataset,
+    *,
+    label_dropout: float = 0.0,
+    objective: str = REGRESSION,
+    **options: Any,
 ) -> DiffusionModel:
     """Return the model of an own network with a process, for training on a data set.
 
@@ -332,6 +345,7 @@ def own_model(
         process: made by name.
         dataset: its items must fit the network, and its classes if the network is given them.
         label_dropout: the fraction of images trained without their class, for which the network needs a label.
+        objective: the name of the objective; some give the network a second time.
         options: `value_range`, `variance` and `uncertainty` of `DiffusionModel`.
     """
     last = dataset.shape
@@ -355,6 +369,7 @@ def own_model(
     with_label = True if named and classes > 1 and own.can_take_label else None
     spec = own.spec(
         shape, classes=classes, with_label=with_label, conditions=conditions,
+        two_times=objective in METHODS and METHODS[objective].two_times,
         learned=options.get("variance") in LEARNED, owned=True,
     )  # fmt: skip
     return DiffusionModel(

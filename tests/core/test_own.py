@@ -12,10 +12,12 @@ import pytest
 import duet
 from diffusion_core.backend.numpy_backend import NumpyBackend
 from diffusion_core.common.errors import DuetError
+from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import generate, start_noise
-from diffusion_core.networks import lower
+from diffusion_core.networks import OwnSpec, lower
 from diffusion_core.networks.own_call import Arguments, call_names, images_to_samples, infer_inputs, samples_to_images
 from diffusion_core.sampling import SAMPLERS
+from diffusion_core.training.objective import Objective
 
 PROCESS = duet.process("cosine", "v", T=16)
 # Samplers of networks that read two times.
@@ -148,10 +150,63 @@ def test_image_to_image_starts_at_the_noise_of_its_first_row() -> None:
         (lambda *, timestep, x: x, None, "timestep=t, x=x"),
         (lambda t, time: t, None, "x, t"),
         (lambda x, t, x_self_cond=None: x, None, "x, t"),
+        # a second time: the length of a step, or its end
+        (lambda x, t, h: x, None, "x, t, second_time"),
+        (lambda x, t, h, y: x, None, "x, t, second_time, label"),
+        (lambda x, t, y, dt: x, None, "x, t, label, second_time"),
+        (lambda z, r, t: z, None, "x, end_time, t"),
+        (lambda t, x, *, r, y=None: x, True, "t, x, r=end_time, y=label"),
+        (lambda x, t, mask=None, h=None: x, None, "x, t"),
+        (lambda x, h: x, None, "x, t"),
+        (lambda x, h, y: x, None, "x, t, label"),
+        (lambda r, t: r, None, "x, t"),
     ],
 )
 def test_the_arguments_are_read_off_the_signature(function: Any, with_label: bool | None, wanted: str) -> None:
     assert infer_inputs(call_names(function), with_label) == wanted
+
+
+def test_a_second_time_that_is_optional_is_given_where_it_is_needed() -> None:
+    names = call_names(lambda x, t, mask=None, h=None: x)
+    assert infer_inputs(names, None, two_times=True) == "x, t, h=second_time"
+    assert infer_inputs(None, True, two_times=True) == "x, t, second_time, label"
+    assert infer_inputs(call_names(lambda x, t, h=0, r=0: x), None, two_times=True) == "x, t"  # it is not clear
+
+
+@pytest.mark.parametrize("time", ["float", "column"])
+def test_a_network_is_given_both_times_and_the_end_of_a_step(time: str) -> None:
+    process = duet.process("flow_continuous", "flow", time_scale=100.0)
+    plan, seen = duet.samplers.mean_flow(process, steps=4), []
+
+    def network(x: Any, *times: Any) -> Any:
+        seen.append(times)
+        return 0 * x
+
+    duet.sample(network, plan, shape=(2, 5), inputs="x, t, second_time, end_time", time=time)
+    times = np.array(seen)
+    assert times.shape == ((4, 3, 2, 1) if time == "column" else (4, 3, 2))
+    np.testing.assert_allclose(times[:, 0], times[:, 1] + times[:, 2], rtol=1e-15)
+    np.testing.assert_allclose(times[:, 1], 25)
+    duet.sample(network, duet.samplers.heun(process, steps=1), shape=(2, 5), inputs="x, t, second_time")
+    assert not np.any(seen[-1][1])  # zero, where a plan has one time
+
+
+def _two_times(**options: Any) -> DiffusionModel:
+    call = {"shape": (4, 4, 1), "inputs": "x, t, second_time", **options}
+    process = {"time_scale": -1.0, "time_offset": 1.0, "prediction": "velocity_to_data"}
+    process = process if "end" in call["inputs"] else {"prediction": "flow"}
+    return DiffusionModel(OwnSpec(4, 1, 1, reference="mine", **call), {"name": "flow_continuous"}, **process)
+
+
+def test_times_in_a_form_that_a_method_cannot_use_are_refused() -> None:
+    Objective.for_model(_two_times(), objective={"name": "mean_flow"})
+    for options, name, message in (
+        ({"inputs": "x, t"}, "mean_flow", "reads one time; .* as in network_call.inputs='x, t, h=second_time'"),
+        ({"time": "int"}, "mean_flow", "differentiates by the times, .* use network_call.time=float"),
+        ({"inputs": "x, t, end_time"}, "shortcut", "is no difference of times, but .* use network_call.inputs='x, t, "),
+    ):
+        with pytest.raises(DuetError, match=message):
+            Objective.for_model(_two_times(**options), objective={"name": name})
 
 
 def test_a_label_for_no_class_among_classes_that_count_from_one_is_said() -> None:

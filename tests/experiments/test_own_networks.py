@@ -50,6 +50,26 @@ def build(width=4, rows=11):
     return keras.Model([x, t, label], layers.Conv2D(1, 3, padding="same")(h))
 """,
 }
+# The same with a second time.
+TWO_TIMES = {
+    "torch": """
+
+class Flow(Net):
+    def forward(self, x, t, label, h=None):
+        return super().forward(x, t, label) + h[:, None, None, None] * x
+
+def flow():
+    torch.manual_seed(0)
+    return Flow()
+""",
+    "tf": """
+
+def flow():
+    given, h = build(), keras.Input((), name="h")
+    output = given.output + layers.Reshape((1, 1, 1))(h) * given.inputs[0]
+    return keras.Model([*given.inputs, h], output)
+""",
+}
 MORE = """
 
 def broken():
@@ -74,7 +94,7 @@ WORDS = (
 def user(tmp_path_factory, backend_name) -> Path:
     """The file of a user."""
     path = tmp_path_factory.mktemp("user") / "mine.py"
-    path.write_text(FILES[backend_name] + MORE)
+    path.write_text(FILES[backend_name] + TWO_TIMES[backend_name] + MORE)
     (path.parent / "syntax.py").write_text("\ndef build(:\n")
     (path.parent / "script.py").write_text("import sys\nsys.exit(3)\n")
     return path
@@ -154,6 +174,19 @@ def test_samples_need_the_network_and_are_those_of_the_run(run, user, backend_na
     )
     other = call("sample", *words, f"out={tmp_path / 'c'}", f"network={user}:build", "network_options.width=6")
     assert other.code == 2 and "the checkpoint is of another network" in other.err and "(8 differ)" not in other.out
+
+
+def test_a_network_of_two_times_trains_and_samples_mean_flow(user, backend_name, tmp_path):
+    run, network = tmp_path / "run", f"network={user}:flow"
+    words = ("objective=mean_flow", "process=mean_flow", "sampler=mean_flow", "sampler.steps=1", "trainer.images=32")
+    backend, more = f"backend={backend_name}", (*WORDS, *words)
+    done = call("train", backend, network, *more, f"hydra.run.dir={run}")
+    assert done.code == 0, done.err
+    assert load_checkpoint(find_checkpoint(run)).model.spec.inputs == "x, t, label, second_time"
+    done = call("sample", backend, f"checkpoint={run}", network, "sampler=mean_flow", f"out={tmp_path / 'out'}")
+    assert done.code == 0, done.err
+    done = call("train", backend, f"network={user}:build", *more, f"hydra.run.dir={tmp_path / 'no'}")
+    assert done.code == 2 and "reads one time" in done.err and not (tmp_path / "no").exists()
 
 
 def test_the_validation_loss_of_a_run_is_evaluated(run, user, backend_name, tmp_path):

@@ -263,7 +263,14 @@ def _unflatten(b: blocks.Unflatten, x: Array) -> Array:
 
 @BLOCK_FUNCTIONS(Own)
 def _own(
-    b: Own, x: Array, c_noise: Array, label: NDArray, features: Array, name: str, training: Training | None = None
+    b: Own,
+    x: Array,
+    c_noise: Array,
+    label: NDArray,
+    features: Array,
+    *second_time: Array,
+    name: str,
+    training: Training | None = None,
 ) -> Array:
     """Call a function of NumPy arrays; an own network of a framework has no reference."""
     if b.owned:
@@ -274,10 +281,11 @@ def _own(
     first = b.layout == "channels_first"
     last = (*b.shape[1:], b.shape[0]) if first else b.shape
     own = x.reshape(len(x), *last)
-    t = np.rint(c_noise).astype(np.int64) if b.time == "int" else c_noise
+    times = b.times(c_noise, *second_time)
+    times = {key: np.rint(t).astype(np.int64) if b.time == "int" else t for key, t in times.items()}
     values: dict[str, NDArray] = {
         "x": np.moveaxis(own, -1, 1) if first else own,
-        "t": t[:, None] if b.time == "column" else t,
+        **{key: t[:, None] if b.time == "column" else t for key, t in times.items()},
         "label": label,
         "one_hot": (label[:, None] - b.first_label == np.arange(b.classes)).astype(np.float64),
     }

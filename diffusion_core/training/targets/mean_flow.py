@@ -47,11 +47,6 @@ def check_straight_line(name: str, setting: Setting, predictions: tuple[str, ...
             f"objective: {name} was given with prediction {process.prediction} on the schedule "
             f"{process.schedule.name}; it needs the velocity on the straight line, process={config}"
         )
-    if not setting.program.two_times:
-        raise DuetError(
-            f"objective: {name} was given for a network that reads one time; set model.second_time=true, or choose "
-            "another network that reads two"
-        )
 
 
 @method
@@ -115,7 +110,7 @@ class MeanFlow(Method):
         return SecondTime("length")
 
     def check(self, setting: Setting) -> None:
-        """Refuse a process that is not the straight line, a network of one time, or guidance without "no class"."""
+        """Refuse a process that is not the straight line, or guidance without "no class"."""
         check_straight_line(self.name, setting, ("flow", "velocity"), "mean_flow")
         if self.guidance and setting.program.null_label is None:
             raise DuetError(

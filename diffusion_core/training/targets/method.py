@@ -112,6 +112,8 @@ class Method:
     takes_teacher: ClassVar[bool] = False
     two_times: ClassVar[bool] = False
     uses_uncertainty: ClassVar[bool] = False
+    # Whether the second time is the length of a step, t - r.
+    second_is_length: ClassVar[bool] = True
     title: ClassVar[str] = ""
     paper: ClassVar[str] = ""
     url: ClassVar[str] = ""
@@ -203,6 +205,31 @@ def image_distance(name: str, c: float | None, shape: tuple[int, ...]) -> Distan
     if c is None:
         c = 0.00054 * float(np.sqrt(np.prod(shape))) if name in ("pseudo_huber", "norm") else 0.0
     return Distance(name, c)
+
+
+def check_times(method: Method, setting: Setting) -> None:
+    """Refuse a network that does not take the times of the method, or in a form that it cannot use.
+
+    Raises:
+        DuetError: for a network of one time, a derivative by times that are whole numbers, or a second time that is no
+            difference of times.
+    """
+    if method.two_times and not setting.program.two_times:
+        raise DuetError(
+            f"objective: {method.name} was given for a network that reads one time; set model.second_time=true, choose "
+            "another network that reads two, or name the second time in the call of an own network, as in "
+            "network_call.inputs='x, t, h=second_time'"
+        )
+    if setting.program.rounds_times and any(step.direction for step in method.target(setting).passes):
+        raise DuetError(
+            f"objective: {method.name} differentiates by the times, but the network takes them as whole numbers; use "
+            "network_call.time=float"
+        )
+    if setting.program.reads_end_time and not method.second_is_length:
+        raise DuetError(
+            f"objective: the second time of {method.name} is no difference of times, but the network takes the end of "
+            "a step; use network_call.inputs='x, t, dt=second_time', with the name of its parameter"
+        )
 
 
 def check_teacher(method: Method, setting: Setting) -> None:

@@ -52,6 +52,7 @@ class Shortcut(Method):
 
     name: ClassVar[str] = "shortcut"
     two_times: ClassVar[bool] = True
+    second_is_length: ClassVar[bool] = False
     title: ClassVar[str] = "Shortcut models"
     paper: ClassVar[str] = "Frans et al. 2024"
     url: ClassVar[str] = "https://arxiv.org/abs/2410.12557"
@@ -97,11 +98,6 @@ class Shortcut(Method):
             raise DuetError(
                 f"objective: {self.name} was given with prediction {process.prediction}; its time and its velocity run "
                 "from noise to data, so use process=shortcut"
-            )
-        if not setting.program.two_times:
-            raise DuetError(
-                f"objective: {self.name} was given for a network that reads one time; set model.second_time=true, or "
-                "choose another network that reads two"
             )
         if self.guidance_scale != 1 and setting.program.null_label is None:
             raise DuetError(
