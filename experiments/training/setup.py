@@ -155,7 +155,7 @@ class TrainingSetup:
         sample = sample.with_classes(filled_labels(model.program, dataset.class_counts.tolist()))
         sample.check(model, len(ema.profiles))
         decoder = find_decoder(dataset.latents, sample.autoencoder)
-        _check_features(augment, dataset, model)
+        _check_features(augment, dataset, model, made_objective)
         if dataset.noise is not None:
             _check_pairs(dataset, model, made_objective)
         config.check(model.program, backend.group)
@@ -242,7 +242,7 @@ class TrainingSetup:
         }
 
 
-def _check_features(augment: float, dataset: Dataset, model: DiffusionModel) -> None:
+def _check_features(augment: float, dataset: Dataset, model: DiffusionModel, objective: Objective) -> None:
     """Refuse an augmentation or conditions that the network cannot be trained with.
 
     A network without features may be trained on data with conditions, which it does not receive.
@@ -259,10 +259,11 @@ def _check_features(augment: float, dataset: Dataset, model: DiffusionModel) -> 
             f"data {dataset.name}: each image has {size} conditions, but the network takes {features} features per "
             f"image; set model.augment_dim={size}, or 0 to train without the conditions"
         )
-    if model.variance != "fixed" and not dataset.is_bytes:
+    if model.variance != "fixed" and not dataset.is_bytes and objective.bound_cdf != "tanh":
         raise DuetError(
             f"process.variance: {model.variance} was given, but its variational bound is that of bytes, and data "
-            f"{dataset.name} is {dataset.images.dtype}; use fixed"
+            f"{dataset.name} is {dataset.images.dtype}; use fixed, or process.bound_cdf=tanh, with which DiT's code "
+            "takes latents for bytes"
         )
     if augment and model.variance != "fixed":
         raise DuetError(

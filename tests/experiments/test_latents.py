@@ -114,6 +114,22 @@ def test_the_samples_of_a_run_are_decoded(run, latents, backend_name, tmp_path):
 
 
 @pytest.mark.either
+def test_a_learned_variance_is_trained_on_latents_as_by_the_code_of_dit(latents, backend_name, tmp_path):
+    """It takes latents for bytes, in a bound with tanh; the exact bound is of bytes only."""
+    words = [
+        "train", "data=store", f"data.options.directory={latents}", "process=dit", "model=dit_s_2", "model.image_size=4",
+        "model.in_channels=2", "model.out_channels=4", "model.channels=8", "model.depth=1", "model.heads=2",
+        "model.num_classes=0", "process.label_dropout=0", "sampler=ddpm", "sampler.steps=[2]",
+        "sampler.variance=learned_range", "sampler.clip=null", "sample.count=1", "trainer.images=8", "trainer.batch=8",
+        "validation.count=0", "backend.threads=1", f"backend={backend_name}", f"hydra.run.dir={tmp_path}/run",
+    ]  # fmt: skip
+    line = call(*words, "process.bound_cdf=exact").err
+    assert "its variational bound is that of bytes" in line and "use fixed, or process.bound_cdf=tanh" in line
+    done = call(*words)
+    assert done.code == 0, done.err
+
+
+@pytest.mark.either
 def test_decoded_samples_are_evaluated_as_images(run, tmp_path):
     words = [f"samples={run}", "data=digits", "data.options.part=held_out", f"out={tmp_path}/out", "sets=3"]
     done = call("evaluate", *words, "metrics=[colour]")
