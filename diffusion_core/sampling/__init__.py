@@ -52,6 +52,7 @@ def make_plan(
     guidance_scale: GuidanceScale = 1.0,
     guidance_convention: str = "from_null",
     interval: Sequence[float] | None = None,
+    interval_ends: str = "closed",
     rescale: float = 0.0,
     guidance_channels: int | None = None,
     classifier: float = 0.0,
@@ -69,6 +70,7 @@ def make_plan(
         guidance_scale: weight of classifier-free guidance: a number, one per row, or a ramp, see `guidance.per_row`.
         guidance_convention: the meaning of that weight, one of `guidance.CONVENTIONS`.
         interval: smallest and largest sigma/alpha with guidance; None for all rows, see `SamplerPlan.with_guidance`.
+        interval_ends: ``"closed"``, or ``"open"`` for an interval without its ends, as that of JiT.
         guidance_channels: number of channels that guidance applies to; None for all.
         rescale: fraction by which guided outputs are rescaled, see `SamplerPlan`.
         classifier: weight of a classifier's gradient.
@@ -94,7 +96,7 @@ def make_plan(
     check_options("sampler", {name: make_plan}, name, shown | {"name": name}, arguments=1)
     weight = per_row(guidance_scale, plan.rows, guidance_convention)
     plan = replace(plan, threshold=threshold, threshold_max=threshold_max, guidance_channels=guidance_channels)
-    return plan.with_guidance(weight, interval, rescale, classifier)
+    return plan.with_guidance(weight, interval, rescale, classifier, interval_ends)
 
 
 def _with_levels(

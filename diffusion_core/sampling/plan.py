@@ -68,7 +68,10 @@ __all__ = ["SamplerPlan", "plan_levels"]
 Array = NDArray[np.float64]
 
 PRESERVES = ("marginals", "mean", "nothing")
+INTERVAL_ENDS = ("closed", "open")
 _ROUNDING = 1e-9
+# How near to an end of an open interval a level is the end itself.
+_END = 1e-9
 # Relative error of a row's coefficients and sums, which may be differences of numbers some ten times as large.
 _UNIT = 1e-14
 
@@ -373,19 +376,27 @@ class SamplerPlan:
         interval: Sequence[float] | None = None,
         rescale: float = 0.0,
         classifier: float = 0.0,
+        interval_ends: str = "closed",
     ) -> SamplerPlan:
         """Return the plan with this guidance in place of its own.
 
         Args:
             weight: one number, one per row, or a ramp; see `guidance.per_row`.
             interval: smallest and largest sigma/alpha with guidance; outside it the weight is 1, the class alone.
+                The largest may be infinite.
             rescale: see `SamplerPlan`.
             classifier: weight of log p(class | x_t): the score becomes score + classifier grad log p.
+            interval_ends: whether the ends of the interval belong to it, ``"closed"``, or not, ``"open"``, up to
+                rounding of 1e-9.
 
         Raises:
             DuetError: if a number is out of range.
         """
         guidance_scale = per_row(weight, self.rows)
+        if interval_ends not in INTERVAL_ENDS:
+            raise one_of("sampler.interval_ends", interval_ends, INTERVAL_ENDS)
+        if interval is None and interval_ends != "closed":
+            raise DuetError(f"sampler.interval_ends: {interval_ends} was given without sampler.interval; give both")
         if interval is not None:
             try:
                 low, high = map(float, interval)
@@ -396,7 +407,10 @@ class SamplerPlan:
                     f"sampler.interval: {interval!r} was given; it must be two rising sigma/alpha, such as [0.2, 3]"
                 )
             alpha, sigma = self.alpha[:-1], self.sigma[:-1]
-            outside = (sigma < low * alpha) | (sigma > high * alpha)
+            most = high * alpha if np.isfinite(high) else np.full(self.rows, np.inf)
+            outside = (sigma < low * alpha) | (sigma > most)
+            if interval_ends == "open":
+                outside |= (sigma <= low * (1 + _END) * alpha) | (sigma >= (1 - _END) * most)
             if np.all(outside) and np.any(guidance_scale != 1):
                 least, most = sigma[-1] / alpha[-1], sigma[0] / max(alpha[0], 1e-300)
                 raise DuetError(

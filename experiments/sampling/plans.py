@@ -27,7 +27,9 @@ __all__ = [
 ]
 
 # Of the options that every sampler has, those of classifier-free guidance.
-GUIDANCE_OPTIONS = ("guidance_scale", "guidance_convention", "interval", "rescale", "guidance_channels")
+GUIDANCE_OPTIONS = (
+    "guidance_scale", "guidance_convention", "interval", "interval_ends", "rescale", "guidance_channels",
+)  # fmt: skip
 
 
 def shared_options() -> dict[str, Any]:

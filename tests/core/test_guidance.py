@@ -15,7 +15,7 @@ from diffusion_core.backend.reference import sampling
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import Process
-from diffusion_core.diffusion.schedule import linear
+from diffusion_core.diffusion.schedule import linear, make_schedule
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import Program, UNetSpec
 from diffusion_core.parity import cases
@@ -102,6 +102,28 @@ def test_outside_the_interval_the_weight_is_one():
     with pytest.raises(DuetError, match=r"interval: \[1e-09, 1e-06\] was given; it contains none of the 4 rows"):
         PLAN.with_guidance(3.0, interval=[1e-9, 1e-6])
     assert not PLAN.with_guidance(1.0, interval=[1e-9, 1e-6]).is_guided.any()
+
+
+def test_the_ends_of_an_open_interval_are_outside_and_it_may_have_no_largest():
+    ratio = PLAN.sigma[:-1] / PLAN.alpha[:-1]
+    for interval, wanted in (
+        ([ratio[3], ratio[0]], [1, 3, 3, 1]),
+        ([ratio[3] * (1 + 1e-12), ratio[0] * (1 - 1e-12)], [1, 3, 3, 1]),
+        ([ratio[3] * (1 - 1e-6), np.inf], [3, 3, 3, 3]),
+        ([0.0, ratio[1] * (1 + 1e-6)], [1, 3, 3, 3]),
+    ):
+        plan = PLAN.with_guidance(3.0, interval=interval, interval_ends="open")
+        np.testing.assert_array_equal(plan.guidance_scale, wanted)
+    # A start without signal has an infinite ratio.
+    flow = Process(make_schedule("flow_continuous", t_min=1e-12), "velocity")
+    options = {"steps": 4, "spacing": "trailing", "guidance_scale": 3.0}
+    for high, first in ((np.inf, 3), (1e30, 1)):
+        plan = make_plan(flow, "flow_euler", **options, interval=[1.0, high], interval_ends="closed")
+        np.testing.assert_array_equal(plan.guidance_scale, [first, 3, 3, 1])
+    with pytest.raises(DuetError, match=r"sampler.interval_ends: 'opne' was given; it must be one of closed, open"):
+        PLAN.with_guidance(3.0, interval=[0.1, 1.0], interval_ends="opne")
+    with pytest.raises(DuetError, match=r"sampler.interval_ends: open was given without sampler.interval"):
+        PLAN.with_guidance(3.0, interval_ends="open")
 
 
 def test_full_rescaling_restores_the_std_of_the_class_output():

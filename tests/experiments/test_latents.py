@@ -118,8 +118,8 @@ def test_a_learned_variance_is_trained_on_latents_as_by_the_code_of_dit(latents,
     """It takes latents for bytes, in a bound with tanh; the exact bound is of bytes only."""
     words = [
         "train", "data=store", f"data.options.directory={latents}", "process=dit", "model=dit_s_2",
-        "model.image_size=4", "model.in_channels=2", "model.out_channels=4", "model.channels=8", "model.depth=1", "model.heads=2",
-        "model.num_classes=0", "process.label_dropout=0", "sampler=ddpm", "sampler.steps=[2]",
+        "model.image_size=4", "model.in_channels=2", "model.out_channels=4", "model.channels=8", "model.depth=1",
+        "model.heads=2", "model.num_classes=0", "process.label_dropout=0", "sampler=ddpm", "sampler.steps=[2]",
         "sampler.variance=learned_range", "sampler.clip=null", "sample.count=1", "trainer.images=8", "trainer.batch=8",
         "validation.count=0", "backend.threads=1", f"backend={backend_name}", f"hydra.run.dir={tmp_path}/run",
     ]  # fmt: skip
