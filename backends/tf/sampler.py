@@ -34,7 +34,7 @@ def _network_inputs(
     estimate: tf.Tensor,
     features: tf.Tensor,
     null_features: tf.Tensor,
-) -> tuple[tf.Tensor, ...]:
+) -> tuple[tf.Tensor | None, ...]:
     """Return the inputs of the network for one row.
 
     Under classifier-free guidance, the conditional and the unconditional batch are concatenated. A self-conditioned
@@ -47,11 +47,17 @@ def _network_inputs(
     c_noise, second_time = (
         tf.fill([tf.shape(x)[0]], tf.convert_to_tensor(t, row.c_noise.dtype)) for t in (row.c_noise, second)
     )
-    return row.c_in * x, c_noise, label, features, estimate, second_time
+    # As `Network.forward` calls it, so that the network is traced once for both.
+    estimate = estimate if network.program.self_conditioned else None
+    return row.c_in * x, c_noise, label, features, estimate, second_time if network.program.two_times else None
 
 
 def _evaluate(
-    network: Network, signature: RowSignature, inputs: tuple[tf.Tensor, ...], label: tf.Tensor, guidance: Guidance
+    network: Network,
+    signature: RowSignature,
+    inputs: tuple[tf.Tensor | None, ...],
+    label: tf.Tensor,
+    guidance: Guidance,
 ) -> Outputs:
     """Return (F of the network, F of the guide, the classifier's gradient of log p(class | x)); None without one.
 
@@ -61,7 +67,7 @@ def _evaluate(
     if signature.guided and guide is not None:
         same = guide.program.features == network.program.features
         features = inputs[3] if same else guide.zero_features(tf.shape(label)[0])
-        guide_output = guide.call(*inputs[:3], features, None)
+        guide_output = guide.call(*inputs[:3], features, None, None)
     if signature.classified:
         x, c_noise = (value[: tf.shape(label)[0]] for value in inputs[:2])
         grad_log_prob = guidance.classifier.grad_log_prob(x, c_noise, label - network.program.labels.start)
