@@ -477,9 +477,13 @@ class Process:
         t = np.asarray(t)
         return self.columns_at(t, *self.schedule(t))
 
-    def columns_at(self, t: Array, alpha: Array, sigma: Array) -> Columns:
-        """Return the columns at the times t with these levels, which may lie outside the span of the schedule."""
-        level = _NoiseLevel(self.schedule, t, alpha, sigma, self.sigma_data, self.t_floor, self.boundary)
+    def columns_at(self, t: Array, alpha: Array, sigma: Array, boundary: float | None = None) -> Columns:
+        """Return the columns at the times t with these levels, which may lie outside the span of the schedule.
+
+        A `boundary` replaces that of the process.
+        """
+        boundary = self.boundary if boundary is None else boundary
+        level = _NoiseLevel(self.schedule, t, alpha, sigma, self.sigma_data, self.t_floor, boundary)
         columns = PREDICTIONS[self.prediction](level)
         return replace(columns, c_noise=self.time_scale * columns.c_noise + self.time_offset)
 

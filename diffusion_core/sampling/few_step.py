@@ -6,7 +6,9 @@ r"""Sampling in few steps with networks that were trained for it, see `training.
 
 A consistency model adds the noise of the level s to its estimate; b is the `boundary` of the process, the level at
 which its estimates lie. Its N steps lie between N + 1 levels, the last of which is the least noise, and is not noised
-unless sampling is asked to end at a noisy level.
+unless sampling is asked to end at a noisy level. ECT's code trains networks without a boundary, and samples them with
+the scalings of one, 0.003, and the whole noise: the sampler's own `boundary` is that of D alone.
+
 mean_flow and shortcut are Euler's method with a network that reads the length of the step as its second time.
 
 References:
@@ -22,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.process import Process
@@ -35,6 +38,8 @@ from diffusion_core.sampling.steps import one_step_plan
 
 __all__ = ["consistency", "mean_flow", "shortcut"]
 
+Array = NDArray[np.float64]
+
 
 @sampler(
     family=RATIO,
@@ -44,7 +49,11 @@ __all__ = ["consistency", "mean_flow", "shortcut"]
     notes="For networks of `objective=consistency_training` and the like. In one step it is the network itself.",
 )
 def consistency(
-    process: Process, steps: Steps = 1, spacing: Spacing = RATIO.spacing, clip: float | None = RATIO.clip
+    process: Process,
+    steps: Steps = 1,
+    spacing: Spacing = RATIO.spacing,
+    clip: float | None = RATIO.clip,
+    boundary: float | None = None,
 ) -> SamplerPlan:
     """Make the plan of multistep consistency sampling; one evaluation per step.
 
@@ -54,9 +63,11 @@ def consistency(
         spacing: where the steps start, see `grid` and `spacing`; a grid, as karras, has one level more than steps, the
             least noise, where the last step ends.
         clip: bound of the estimates, see `SamplerPlan`.
+        boundary: the sigma/alpha at which an estimate is x itself, of prediction edm, in place of the process's; None
+            is that of the process.
 
     Raises:
-        DuetError: if a number is out of range.
+        DuetError: if a number is out of range, or a boundary was given for another prediction.
 
     Example:
         >>> from diffusion_core.diffusion.schedule import make_schedule
@@ -69,6 +80,7 @@ def consistency(
         options = dict(options) | {"end": "sigma_min"}  # the least noise, where the steps of a grid end
     grid = make_grid(process.schedule, steps, options)
     levels = plan_levels(process, grid.t) if to_data else plan_levels(process, *grid)
+    levels |= {} if boundary is None else _scalings(process, grid.t, boundary)
     rows, alpha, sigma = len(grid.t), levels["alpha"], levels["sigma"]
     fresh = np.sqrt(np.maximum(sigma**2 - (process.boundary * alpha) ** 2, 0.0))
 
@@ -77,6 +89,23 @@ def consistency(
 
     tables = recurrence(rows, 1, 1, step)
     return SamplerPlan(name=f"consistency-{rows}", **levels, **tables, clip=clip, preserves="mean")
+
+
+def _scalings(process: Process, t: Array, boundary: float) -> dict[str, Array]:
+    """Return c_skip and c_out of the estimates with another boundary."""
+    if process.prediction != "edm":
+        raise DuetError(
+            f"sampler.boundary: {boundary} was given with process.prediction={process.prediction}; only the estimates "
+            "of edm have one, so use null"
+        )
+    alpha, sigma = process.schedule(t)
+    if not 0 <= boundary <= np.min(sigma / alpha) * (1 + 1e-9):
+        raise DuetError(
+            f"sampler.boundary: {boundary} was given; it must be at least 0, and not above the least sigma/alpha that "
+            f"is evaluated, {np.min(sigma / alpha):.4g}"
+        )
+    columns = process.columns_at(t, alpha, sigma, boundary)
+    return {"c_skip": columns.c_skip, "c_out": columns.c_out}
 
 
 @sampler(

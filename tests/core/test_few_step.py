@@ -63,18 +63,27 @@ def test_steps_lie_between_the_most_and_the_least_noise():
     np.testing.assert_allclose(executed(one, START * 80), distiller(START * 80, 80.0), rtol=0, atol=1e-12)
 
 
-def test_the_generator_of_ect_adds_the_whole_noise():
+def test_a_boundary_of_the_sampler_is_that_of_the_estimates_of_edm():
+    with pytest.raises(DuetError, match=r"sampler.boundary: 0.003 was given with process.prediction=velocity; only"):
+        make_plan(Process(LINE, "velocity"), "consistency", boundary=0.003)
+    with pytest.raises(DuetError, match=r"sampler.boundary: 0.9 was given; it must be .* least sigma/alpha .*, 0.8"):
+        make_plan(Process(make_schedule("edm"), "edm"), "consistency", sigmas=[80.0, 0.8], boundary=0.9)
+
+
+@pytest.mark.parametrize("boundary", [None, 0.003])
+def test_the_generator_of_ect_adds_the_whole_noise(boundary):
+    """With the scalings of its network in training mode, and in evaluation mode."""
     process, mid = Process(make_schedule("edm"), "edm"), [0.821, 0.2]
 
     def net(x: np.ndarray, t: float) -> np.ndarray:
-        root = np.sqrt(t**2 + 0.25)
-        return 0.25 / (t**2 + 0.25) * x + t * 0.5 / root * network(x / root, np.log(t) / 4)
+        root, above = np.sqrt(t**2 + 0.25), t - (boundary or 0.0)
+        return 0.25 / (above**2 + 0.25) * x + above * 0.5 / root * network(x / root, np.log(t) / 4)
 
     x = START * 80.0
     for i, (t_cur, t_next) in enumerate(zip([80.0, *mid], [*mid, 0.0], strict=True)):
         x = net(x, t_cur)
         x = x + t_next * Z[i] if t_next > 0 else x
-    got = executed(make_plan(process, "consistency", sigmas=[80.0, *mid]), START * 80.0)
+    got = executed(make_plan(process, "consistency", sigmas=[80.0, *mid], boundary=boundary), START * 80.0)
     np.testing.assert_allclose(got, x, rtol=0, atol=1e-12)
 
 
