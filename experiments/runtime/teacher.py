@@ -7,6 +7,7 @@ from typing import Any
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.model.diffusion_model import DiffusionModel
+from diffusion_core.networks import lower
 from diffusion_core.networks.own import OwnSpec
 from diffusion_core.networks.weights import Weights
 from diffusion_core.runs.checkpoint import load_checkpoint
@@ -65,10 +66,11 @@ class TeacherRun:
             )
 
     def _is_like(self, model: DiffusionModel) -> bool:
-        return self.model.program.sha256 == model.program.sha256
+        """Whether the networks are the same, apart from the uncertainty that a process adds to its network."""
+        return lower(self.model.spec).sha256 == lower(model.spec).sha256
 
     def start_weights(self, model: DiffusionModel) -> Weights | None:
-        """Return the weights that a student starts from; None for those of any new network."""
+        """Return the weights that a student starts from, without an uncertainty; None for those of a new network."""
         means_same = self.start == "teacher" or self.model.prediction == model.prediction
         return self.network.weights if self.start != "fresh" and self._is_like(model) and means_same else None
 

@@ -107,7 +107,7 @@ def starting_point(
     if source is None:
         weights = initial_weights(setup.model.program, setup.seed, setup.loader.dtype)
         if setup.teacher is not None and (taught := setup.teacher.start_weights(setup.model)) is not None:
-            weights = {name: np.asarray(taught[name], value.dtype) for name, value in weights.items()}
+            weights = {name: np.asarray(taught.get(name, value), value.dtype) for name, value in weights.items()}
         state = TrainerState.fresh(weights, setup.averages)
         return Checkpoint(0, setup.model, setup.seed, state, {}, training=fresh_record(setup)), None
     checkpoint = load_checkpoint(source, setup.model.spec)

@@ -16,7 +16,7 @@ from diffusion_core.runs.checkpoint import find_checkpoint, load_checkpoint
 from diffusion_core.runs.run_directory import read_metrics, read_samples
 from diffusion_core.training.targets import METHODS
 from experiments.config import build, from_run
-from experiments.training import changes
+from experiments.training import changes, resume
 
 TINY = (
     "data=digits", "model=digits", "model.channels=4", "model.norm_groups=2", "model.attention_resolutions=[]",
@@ -77,6 +77,15 @@ def test_a_distilled_student_starts_at_its_teacher_and_resumes_exactly(teacher, 
     assert setup.averages == 2 and setup.validation.count == 512
     start = setup.teacher.start_weights(setup.model)
     assert all(np.array_equal(start[n], w) for n, w in load_checkpoint(teacher).state.ema.items())
+    uncertain = build.training_setup(composed("train", *words("continuous_consistency_distillation", teacher),
+                                              "process.uncertainty=true", "objective.start=teacher"))  # fmt: skip
+    state = resume.starting_point(uncertain, tmp_path)[0].state.weights
+    assert not state["uncertainty.dense.weight"].any() and state.keys() - start.keys() == {
+        name for name in state if name.startswith("uncertainty.")
+    }
+    assert all(np.array_equal(state[name], np.asarray(w, np.float32)) for name, w in start.items())
+    other = build.training_setup(composed("train", *words("continuous_consistency_distillation", teacher)))
+    assert other.teacher.start_weights(other.model) is None  # trigflow has the opposite sign of edm
     train(tmp_path / "whole", backend_name, *given)
     train(tmp_path / "parts", backend_name, *given, "trainer.images=48")
     train(tmp_path / "parts", backend_name, *given, "resume=latest")
