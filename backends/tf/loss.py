@@ -171,20 +171,34 @@ def _combine(step: Sum | Unit, values: Mapping[str, tf.Tensor], columns: Mapping
     return total if step.bounds is None else tf.clip_by_value(total, *step.bounds)
 
 
+def _rows(step: Pass, columns: Mapping[str, tf.Tensor]) -> tf.Tensor | None:
+    """Return the indices of the images that a pass evaluates; None for all, as in a graph for batches of any size."""
+    size = None if step.rows is None else columns[step.rows.column].shape[0]
+    if size is None or size % step.rows.every:
+        return None
+    every, place = step.rows.every, tf.argmax(tf.reshape(columns[step.rows.column], [-1, step.rows.every]), axis=1)
+    return place + every * tf.range(tf.size(place, tf.int64))
+
+
 def _evaluate(
     networks: Mapping[str, Network],
     b: Batch,
     step: Pass,
     values: Mapping[str, tf.Tensor],
+    columns: Mapping[str, tf.Tensor],
     times: Mapping[str, tf.Tensor],
     training: Training,
 ) -> tuple[tf.Tensor, ...]:
     """Return the outputs of a pass."""
-    network = networks[step.network]
+    network, rows = networks[step.network], _rows(step, columns)
     label = tf.fill(tf.shape(b.label), network.program.null_label) if step.null_label else b.label
-    features = b.features[:, : network.program.features]
-    x, c_noise = values[step.x], times[step.c_noise]
-    second = network.second_times(c_noise) if step.second_time is None else times[step.second_time]
+    given = (label, b.features, values[step.x], times[step.c_noise])
+    label, features, x, c_noise = given if rows is None else (tf.gather(value, rows) for value in given)
+    features = features[:, : network.program.features]
+    if step.second_time is None:
+        second = network.second_times(c_noise)
+    else:
+        second = times[step.second_time] if rows is None else tf.gather(times[step.second_time], rows)
     mode = training if step.trains else None
     if step.direction is None:
         outputs = (network.apply_program(x, c_noise, label, features, None, second, mode),)
@@ -195,6 +209,8 @@ def _evaluate(
         outputs = network.derivative((x, c_noise, second), direction, label, features, mode)
     uncertainty = (tf.reduce_mean(outputs[0][..., -1], [1, 2]),) if step.uncertainty else ()
     output, *rate = (value[..., : x.shape[-1]] for value in outputs)
+    if rows is not None:
+        output = tf.repeat(output, step.rows.every, axis=0)
     return (output if step.gradient else tf.stop_gradient(output), *map(tf.stop_gradient, rate), *uncertainty)
 
 
@@ -221,7 +237,7 @@ def target_tensors(
 
     def evaluate(step: Pass, known: Mapping[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
         training = Training(b.dropout_key, b.positions, values=values if step.gradient else None)
-        outputs = _evaluate(networks, b, step, known, times, training)
+        outputs = _evaluate(networks, b, step, known, columns, times, training)
         if step.gradient:
             statistics.update(training.statistics)
         return outputs

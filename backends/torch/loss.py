@@ -173,20 +173,29 @@ def _combine(step: Sum | Unit, values: Mapping[str, Tensor], columns: Mapping[st
     return total if step.bounds is None else total.clamp(*step.bounds)
 
 
+def _rows(step: Pass, columns: Mapping[str, Tensor]) -> Tensor | slice:
+    """Return the indices of the images that a pass evaluates."""
+    if step.rows is None or len(column := columns[step.rows.column]) % step.rows.every:
+        return slice(None)
+    every, place = step.rows.every, column.view(-1, step.rows.every).argmax(dim=1)
+    return place + every * torch.arange(len(place), device=column.device)
+
+
 def _evaluate(
     networks: Mapping[str, Network],
     b: Batch,
     step: Pass,
     values: Mapping[str, Tensor],
+    columns: Mapping[str, Tensor],
     times: Mapping[str, Tensor],
     training: Training,
 ) -> tuple[Tensor, ...]:
     """Return the outputs of a pass."""
-    network = networks[step.network]
+    network, rows = networks[step.network], _rows(step, columns)
     label = torch.full_like(b.label, network.program.null_label) if step.null_label else b.label
-    features = b.features[:, : network.program.features]
-    x, c_noise = values[step.x], times[step.c_noise]
-    second = network.second_times(c_noise) if step.second_time is None else times[step.second_time]
+    label, features = label[rows], b.features[rows, : network.program.features]
+    x, c_noise = values[step.x][rows], times[step.c_noise][rows]
+    second = network.second_times(c_noise) if step.second_time is None else times[step.second_time][rows]
     mode = training if step.trains else None
     with torch.set_grad_enabled(step.gradient and torch.is_grad_enabled()):
         if step.direction is None:
@@ -198,6 +207,8 @@ def _evaluate(
             outputs = network.derivative((x, c_noise, second), direction, label, features, mode)
     uncertainty = (outputs[0][:, -1].mean(dim=(1, 2)),) if step.uncertainty else ()
     output, *rate = (value[:, : x.shape[1]] for value in outputs)
+    if len(x) < len(b.label):
+        output = output.repeat_interleave(step.rows.every, dim=0)
     return (output, *(value.detach() for value in rate), *uncertainty)
 
 
@@ -224,7 +235,7 @@ def target_tensors(
 
     def evaluate(step: Pass, known: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         training = Training(b.dropout_key, b.positions, values=values if step.gradient else None)
-        outputs = _evaluate(networks, b, step, known, times, training)
+        outputs = _evaluate(networks, b, step, known, columns, times, training)
         if step.gradient:
             statistics.update(training.statistics)
         return outputs

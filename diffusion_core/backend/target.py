@@ -13,6 +13,9 @@ steps that each add a value with a name; ``images`` and ``noise`` are there from
     loss = mean_b importance_b weight_b distance(prediction_b - target_b)
     loss = mean_b importance_b (exp(-u_b) weight_b distance(...) + u_b)          with an uncertainty
 
+A pass may evaluate one image of each group of consecutive ones, `Rows`: the others of the group get its values, and the
+columns of what reads them must be 0 there.
+
 Only passes with `gradient` have one; the target never has. The derivative of a pass has none either: it is a part of
 targets. All passes in training mode see the same dropout words; a teacher is in evaluation mode.
 
@@ -31,7 +34,7 @@ and with a power p > 0 each is divided by (itself + eps)^p without gradient (ada
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from diffusion_core.common.errors import DuetError, one_of
@@ -39,7 +42,8 @@ from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights
 
 __all__ = [
-    "DISTANCES", "MIN_SQUARES", "NETWORKS", "Direction", "Distance", "Pass", "Sum", "Target", "Teacher", "Unit", "run",
+    "DISTANCES", "MIN_SQUARES", "NETWORKS", "Direction", "Distance", "Pass", "Rows", "Sum", "Target", "Teacher", "Unit",
+    "run",
 ]  # fmt: skip
 
 NETWORKS = ("trained", "average", "teacher")
@@ -95,6 +99,17 @@ class Direction:
 
 
 @dataclass(frozen=True)
+class Rows:
+    """One image of every `every` consecutive ones: that at which a column is 1, while it is 0 at the others.
+
+    A batch whose size is no multiple of `every` is evaluated whole, which gives the same loss.
+    """
+
+    column: str
+    every: int
+
+
+@dataclass(frozen=True)
 class Pass:
     """An evaluation of a network.
 
@@ -109,6 +124,7 @@ class Pass:
         direction: gives the derivative ``name.rate``; None for no derivative.
         evaluation: whether the network is in evaluation mode, as a teacher always is.
         uncertainty: whether the last channel of the output weights the loss; only with a gradient.
+        rows: the images that are evaluated; None is all. Only without a gradient, and in evaluation mode.
     """
 
     name: str
@@ -121,6 +137,7 @@ class Pass:
     direction: Direction | None = None
     evaluation: bool = False
     uncertainty: bool = False
+    rows: Rows | None = None
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -241,6 +258,10 @@ class Target:
             raise one_of(f"target: network of {step.name}", step.network, NETWORKS)
         if step.gradient and step.network != "trained":
             raise DuetError(f"target: {step.name} is a pass of {step.network}, which has no gradient")
+        if step.rows is not None:
+            _check(step.name, step.rows.column, self.columns, "no column")
+            if step.gradient or step.trains or step.direction:
+                raise DuetError(f"target: {step.name} is in training mode, so it evaluates every image")
         if step.uncertainty and not step.gradient:
             raise DuetError(f"target: {step.name} has an uncertainty and no gradient, so it would not be trained")
 
@@ -260,12 +281,18 @@ class Target:
         return tuple(name for name in NETWORKS if any(step.network == name for step in self.passes))
 
     @property
-    def forwards(self) -> int:
+    def forwards(self) -> float:
         """The number of passes beside those with a gradient, for an estimate of the work of a step.
 
-        A derivative along a direction counts as one more.
+        A derivative along a direction counts as one more, and a pass of one image in n as 1/n.
         """
-        return sum((not step.gradient) + (step.direction is not None) for step in self.passes)
+        parts = (1 if step.rows is None else 1 / step.rows.every for step in self.passes if not step.gradient)
+        return sum(parts) + sum(step.direction is not None for step in self.passes)
+
+    def whole(self) -> Target:
+        """Return the target whose passes evaluate every image, for batches whose images are not consecutive."""
+        steps = (replace(step, rows=None) if isinstance(step, Pass) else step for step in self.steps)
+        return replace(self, steps=tuple(steps))
 
 
 def _reads(step: Sum | Unit | Pass) -> tuple[str, ...]:

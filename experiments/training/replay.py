@@ -124,7 +124,8 @@ def replay_step(
     precision = precision or str(bundle.moment.notes["precision"])
     moment = with_network(bundle.moment, network(precision), path)
     program, backend = moment.model.program, backend.with_precision(precision)
-    bundle = replace(bundle, moment=moment)
+    distance = bundle.distance.whole() if isinstance(bundle.distance, Target) else bundle.distance
+    bundle = replace(bundle, moment=moment, distance=distance)  # the images that are examined are not consecutive
     opened = backend.open(resumed=compiled_in(moment, backend.name))
     trainer = opened.trainer(program, moment.state, bundle.optimiser, bundle.distance)
     expected: Mapping[str, NDArray] = {}

@@ -104,3 +104,17 @@ def test_a_trained_network_computes_what_the_reference_computes_in_evaluation(op
     wanted = reference.forward(cases.PROGRAM, cases.WEIGHTS, *inputs, second_time=batch.times[:, 0])
     assert relative(got, wanted) <= 1e-12
     assert set(made.activations(batch)) >= {"last", "losses"}
+
+
+def test_a_pass_of_one_image_in_each_group_gives_the_losses_and_gradients_of_all(open_backend):
+    """The composed images may be anywhere in their groups; a batch of another size is evaluated whole."""
+    backend = open_backend("float64")
+    case = next(case for case in cases.CASES if case.name == "shortcut")
+    assert {step.rows.every for step in case.target.passes if step.rows} == {2}
+    made, whole = (trainer(backend, target) for target in (case.target, case.target.whole()))
+    for batch in (case.batch(size=4), case.batch(size=5).rows(slice(1, 5)), case.batch(size=3)):
+        (loss, gradients), (wanted, expected) = made.gradients(batch), whole.gradients(batch)
+        assert relative(loss, wanted) <= 1e-14
+        assert max(relative(gradients[name], expected[name]) for name in expected) <= 1e-13
+        losses, _ = target_losses(cases.PROGRAM, cases.WEIGHTS, batch, case.target, cases.AVERAGE)
+        assert relative(loss, np.mean(batch.importance * losses)) <= 1e-12

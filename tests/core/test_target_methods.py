@@ -345,6 +345,17 @@ def test_shortcut_targets_are_those_of_their_authors(scale, decay):
     close(losses(method, {"d": dt_base, "t": t}), ((got["s"] - expected) ** 2).mean(axis=(1, 2, 3)))
 
 
+def test_the_steps_of_shortcut_models_are_evaluated_for_the_images_that_need_them():
+    method = objective(SHORTCUT, "shortcut", every=8)
+    target = method.loss
+    assert target.forwards == 2 / 8 and target.whole().forwards == 2 and target.whole() != target
+    assert objective(SHORTCUT, "shortcut", every=1).loss.forwards == 2
+    column = target.columns.index("composed")
+    for first in (0, 3, 13):  # of any 8 consecutive images, one is composed
+        batch = method.batch(np.zeros((16, *SHAPE)), np.zeros(16, int), first + np.arange(16), np.float64)
+        assert batch.columns[:, column].reshape(2, 8).sum(axis=1).tolist() == [1.0, 1.0]
+
+
 def test_the_steps_of_shortcut_models():
     method = METHODS["shortcut"](steps=16, every=4)
     draws = method.draw(lambda name: Stream(0, name), np.arange(8000), Progress())

@@ -98,8 +98,11 @@ FAULTS: dict[str, dict[str, Callable[[Target, TrainBatch], tuple[Target, TrainBa
         "the time of the start for the second step": lambda t, b: (
             changed(t, "second.class", lambda s: replace(s, c_noise="t")), b,
         ),
+        "another image of each group for the composed one": lambda t, b: (
+            t, column(b, t, "composed", lambda c: np.roll(c, 1)),
+        ),
         "a network that moves in training mode": lambda t, b: (
-            changed(t, "first.class", lambda s: replace(s, evaluation=False)), b,
+            changed(t, "first.class", lambda s: replace(s, evaluation=False, rows=None)), b,
         ),
     },
 }  # fmt: skip

@@ -10,7 +10,8 @@ two steps of half the length, which it takes itself, or its moving average takes
 
 t is a multiple of the step 2^-d (1/M for the velocity). One image in `every` is trained on two steps; their d is
 uniform, or half of them have d = 1 or 0 (bias). The smallest steps that are composed, d = log2 M - 1, may be guided,
-u + w (c - u). Classes are dropped for the velocity only.
+u + w (c - u). Classes are dropped for the velocity only. The two steps are evaluated for these images alone, where the
+size of a batch, or of its micro-batches, is a multiple of `every`.
 
 References:
     One Step Diffusion via Shortcut Models (Frans et al., 2024), algorithm 1, https://arxiv.org/abs/2410.12557, with its
@@ -20,13 +21,13 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.backend.target import Distance, Pass, Sum, Target
+from diffusion_core.backend.target import Distance, Pass, Rows, Sum, Target
 from diffusion_core.common.errors import DuetError
 from diffusion_core.diffusion.second_time import SecondTime
 from diffusion_core.training.targets.method import Method, Progress, Setting, Streams, Table, at_least, method
@@ -108,13 +109,15 @@ class Shortcut(Method):
     def target(self, setting: Setting) -> Target:
         """Return two steps, and the velocity."""
         network = "average" if self.uses_average else "trained"
+        rows = Rows("composed", self.every) if self.every > 1 else None
 
         def evaluated(name: str, x: str, t: str) -> tuple[Sum | Pass, ...]:
+            step = Pass(name, network, x, t, "half_d", evaluation=True, rows=rows)
             if self.guidance_scale == 1:
-                return (Pass(name, network, x, t, "half_d", evaluation=True),)
+                return (step,)
             return (
-                Pass(f"{name}.class", network, x, t, "half_d", evaluation=True),
-                Pass(f"{name}.null", network, x, t, "half_d", null_label=True, evaluation=True),
+                replace(step, name=f"{name}.class"),
+                replace(step, name=f"{name}.null", null_label=True),
                 Sum(name, (("guidance", f"{name}.class"), ("null", f"{name}.null"))),
             )
 
