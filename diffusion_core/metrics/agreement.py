@@ -94,7 +94,8 @@ def _fit(reference: Arrays, seed: int) -> Measure:
             raise NotApplicable(f"the features have {probabilities.shape[1]} classes and the reference has {classes}")
         check_finite(probabilities, "agreement: probabilities of the samples")
         result = agreement(probabilities.argmax(axis=1), samples["labels"], classes)
-        return MetricResult({"rate": result.rate}, arrays={"confusion": result.confusion})
+        trials = {"rate": len(probabilities)}
+        return MetricResult({"rate": result.rate}, arrays={"confusion": result.confusion}, trials=trials)
 
     return measure
 

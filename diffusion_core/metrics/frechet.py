@@ -10,8 +10,18 @@ The last trace is the sum of the singular values of ``S_a^(1/2) S_b^(1/2)``, and
 case; a QR decomposition in blocks of rows reduces them to at most D rows. The value is the squared distance,
 as is usual for scores of this kind.
 
-The estimate from finite samples is biased upwards: compare sets of one size, and compare with the distance between two
-halves of the real data.
+The estimate from n samples of D features is biased upwards: compare sets of one size, and compare with the distance of
+as many images of the reference (its floor). The jackknife removes the part of order 1/n of the bias
+(`metrics.intervals`). Of white Gaussian features, what remains was at most 0.09 (D/n)^2 tr(S); as a part of the
+standard error that is ::
+
+    D      n      distance   measured   corrected   extrapolated in 1/n   standard deviation
+    32     320    0.64        1.69       0.63        0.62 +- 0.15          0.12
+    64     500    1.28        3.75       1.22        1.17 +- 0.22          0.13
+    64     1000   1.28        2.52       1.28        1.28 +- 0.11          0.10
+    128    500    2.56       12.18       2.07        1.61 +- 0.31          0.18
+
+Neither the jackknife nor an extrapolation in 1/n holds in the last case, so no corrected value is given there.
 
 References:
     The Fréchet distance between multivariate normal distributions (Dowson and Landau, 1982),
@@ -152,6 +162,9 @@ def distance(a: Gaussian, b: Gaussian) -> float:
     return max(0.0, value)  # rounding can make the value of two equal sets negative
 
 
+_REMAINING_BIAS = 0.09  # in units of (D/n)^2 tr(S): measured, see above
+_LARGEST_RATIO = 0.2  # D/n, above which terms of higher order matter too
+
 # What can replace features of the reference.
 _SUBSTITUTES = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
@@ -163,7 +176,10 @@ def _fit(name: str, reference: Arrays) -> Measure:
         real = gaussian_from_statistics(*(reference[part] for part in _SUBSTITUTES[name]), "the reference")
 
     def measure(samples: Arrays) -> MetricResult:
-        return MetricResult({"distance": distance(fit_gaussian(samples[name], f"{name} of the samples"), real)})
+        fake = fit_gaussian(samples[name], f"{name} of the samples")
+        ratio = len(fake.mean) / len(samples[name])
+        remaining = _REMAINING_BIAS * ratio**2 * float(np.sum(fake.factor**2)) if ratio < _LARGEST_RATIO else np.inf
+        return MetricResult({"distance": distance(fake, real)}, remaining_bias={"distance": remaining})
 
     return measure
 
@@ -179,7 +195,9 @@ def _fit_spatial(reference: Arrays, seed: int) -> Measure:
 _DISTANCE = NumberInfo("Fréchet distance", "FID", "lower", bounds=NON_NEGATIVE)
 _SPATIAL_DISTANCE = NumberInfo("spatial Fréchet distance", "sFID", "lower", bounds=NON_NEGATIVE)
 
-FRECHET = Metric(_fit_features, ("features",), ("features",), {"distance": _DISTANCE}, substitutes=_SUBSTITUTES)
+FRECHET = Metric(
+    _fit_features, ("features",), ("features",), {"distance": _DISTANCE}, substitutes=_SUBSTITUTES, has_floor=True
+)
 SPATIAL_FRECHET = Metric(
-    _fit_spatial, ("spatial",), ("spatial",), {"distance": _SPATIAL_DISTANCE}, substitutes=_SUBSTITUTES
+    _fit_spatial, ("spatial",), ("spatial",), {"distance": _SPATIAL_DISTANCE}, substitutes=_SUBSTITUTES, has_floor=True
 )

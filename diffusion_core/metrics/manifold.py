@@ -103,7 +103,8 @@ def _fit(reference: Arrays, seed: int, *, nearest: int = 3, nearest_density: int
                 "recall": in_fake.mean(),
                 "density": inside / (nearest_density * len(fake)),
                 "coverage": covered.mean(),
-            }
+            },
+            trials={"precision": len(fake)},  # given the reference, each sample is in its balls or not
         )
 
     return measure

@@ -150,6 +150,9 @@ class MetricResult:
         image_rows: rows of images with captions, to look at.
         without: returns the numbers of all samples except those at some indices, for metrics that can compute them
             faster than by measuring again.
+        without_reference: the same for some rows of the reference.
+        trials: by name, the number of independent trials of which the number is the fraction of successes.
+        remaining_bias: by name, the size of the bias that remains after that of first order in 1/n is removed.
     """
 
     numbers: Mapping[str, float]
@@ -157,6 +160,9 @@ class MetricResult:
     arrays: Mapping[str, NDArray] = field(default_factory=dict)
     image_rows: tuple[tuple[str, NDArray], ...] = ()
     without: Callable[[NDArray[np.int64]], Mapping[str, float]] | None = None
+    without_reference: Callable[[NDArray[np.int64]], Mapping[str, float]] | None = None
+    trials: Mapping[str, int] = field(default_factory=dict)
+    remaining_bias: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         numbers = ", ".join(f"{name} {value:.4g}" for name, value in self.numbers.items())
@@ -180,6 +186,7 @@ class Metric:
         compatibility: takes the kind of the features and the reference, and returns protocol entries on how they match;
             raises `NotApplicable` if they do not.
         substitutes: by array of the reference, other arrays of it that together can replace that array.
+        has_floor: whether images of the reference itself, as many as there are samples, have a number worth knowing.
     """
 
     fit: Callable[..., Measure]
@@ -189,6 +196,7 @@ class Metric:
     optional: tuple[str, ...] = ()
     compatibility: Callable[[FeatureKind, SampleSet], Mapping[str, Any]] | None = None
     substitutes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    has_floor: bool = False
 
     @property
     def reads_features(self) -> bool:

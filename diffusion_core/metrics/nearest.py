@@ -133,6 +133,7 @@ def _fit_memorisation(reference: Arrays, seed: int, *, ratio: float = 1 / 3) -> 
                 ("second nearest", train[indices[most_similar, 1]]),
             ),
             without=without,
+            trials={"memorised": len(images), "copies": len(images)},
         )
 
     return measure

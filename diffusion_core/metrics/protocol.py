@@ -31,11 +31,17 @@ class Number:
         name: its name, such as "FID" or "digits Fréchet distance".
         value: the value for all samples together.
         protocol: everything that it depends on, as plain data.
-        interval: the confidence interval for other samples from the same source; None if it was not measured.
+        interval: the confidence interval over draws of the samples, for this number of them and this reference; None if
+            it was not measured.
         without: the values for all samples except each disjoint set, from which the interval is computed.
         error: the standard deviation conventionally printed behind ±, if there is one.
         better: "lower", "higher", or "".
         unit: the unit of the value.
+        interval_both: the interval over draws of the samples and of the reference.
+        without_reference: the values without each disjoint set of the reference.
+        floor: the value of as many images drawn from the reference itself.
+        corrected: the value without its bias of first order; None where what remains is not negligible.
+        trials: the number of independent trials, if the value is the fraction that succeeded.
     """
 
     name: str
@@ -46,6 +52,11 @@ class Number:
     error: float | None = None
     better: str = ""
     unit: str = ""
+    interval_both: Interval | None = None
+    without_reference: tuple[float, ...] = ()
+    floor: float | None = None
+    corrected: float | None = None
+    trials: int | None = None
 
     def __repr__(self) -> str:
         interval = f" [{self.interval.low:.4g}, {self.interval.high:.4g}]" if self.interval else ""
@@ -73,7 +84,10 @@ class Number:
             sha256, interval = fields.pop("protocol_sha256"), fields.pop("interval")
             fields["value"], fields["without"] = _finite(fields["value"]), tuple(map(_finite, fields["without"]))
             fields["name"] = _current_name(fields["name"])
-            number = Number(**fields, interval=interval and Interval(**interval))
+            both = fields.pop("interval_both", None)  # files of earlier versions have none
+            fields["without_reference"] = tuple(map(_finite, fields.get("without_reference", ())))
+            intervals = {"interval": interval and Interval(**interval), "interval_both": both and Interval(**both)}
+            number = Number(**fields, **intervals)
         except (KeyError, TypeError) as error:
             raise DuetError(f"evaluation: an entry is not a number with its protocol ({error})") from error
         if number.protocol_sha256 != sha256:

@@ -4,9 +4,10 @@ With p(y | x) the class probabilities of a sample and p(y) their mean over the s
 
     score = exp( mean over x of sum_y p(y | x) log(p(y | x) / p(y)) )
 
-which lies between 1 and the number of classes. It reads no reference, and rises with the number of samples. As is
-usual, the samples are cut into splits (here by stream "metrics/score"), the score is the mean over the splits, and
-their standard deviation is printed behind ±.
+which lies between 1 and the number of classes. It reads no reference, and rises with the number of samples. Published
+scores are the mean over 10 splits of the samples (here by stream "metrics/score") with their standard deviation behind
+±, for which set `splits` to 10. This is the score of a tenth of the samples, and the deviation that of one split; by
+default all samples are one split, and the interval is that of the score.
 
 References:
     Improved techniques for training GANs (Salimans et al., 2016), https://arxiv.org/abs/1606.03498
@@ -55,8 +56,12 @@ def score(probabilities: NDArray) -> float:
     return float(np.exp(rel_entr(p, p.mean(axis=0)).sum(axis=1).mean()))
 
 
-def _fit(reference: Arrays, seed: int, *, splits: int = 10) -> Measure:
-    """Measure the mean over splits."""
+def _fit(reference: Arrays, seed: int, *, splits: int = 1) -> Measure:
+    """Measure the mean over splits.
+
+    Args:
+        splits: the number of parts of the samples; 10 for published scores.
+    """
     if splits < 1:
         raise DuetError(f"score.splits: {splits} was given; it must be at least 1")
 

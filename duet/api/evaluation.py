@@ -69,9 +69,11 @@ def evaluate(
     features: str | Mapping[str, Any] | None = None,
     labels: ArrayLike | None = None,
     training: Any = None,
-    sets: int = 5,
+    sets: int | None = None,
     confidence: float = 0.95,
     seed: int = 0,
+    reference_sets: int | None = 0,
+    floors: int = 0,
 ) -> Scores:
     """Compare images with a data set by metrics, each with an interval over disjoint sets of the images.
 
@@ -87,9 +89,13 @@ def evaluate(
             themselves, for data of any shape), or a name with options; None for metrics on pixels alone.
         labels: the class of each image, for metrics that compare classes.
         training: what the network was trained on, where it is not `reference`.
-        sets: number of disjoint sets, at least 3.
+        sets: number of disjoint sets, at least 3; None means 20, or fewer for fewer than 40 images.
         confidence: of the intervals.
         seed: of the sets and of metrics that draw.
+        reference_sets: number of disjoint sets of the reference, for `interval_both` of a number, which also covers the
+            draw of the reference; 0 for none, None for the default of `sets`.
+        floors: number of sets drawn from the reference, as many images each as there are samples, whose mean is the
+            `floor` of a number; 0 for none.
 
     Raises:
         DuetError: for unknown names or options, images that do not fit the reference, or if no metric applies.
@@ -122,7 +128,9 @@ def evaluate(
     samples, remark = align_labels(samples, compared)
     if remark:
         warnings.warn(remark, stacklevel=2)
-    evaluator = SampleEvaluator(make_features(features or {}), metrics, compared, seed, confidence)
+    evaluator = SampleEvaluator(
+        make_features(features or {}), metrics, compared, seed, confidence, reference_sets, floors
+    )
     evaluator.check(samples.arrays, len(samples), sets)
     with discard_output():
         evaluation, _, _ = evaluator(samples, random_sets(len(samples), sets, seed))

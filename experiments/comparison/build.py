@@ -20,9 +20,10 @@ from diffusion_core.common.text import pluralize
 from diffusion_core.data import load_dataset
 from diffusion_core.images import render
 from diffusion_core.images.points import is_point, point_coordinates, scatter, shifts
+from diffusion_core.metrics.difference import difference
 from diffusion_core.metrics.files import read_sample_set
 from diffusion_core.metrics.metric import SampleSet
-from diffusion_core.metrics.protocol import Number, columns, comparable_values, read_numbers
+from diffusion_core.metrics.protocol import Column, Number, columns, comparable_values, read_numbers
 from diffusion_core.parity.compare import compare_records, own_checks, pixel_difference
 from diffusion_core.parity.ladder import Check, check, ladder
 from diffusion_core.runs.run_directory import describe_environment, read_samples
@@ -60,8 +61,9 @@ _POINT_IMAGES = {
     "generation": ("generation.gif", "Generation", "samples as they move"),
 }
 _NOTE = (
-    "A row compares numbers with the same reference, sample count, features and options. Brackets: 95 % bootstrap "
-    "intervals."
+    "A row compares numbers with the same reference, sample count, features and options. Brackets: intervals over the "
+    "draw of the samples; they hold the expected value at this number of samples for this reference. A difference has "
+    "an interval of its own: it pairs the sets of both subjects, so that what they share cancels."
 )
 
 
@@ -307,7 +309,7 @@ def _evaluate_digits(comparison: Comparison, runs: Sequence[FinishedRun]) -> dic
     fewest = min(map(len, subjects.values()))
     numbers = {}
     for label, subject in subjects.items():
-        samples, sets = select_samples(subject, (len(subject),), fewest, MIN_VALUES, evaluate.seed)
+        samples, sets = select_samples(subject, (len(subject),), fewest, None, evaluate.seed)
         evaluation, _, _ = evaluate(samples, sets, label)
         numbers[label] = evaluation.numbers
         if label == runs[0].label:
@@ -325,6 +327,12 @@ def _add_nearest(comparison: Comparison, shown: tuple[tuple[str, NDArray], ...],
     comparison.report["pictures"].append(entry)
 
 
+def _differences(column: Column) -> list[dict[str, Any]]:
+    """Return the difference of each subject from the first that has the number."""
+    (baseline, first), *others = column.numbers.items()
+    return [{"subject": subject, "baseline": baseline, **difference(first, number).plain} for subject, number in others]
+
+
 def _quality(subjects: Mapping[str, tuple[Number, ...]]) -> dict[str, Any]:
     """Return the table of numbers: one row for each protocol by which subjects were measured."""
     rows = []
@@ -337,5 +345,7 @@ def _quality(subjects: Mapping[str, tuple[Number, ...]]) -> dict[str, Any]:
             "intervals": [n and n.interval and [n.interval.low, n.interval.high] for n in numbers],
             "better": column.first.better,
             "protocol": dict(column.first.protocol),
+            "floor": column.first.floor,
+            "differences": _differences(column),
         })  # fmt: skip
     return {"columns": list(subjects), "rows": rows, "note": _NOTE}

@@ -363,8 +363,8 @@ def final_evaluation(cfg: DictConfig, setup: TrainingSetup) -> FinalEvaluation |
 def evaluation_setup(cfg: DictConfig) -> EvaluationSetup:
     """Return the request of a configuration of `experiments.evaluate`."""
     options = _select(
-        cfg, "samples", "reference", "features", "metrics", "count", "sets", "confidence", "keep_features",
-        "checkpoint", "weights", "likelihood", "accuracy", "loss", "seed", "max_unreadable",
+        cfg, "samples", "reference", "features", "metrics", "count", "sets", "reference_sets", "floors", "confidence",
+        "keep_features", "checkpoint", "weights", "likelihood", "accuracy", "loss", "seed", "max_unreadable",
     )  # fmt: skip
     samples = options.pop("samples") or ()
     return EvaluationSetup(

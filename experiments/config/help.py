@@ -219,6 +219,7 @@ _TEXTS = {
     "data.options.order": "of the files: natural, or by name",
     "data.options.images": "the array with the images",
     "data.options.num_classes": "number of classes; null counts the labels",
+    "metrics.kernel.subsets": "number of subsets, over which the distance is averaged; 0: all pairs",
     "metrics.score.splits": "number of parts of the samples, over which the score is averaged",
     "model.init": "how the weights start: ddpm, or as the layers of keras or torch do",
     "model.self_conditioning": "whether the network also sees its previous estimate",

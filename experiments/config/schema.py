@@ -346,7 +346,9 @@ class EvaluateSchema(OwnNetworkSchema, FromRunSchema):
     samples: Any = None  # a run, an .npz file or a folder of images; a list is several sets
     reference: str | None = None  # a file or a folder of real images, features or statistics, instead of data
     count: int | None = None  # samples of each set that are judged; null: all
-    sets: int = 5  # sets that the samples of one path are divided into
+    sets: int | None = None  # sets that the samples of one path are divided into; null: 20, or fewer for few samples
+    reference_sets: int | None = None  # sets of the reference, for intervals over its draw too; null: 20; 0: none
+    floors: int = 5  # sets drawn from the reference, whose mean is the floor of a number; 0: none
     confidence: float = 0.95  # of the intervals
     keep_features: bool = False  # whether the features are written too
     max_unreadable: float = "${data.max_unreadable}"  # largest fraction of the image files that may be unreadable

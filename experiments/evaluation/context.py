@@ -20,11 +20,14 @@ from diffusion_core.backend.interface import Backend, Network
 from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
 from diffusion_core.images.files import readable_name
-from diffusion_core.metrics.evaluate import jackknife_interval, random_sets
+from diffusion_core.metrics.evaluate import random_sets
 from diffusion_core.metrics.files import join, read_sample_set
+from diffusion_core.metrics.intervals import jackknife_interval
 from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, weights_hash
+from diffusion_core.statistics.bootstrap import MIN_VALUES
+from diffusion_core.statistics.proportion import wilson_interval
 from experiments.evaluation.setup import EvaluationSetup
 from experiments.runtime.own_networks import with_network
 from experiments.sampling.conditions import describe_weights
@@ -180,6 +183,8 @@ class EvaluationContext:
     ) -> Number:
         """Return the mean of one value per image, with an interval if there are at least two images per set.
 
+        The fraction of images for which something holds, given as booleans, has Wilson's interval.
+
         Args:
             name: the name of the number.
             values: with shape (N,).
@@ -190,13 +195,18 @@ class EvaluationContext:
         """
         mean, sets = float(values.mean()), self.setup.sets
         without: tuple[float, ...] = ()
-        if len(values) >= 2 * sets:
+        if len(values) >= 2 * (sets or MIN_VALUES):
             partition = random_sets(len(values), sets, self.seed)
             without = tuple(float(np.delete(values, members).mean()) for members in partition.members)
             protocol = {**protocol, "sets": dict(partition.facts)}
         confidence = self.setup.confidence
         error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
         protocol = {**protocol, "confidence": confidence, "number": key}
+        if values.dtype == bool:
+            return Number(
+                name, mean, protocol, wilson_interval(int(values.sum()), len(values), confidence), without, error,
+                better, unit, trials=len(values),
+            )  # fmt: skip
         interval = jackknife_interval(mean, without, confidence)
         return Number(name, mean, protocol, interval, without, error, better, unit)
 

@@ -60,9 +60,12 @@ class SampleEvaluator:
         reference: the set to compare with.
         seed: the seed of the metrics' streams.
         confidence: the confidence of the intervals.
+        reference_sets: the number of sets of the reference for intervals over its draw; 0 for none, None for the
+            default.
+        floors: the number of sets drawn from the reference for the floor of a number; 0 for none.
 
     Raises:
-        DuetError: a metric or an option is unknown, or the confidence is none.
+        DuetError: a metric or an option is unknown, or a number is out of range.
     """
 
     features: Features | None
@@ -70,17 +73,26 @@ class SampleEvaluator:
     reference: SampleSet
     seed: int = 0
     confidence: float = 0.95
+    reference_sets: int | None = 0
+    floors: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.confidence < 1:
             raise DuetError(f"confidence: {self.confidence} was given; it must lie between 0 and 1, as 0.95")
+        if self.reference_sets is not None and (self.reference_sets < 0 or 0 < self.reference_sets < core.MIN_VALUES):
+            raise DuetError(
+                f"reference_sets: {self.reference_sets} was given; it must be at least {core.MIN_VALUES}, 0 for no "
+                f"interval over the draw of the reference, or null for the default"
+            )
+        if self.floors < 0:
+            raise DuetError(f"floors: {self.floors} was given; it must be at least 1, or 0 for no floor")
         fits = {name: metric.fit for name, metric in METRICS.items()}
         for name, options in self.metrics.items():
             if name not in METRICS:
                 raise DuetError(f"{one_of('metrics', name, METRICS)}{_OTHER_NAMES.get(name.lower(), '')}")
             check_options(f"metrics.{name}", fits, name, options, arguments=2)
 
-    def check(self, arrays: Mapping[str, Any], count: int, sets: int) -> None:
+    def check(self, arrays: Mapping[str, Any], count: int, sets: int | None) -> None:
         """Refuse samples that cannot be evaluated, before they exist.
 
         Args:
@@ -146,9 +158,15 @@ class SampleEvaluator:
         )
         with Counter(f"metrics{suffix}", len(self.metrics), unit="metrics") as progress:
             evaluation = evaluate(
-                self.metrics, samples, sets, reference, seed=self.seed, confidence=self.confidence, progress=progress
-            )
+                self.metrics, samples, sets, reference, seed=self.seed, confidence=self.confidence, progress=progress,
+                reference_sets=self._reference_sets(reference), floors=self.floors,
+            )  # fmt: skip
         return evaluation, samples, reference
+
+    def _reference_sets(self, reference: SampleSet) -> int | None:
+        """Return the number of sets of the reference; 0 for statistics, or too few images for the default."""
+        few = self.reference_sets is None and len(reference) < 2 * core.MIN_VALUES
+        return 0 if few or "statistics" in reference.facts else self.reference_sets
 
 
 def _size(shape: tuple[int, ...]) -> str:
@@ -175,7 +193,9 @@ def measure_samples(context: EvaluationContext) -> Measure:
     """Check the samples of an evaluation, and return the function that evaluates them."""
     setup = context.setup
     features = make_features(setup.features)
-    evaluator = SampleEvaluator(features, setup.metrics, context.reference, context.seed, setup.confidence)
+    evaluator = SampleEvaluator(
+        features, setup.metrics, context.reference, context.seed, setup.confidence, setup.reference_sets, setup.floors
+    )
     samples, sets = select_samples(context.samples, context.file_sizes, setup.count, setup.sets, context.seed)
     evaluator.check(samples.arrays, len(samples), setup.sets)
     context.note([_describe_sets(samples, len(context.samples), context.reference)])
@@ -228,7 +248,7 @@ def _write_details(evaluation: Evaluation, out: Path) -> None:
 
 
 def select_samples(
-    samples: SampleSet, sizes: tuple[int, ...], count: int | None, sets: int, seed: int
+    samples: SampleSet, sizes: tuple[int, ...], count: int | None, sets: int | None, seed: int
 ) -> tuple[SampleSet, Partition]:
     """Return the samples to evaluate, and their partition into sets.
 

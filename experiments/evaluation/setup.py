@@ -31,7 +31,9 @@ class EvaluationSetup:
             none.
         metrics: the options of each metric by its name; by default all metrics with their default options.
         count: the number of samples to evaluate, drawn by stream; None means all.
-        sets: the number of disjoint sets for the intervals.
+        sets: the number of disjoint sets for the intervals; None means 20, or fewer for fewer than 40 samples.
+        reference_sets: the same of the reference, for intervals over its draw too; 0 leaves them out.
+        floors: the number of sets drawn from the reference of which the floor of a number is the mean; 0 for none.
         confidence: the confidence of the intervals.
         keep_features: whether to write the features of samples and reference, for use in another environment.
         checkpoint: a run directory or one of its checkpoints, for `likelihood`, `accuracy` and `loss`.
@@ -52,7 +54,9 @@ class EvaluationSetup:
     features: Mapping[str, Any] = field(default_factory=_none)
     metrics: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {name: {} for name in METRICS})
     count: int | None = None
-    sets: int = 5
+    sets: int | None = None
+    reference_sets: int | None = None
+    floors: int = 5
     confidence: float = 0.95
     keep_features: bool = False
     checkpoint: str | None = None

@@ -174,8 +174,19 @@ def _quality(report: Mapping) -> dict[str, Any] | None:
                 (values + missing)[: len(columns)], (intervals + missing)[: len(columns)], strict=True
             )
         ]
-        lines.append({"name": row.get("name"), "better": row.get("better"), "cells": cells})
-    return {"columns": columns, "lines": lines, "note": quality.get("note")} if lines else None
+        floor = real(row.get("floor"))
+        note = "" if floor is None else f"as many images of the reference itself: {number(floor)}"
+        lines.append({"name": row.get("name"), "better": row.get("better"), "cells": cells, "note": note})
+    apart = [_difference(row.get("name"), entry) for row in rows for entry in row.get("differences") or []]
+    return {"columns": columns, "lines": lines, "note": quality.get("note"), "apart": apart} if lines else None
+
+
+def _difference(name: object, entry: Mapping) -> str:
+    """Return a difference of two subjects in a number as a line, with its intervals."""
+    ends = [f"[{number(low)}, {number(high)}]" for low, high in filter(None, [entry.get("interval")])]
+    ends += [f"[{number(low)}, {number(high)}] over draws of the reference too" for low, high in
+             filter(None, [entry.get("interval_both")])]  # fmt: skip
+    return f"{text(name)}: {entry['subject']} minus {entry['baseline']}: {', '.join([number(entry['value']), *ends])}"
 
 
 def _cost(report: Mapping, series: Mapping[str, Series], mark: str | None) -> list[dict[str, Any]]:

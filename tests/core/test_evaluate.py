@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 from scipy.special import softmax
 
 from diffusion_core.common.errors import DuetError
@@ -20,12 +21,15 @@ from diffusion_core.data.source import Source
 from diffusion_core.data.survey import survey
 from diffusion_core.data.toys import toy_mixture
 from diffusion_core.metrics import blocks
-from diffusion_core.metrics.evaluate import METRICS, evaluate, jackknife_interval, random_sets, sets_from_sizes
+from diffusion_core.metrics.difference import difference
+from diffusion_core.metrics.evaluate import METRICS, evaluate, random_sets, sets_from_sizes
 from diffusion_core.metrics.files import join, read_sample_set, write_features
 from diffusion_core.metrics.frechet import frechet_distance
+from diffusion_core.metrics.intervals import difference_interval, jackknife_interval, two_sample_interval
 from diffusion_core.metrics.metric import FeatureKind, SampleSet
 from diffusion_core.metrics.protocol import Number, columns, comparable_values, differences, nested, read_numbers
 from diffusion_core.runs.run_directory import write_json, write_samples
+from diffusion_core.statistics.proportion import wilson_interval
 
 KIND = FeatureKind("small", {"kind": "small", "resize": "none"})
 FACTS = {"name": "toy", "split": "train", "count": 60, "sha256": "ab"}
@@ -126,6 +130,125 @@ def test_jackknife_interval_covers_the_truth_and_equals_the_bootstrap_of_set_mea
     assert (
         jackknife_interval(1.0, [1.0, np.nan, 1.0], 0.95) is None and jackknife_interval(1.0, [1.0, 1.0], 0.95) is None
     )
+
+
+def drawn(rng: np.random.Generator, samples: int = 60, reference: int = 80, shift: float = 0.5) -> tuple:
+    """Features of samples and of a reference that differ by a known amount."""
+    real = rng.standard_normal((reference, 3))
+    return SampleSet({"features": rng.standard_normal((samples, 3)) + shift}, {}, KIND), SampleSet(
+        {"features": real}, FACTS, KIND
+    )
+
+
+def test_the_interval_over_both_draws_covers_the_population_and_that_over_samples_does_not():
+    """The kernel distance is unbiased, so its expectation over both draws is that of the populations."""
+    rng, held = np.random.default_rng(0), []
+
+    # k = (x y / 3 + 1)^3 of normal x, y with means a, b: E k = E (u + 1)^3, u = x y / 3
+    def expected(a: float, b: float) -> float:
+        x, y = (np.random.default_rng(s).standard_normal((400_000, 3)) + m for s, m in ((1, a), (2, b)))
+        return float((((x * y).sum(axis=1) / 3 + 1) ** 3).mean())
+
+    truth = expected(0.5, 0.5) + expected(0, 0) - 2 * expected(0.5, 0)
+    for _ in range(80):
+        sides = drawn(rng, 60, 60)
+        (number,) = evaluate(
+            {"kernel": {"subsets": 0}}, sides[0], random_sets(60, 15, 0), sides[1], reference_sets=15
+        ).numbers
+        held.append([i.low <= truth <= i.high for i in (number.interval, number.interval_both)])
+    samples, both = np.mean(held, axis=0)
+    assert both > 0.88 and samples < both - 0.05
+
+
+def test_a_difference_of_models_on_shared_noise_has_a_narrow_interval_of_its_own():
+    rng, held, widths = np.random.default_rng(0), [], []
+
+    def both(noise: np.ndarray, real: np.ndarray) -> list[Number]:
+        reference = SampleSet({"features": real}, FACTS, KIND)
+        sides = (SampleSet({"features": scale * noise}, {}, KIND) for scale in (1.1, 1.12))
+        return [evaluate({"frechet": {}}, s, random_sets(60, 15, 0), reference).numbers[0] for s in sides]
+
+    found = [both(rng.standard_normal((60, 3)), np.random.default_rng(5).standard_normal((400, 3))) for _ in range(50)]
+    truth = np.mean([b.value - a.value for a, b in found])  # the expected difference at this n for this reference
+    for a, b in found:
+        apart = difference(a, b)
+        held.append(apart.interval.low <= truth <= apart.interval.high)
+        widths.append((apart.interval.high - apart.interval.low) / (a.interval.high - a.interval.low))
+    assert np.mean(held) > 0.85 and np.median(widths) < 0.2
+
+
+def test_intervals_of_differences_need_sets_in_one_order():
+    own, both = difference_interval((1.0, 2.0), ([1.0, 1.1, 0.9], [2.0, 2.1, 1.9]), 0.95)
+    assert (own.low, own.high) == (pytest.approx(1.0), pytest.approx(1.0)) and both is None
+    assert difference_interval((1.0, 2.0), ([1.0, 1.1, 0.9], [2.0, 2.1]), 0.95) == (None, None)
+    assert two_sample_interval(1.0, [1.0, 1.1, 0.9], [], 0.95) is None
+    wide = two_sample_interval(1.0, [1.0, 1.1, 0.9], [1.0, 1.1, 0.9], 0.95)
+    one = two_sample_interval(1.0, [1.0, 1.1, 0.9], [1.0, 1.0, 1.0], 0.95)
+    assert wide.high - wide.low < 1.42 * (one.high - one.low)  # more degrees of freedom, twice the variance
+    assert one.high - 1 == pytest.approx(
+        stats.t.ppf(0.975, 2) * np.std([3 - 2 * v for v in (1, 1.1, 0.9)], ddof=1) / 3**0.5
+    )
+    for a, b in (([1.0, 1.1, 0.9], FACTS), ([1.0, 1.1, 0.9], {**FACTS, "split": "test"})):
+        numbers = [Number("x", 1.0, {"reference": r}, None, tuple(a)) for r in (FACTS, b)]
+        if b is not FACTS:
+            with pytest.raises(DuetError, match="different protocols"):
+                difference(*numbers)
+
+
+def test_the_floor_is_what_images_of_the_reference_score():
+    samples, reference = drawn(np.random.default_rng(0), samples=40)
+    (number,) = evaluate({"frechet": {}}, samples, random_sets(40, 3, 0), reference, floors=4).numbers
+    real, scores = reference.arrays["features"], []
+    for k in range(4):
+        rows = (Stream(0, "evaluate/floor").uniform(np.array([k]), 40)[0] * 80).astype(int)
+        scores.append(frechet_distance(real[rows], real))
+    assert number.floor == pytest.approx(np.mean(scores), rel=1e-12) and 0 < number.floor < number.value
+    (number,) = evaluate({"kernel": {}}, samples, random_sets(40, 3, 0), reference, floors=4).numbers
+    assert number.floor is None  # it is unbiased
+
+
+def test_the_corrected_value_has_no_bias_of_first_order_and_is_left_out_for_few_samples():
+    rng, d, plain, corrected = np.random.default_rng(0), 8, [], []
+    reference = SampleSet({"mu": np.zeros(d), "sigma": np.eye(d)}, {"statistics": {"mu": d}}, KIND)
+    for _ in range(40):
+        samples = SampleSet({"features": rng.standard_normal((120, d))}, {}, KIND)
+        (number,) = evaluate({"frechet": {}}, samples, random_sets(120, 12, 0), reference).numbers
+        plain.append(number.value)
+        corrected.append(number.corrected)
+    error = np.std(corrected) / np.sqrt(len(corrected))
+    assert np.mean(plain) > 0.2 and abs(np.mean(corrected)) < 3 * error + 0.01  # the truth is 0
+    few = SampleSet({"features": rng.standard_normal((20, d))}, {}, KIND)
+    assert evaluate({"frechet": {}}, few, random_sets(20, 5, 0), reference).numbers[0].corrected is None
+
+
+def test_fractions_have_wilsons_interval_and_are_never_certain():
+    labels = np.arange(200) % 4
+    probabilities = np.eye(4)[labels]
+    samples = SampleSet({"labels": labels, "probabilities": probabilities, "images": make_images(200)}, {}, KIND)
+    reference = SampleSet({"labels": labels, "images": make_images(50, 9)}, FACTS)
+    metrics = {"agreement": {}, "memorisation": {}}
+    found = {n.protocol["number"]: n for n in evaluate(metrics, samples, random_sets(200, 20, 0), reference).numbers}
+    for key, value in (("rate", 1.0), ("memorised", 0.0), ("copies", 0.0)):
+        expected = wilson_interval(200 * value, 200)
+        assert found[key].value == value and found[key].trials == 200
+        assert (found[key].interval.low, found[key].interval.high) == (expected.low, expected.high)
+    recall = numbers_of({"manifold": {}})["small recall"]
+    assert recall.interval.high > recall.interval.low
+
+
+def test_numbers_of_earlier_versions_without_the_new_entries_are_read():
+    number = numbers_of({"frechet": {}}, reference_sets=3, floors=1)["small Fréchet distance"]
+    assert Number.from_plain(json.loads(json.dumps(number.plain))) == number
+    old = {k: v for k, v in number.plain.items() if k not in (
+        "interval_both", "without_reference", "floor", "corrected", "trials")}  # fmt: skip
+    read = Number.from_plain(old)
+    assert read.interval == number.interval and read.interval_both is read.floor is read.corrected is None
+
+
+def test_the_default_is_twenty_sets_or_fewer_of_two():
+    assert [len(random_sets(count, None, 0).members) for count in (100, 40, 31, 6)] == [20, 20, 15, 3]
+    with pytest.raises(DuetError, match="3 sets of at least 2 need 6"):
+        random_sets(5, None, 0)
 
 
 def test_metric_without_its_arrays_is_skipped_with_the_reason():

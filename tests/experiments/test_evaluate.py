@@ -102,11 +102,17 @@ def test_compare_puts_only_numbers_of_one_protocol_into_a_row(samples, tmp_path)
     assert error == "" and "No verdict: no tolerance is published for evaluations." in output
     quality = json.loads((tmp_path / "report" / "report.json").read_text())["quality"]
     rows = [row for row in quality["rows"] if row["name"].startswith("digits Fréchet distance")]
-    assert [row["name"].partition(" (")[2] for row in rows] == ["samples.count 40)", "samples.count 30)"]
+    assert [row["name"].partition(" (")[2] for row in rows] == [
+        "samples.count 40, samples.sets.count 20)",
+        "samples.count 30, samples.sets.count 15)",
+    ]
     filled = [[value is not None for value in row["values"]] for row in rows]
     assert filled == [[True, True, False], [False, False, True]]
+    (apart,) = rows[0]["differences"]  # the same samples twice: the interval of the difference is a point
+    assert apart["value"] == 0 and apart["interval"] == [0, 0] and rows[1]["differences"] == []
     page = (tmp_path / "report" / "report.html").read_text()
-    assert "samples.count 30" in page and f"[{rows[0]['intervals'][0][0]:.3f}"[:5] in page
+    assert "b minus " in page and "as many images of the reference itself" in page
+    assert "samples.count 30" in page and f", {rows[0]['intervals'][0][1]:.3f}"[:6] in page
 
 
 def test_study_refuses_numbers_of_different_protocols(samples, tmp_path):
