@@ -11,9 +11,11 @@ def pluralize(n: int, noun: str) -> str:
     """Return a number with its noun.
 
     Example:
-        >>> pluralize(1, "check"), pluralize(1200, "check"), pluralize(2, "class")
-        ('1 check', '1,200 checks', '2 classes')
+        >>> pluralize(1, "check"), pluralize(1200, "check"), pluralize(2, "class"), pluralize(2, "entry")
+        ('1 check', '1,200 checks', '2 classes', '2 entries')
     """
+    if n != 1 and noun.endswith("y") and noun[-2] not in "aeiou":
+        return f"{n:,} {noun[:-1]}ies"
     ending = "" if n == 1 else "es" if noun.endswith(("s", "x", "ch", "sh")) else "s"
     return f"{n:,} {noun}{ending}"
 

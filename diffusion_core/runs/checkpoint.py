@@ -54,6 +54,7 @@ __all__ = [
     "read_arrays",
     "repair_checkpoints",
     "save_checkpoint",
+    "stored_hashes",
     "weights_hash",
 ]
 
@@ -176,6 +177,11 @@ def _write_files(directory: Path, checkpoint: Checkpoint) -> None:
         state["training"] = checkpoint.training.to_dict()
     state["sha256"] = hash_entries(state)
     write_flushed(directory / "state.json", json.dumps(state, indent=2).encode())
+
+
+def stored_hashes(parts: Mapping[str, Mapping[str, NDArray]]) -> dict[str, str]:
+    """Return by file of a checkpoint the hash that it has with these arrays, by part and name."""
+    return {f"{part}.safetensors": hashlib.sha256(pack_safetensors(one)).hexdigest() for part, one in parts.items()}
 
 
 def repair_checkpoints(parent: Path) -> None:

@@ -63,7 +63,7 @@ def experiments() -> OrderedDict[str, Command]:
 def run_experiment(name: str, args: list[str], before: tuple[str, ...] = ()) -> int:
     """Run a command in its environment, with Hydra's arguments; `before` are arguments of Python before its module."""
     command = experiments()[name]
-    args = with_usable_backend(command, args)
+    args = with_usable_backend(command, with_backend_of_run(command, args))
     if {"-h", "--help"} & set(args):
         existing = list(filter(environment_exists, backends().values()))
         if not existing:
@@ -79,6 +79,13 @@ def run_experiment(name: str, args: list[str], before: tuple[str, ...] = ()) -> 
         pythons = [setup(backend) for backend in chosen_backends(command, args)]
         python = pythons[0] if pythons else any_environment()
     return replace_process([python, *before, "-m", command.module, *args], command_variables())
+
+
+def with_backend_of_run(command: Command, args: list[str]) -> list[str]:
+    """Return the arguments of `verify` with the backend of the run, unless one is named."""
+    run = None if any(arg.startswith("backend=") for arg in args) else verified_run(command, args)
+    backend = run and backend_of_record(run)
+    return [*args, f"backend={backend}"] if backend else args
 
 
 def with_usable_backend(command: Command, args: list[str]) -> list[str]:
@@ -121,8 +128,25 @@ def run_backend(args: list[str]) -> str | None:
     runs = [arg.partition("=")[2].strip("'\"") for arg in args if re.match(r"from(_run)?=.", arg)]
     if not runs:
         return None
-    run = Path(runs[-1]).expanduser()
-    run = run if run.exists() else Path(runs[-1].split(",")[0]).expanduser()
+    return backend_of_record(runs[-1])
+
+
+def verified_run(command: Command, args: list[str]) -> str | None:
+    """Return the path of the run, or of the certificate, that `verify` is given by its key or by its place."""
+    if command.config.stem != "verify":
+        return None
+    keyed = [arg.partition("=")[2].strip("'\"") for arg in args if arg.startswith("run=")]
+    placed = [arg for arg in args if "=" not in arg and not arg.startswith(("-", "~"))]
+    return next(iter([*keyed, *placed]), None)
+
+
+def backend_of_record(path: str) -> str | None:
+    """Return the backend of a run, of several, or of a certificate; None if it is not known here."""
+    run = Path(path).expanduser()
+    if run.is_file():
+        match = re.search(r'"backend": *"([\w.-]+)"', run.read_text(encoding="utf-8", errors="replace"))
+        return match.group(1) if match and match.group(1) in backends() else None
+    run = run if run.exists() else Path(path.split(",")[0]).expanduser()
     files = [folder / "config.yaml" for folder in (run, run.parent, run.parent.parent)]
     text = next((file.read_text(encoding="utf-8") for file in files if file.is_file()), "")
     match = re.search(r"^backend:\n(?:  .*\n)*?  name: *([\w.-]+)", text, re.MULTILINE)

@@ -35,7 +35,10 @@ from experiments.config.schema import OWN_MODEL, SCHEMAS, SOURCES, TARGETS
 from experiments.config.suggest import check_renamed, group_functions, nearest_key
 from experiments.runtime.options import CONFIGS
 
-__all__ = ["config_folders", "quote", "read_arguments", "unquote"]
+__all__ = ["PATH_KEYS", "config_folders", "quote", "read_arguments", "unquote"]
+
+# By command, the key of the path that may stand without one.
+PATH_KEYS = {"certify": "run", "verify": "run"}
 
 # Keys of no fixed type that hold a text, or a list of texts, among others.
 _TEXTS = {"samples", "sample.labels", "labels", "network"}
@@ -57,6 +60,7 @@ def read_arguments(arguments: Sequence[str], command: str) -> list[str]:
     """
     check_renamed(list(arguments))
     flags, overrides = _split_flags(arguments, command)
+    overrides = _with_path_named(overrides, command)
     is_sweep = any(flag in ("-m", "--multirun") for flag in flags) or "hydra.mode=MULTIRUN" in overrides
     folders = config_folders(flags)
     kept = [override for override in overrides if not _is_no_choice(override, command, folders)]
@@ -65,6 +69,21 @@ def read_arguments(arguments: Sequence[str], command: str) -> list[str]:
         if override.startswith("hydra.searchpath="):
             _check_search_path(override)
     return _without_model([*flags, *quoted], command)
+
+
+def _with_path_named(overrides: Sequence[str], command: str) -> list[str]:
+    """Return the arguments of a command that takes a path by its place, as in ``verify RUN``, with the key of the path.
+
+    Raises:
+        DuetError: if several paths are given.
+    """
+    key = PATH_KEYS.get(command)
+    paths = [word for word in overrides if "=" not in word and not word.startswith("~")] if key else []
+    if not paths:
+        return list(overrides)
+    if len(paths) > 1 or any(word.startswith(f"{key}=") for word in overrides):
+        raise DuetError(f"{key}: {' and '.join(paths)} was given; {command} takes one path")
+    return [f"{key}={word}" if word == paths[0] else word for word in overrides]
 
 
 def _without_model(arguments: Sequence[str], command: str) -> list[str]:

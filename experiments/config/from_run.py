@@ -34,7 +34,7 @@ from experiments.config.suggest import RENAMED_KEYS
 from experiments.runtime.options import CONFIGS
 from experiments.sampling.plans import GUIDANCE_OPTIONS, shared_options
 
-__all__ = ["FROM", "FromRun", "command_name", "describe_start", "run_configuration", "use_run"]
+__all__ = ["FROM", "FromRun", "command_name", "describe_start", "run_configuration", "use_run", "with_present_names"]
 
 _SUFFIX = "_from_run"  # of the primary configuration; its groups have the option `from_run`
 _OPTION = "from_run"
@@ -144,7 +144,7 @@ def run_configuration(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     for directory in (path, path.parent, path.parent.parent):
         if (directory / "config.yaml").is_file():
-            return _with_present_names(read_config(directory / "config.yaml"))
+            return with_present_names(read_config(directory / "config.yaml"))
         if directory == path and not path.exists():
             break
     if not path.exists():
@@ -271,7 +271,7 @@ def _group_node(group: str, values: Any) -> dict[str, Any]:
     return dict(values)
 
 
-def _with_present_names(config: dict[str, Any]) -> dict[str, Any]:
+def with_present_names(config: dict[str, Any]) -> dict[str, Any]:
     """Return a configuration with the keys of earlier versions renamed."""
     config = OmegaConf.create(config)
     for old, new in RENAMED_KEYS.items():

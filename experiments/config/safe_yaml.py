@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.files.safe_read import file_errors, read_text
 
-__all__ = ["check_yaml", "read_config"]
+__all__ = ["check_text", "check_yaml", "parse_config", "read_config"]
 
 _MAX_BYTES, _MAX_DEPTH, _MAX_NODES = 1 << 20, 50, 100_000
 
@@ -26,7 +26,18 @@ def read_config(path: str | Path) -> dict[str, Any]:
     Raises:
         DuetError: if the file is missing or corrupted, or holds something that a run does not write.
     """
-    text = check_yaml(path)
+    with file_errors(path):
+        text = read_text(path, _MAX_BYTES)
+    return parse_config(text, path)
+
+
+def parse_config(text: str, path: str | Path) -> dict[str, Any]:
+    """Return the configuration in a text that a run wrote, as plain data; errors name `path`.
+
+    Raises:
+        DuetError: as `read_config`.
+    """
+    check_text(text, path)
     with file_errors(path, "it is no configuration of a run"):
         if "${" in text:
             raise ValueError("it has an interpolation; a run writes its values")
@@ -44,6 +55,14 @@ def check_yaml(path: str | Path) -> str:
     """
     with file_errors(path, "it is no plain YAML"):
         text = read_text(path, _MAX_BYTES)
+    return check_text(text, path)
+
+
+def check_text(text: str, path: str | Path) -> str:
+    """Return a text, which stands in the file `path`, after the same check."""
+    with file_errors(path, "it is no plain YAML"):
+        if len(text) > _MAX_BYTES:
+            raise ValueError(f"it is longer than {_MAX_BYTES} bytes")
         counts, names, sizes = [0], [""], {}
         for event in yaml.parse(text, yaml.SafeLoader):
             if getattr(event, "tag", None) is not None:

@@ -534,6 +534,42 @@ class ReplaySchema(OwnNetworkSchema):
     backend: BackendSchema = field(default_factory=BackendSchema)  # the framework
 
 
+@dataclass
+class CertifySchema:
+    """The configuration of `experiments.certify`."""
+
+    run: str = MISSING  # a run directory
+    out: str | None = None  # the file of the certificate; null: certificate.json in the run directory
+
+
+@dataclass
+class DataPlaceSchema:
+    """Where the data of a recorded run lie here."""
+
+    store: str | None = None  # the directory of the prepared store; null: as the run's
+    options: dict[str, Any] = field(default_factory=dict)  # options that differ here, such as path
+
+
+@dataclass
+class VerifySchema(OwnNetworkSchema):
+    """The configuration of `experiments.verify`.
+
+    `segments` is a number or all. `backend.threads` null and `backend.device` auto are those of the run.
+    """
+
+    run: str = MISSING  # a run directory, or the file of a certificate
+    out: str | None = None  # the file of the verdict; null: a new one in RUN/verdicts
+    segments: Any = 3  # segments that are computed again, or all
+    draw_seed: int | None = None  # of the draw of the segments; null: a fresh one
+    results: bool = True  # whether the final samples are drawn and evaluated again
+    twins: int = 3  # twins that measure the bound where bits cannot be equal
+    margin: float = 10.0  # of the bound over what the twins show
+    teacher: str | None = None  # the teacher of the run, where it lies here; null: as the run's
+    backend: BackendSchema = field(default_factory=BackendSchema)  # the framework
+    parallel: ParallelSchema = field(default_factory=ParallelSchema)  # one process verifies
+    data: DataPlaceSchema = field(default_factory=DataPlaceSchema)  # where the data lie
+
+
 SCHEMAS = {
     "train": TrainSchema,
     "sample": SampleRunSchema,
@@ -551,6 +587,8 @@ SCHEMAS = {
     "page": PageSchema,
     "study": StudySchema,
     "replay": ReplaySchema,
+    "certify": CertifySchema,
+    "verify": VerifySchema,
 }
 
 
@@ -589,6 +627,8 @@ def register() -> None:
         if schema in (SampleRunSchema, EditSchema):
             # Without a name, these are options of the checkpoint's sampler, which checks them when it is built.
             OmegaConf.set_struct(node.sampler, False)
+        if schema is VerifySchema:
+            OmegaConf.set_struct(node.data.options, False)
         if schema is TrainSchema:
             # Options of the named function, which checks them when it is called.
             for group in ("schedule", "weighting", "timestep_sampling", "coupling", "path_noise"):

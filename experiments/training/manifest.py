@@ -28,7 +28,7 @@ from experiments.training.record import fresh_record
 from experiments.training.resume import computed_by
 from experiments.training.setup import TrainingSetup
 
-__all__ = ["beginning", "end", "setup_facts"]
+__all__ = ["beginning", "end", "kernel_flags", "setup_facts"]
 
 # Environment variables that choose kernels, their precision or their threads.
 _FLAGS = re.compile(
@@ -67,7 +67,7 @@ def beginning(
         "computed_by": computed_by(setup, backend) | {"deterministic": backend.config.deterministic},
         "processes": setup.group.size,
         "packages": _packages(),
-        "flags": {name: value for name, value in sorted(os.environ.items()) if _FLAGS.fullmatch(name)},
+        "flags": kernel_flags(os.environ),
         "setup": setup_facts(setup),
         "state": state,
         "source": None if source is None else _chain_of(source),
@@ -87,6 +87,11 @@ def setup_facts(setup: TrainingSetup) -> dict[str, Any]:
         "snapshot_images": setup.ema.snapshot_images,
         "validation": None if setup.validation is None else setup.validation.facts(),
     }
+
+
+def kernel_flags(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables that choose kernels, their precision or their threads."""
+    return {name: value for name, value in sorted(environ.items()) if _FLAGS.fullmatch(name)}
 
 
 def end(run: Path, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -33,8 +33,10 @@ __all__ = [
     "compiled_in",
     "computed_by",
     "find_source",
+    "first_state",
     "previous_result",
     "resume_state",
+    "resumed_state",
     "starting_point",
     "was_begun",
 ]
@@ -82,6 +84,28 @@ def find_source(resume: str | None, directory: Path, is_begun: bool = False) -> 
     return None
 
 
+def first_state(setup: TrainingSetup) -> Checkpoint:
+    """Return the state that a new run starts from: drawn weights, those of an own network, or those of its teacher."""
+    weights = initial_weights(setup.model.program, setup.seed, setup.loader.dtype)
+    if setup.teacher is not None and (taught := setup.teacher.start_weights(setup.model)) is not None:
+        weights = {name: np.asarray(taught.get(name, value), value.dtype) for name, value in weights.items()}
+    state = TrainerState.fresh(weights, setup.averages)
+    return Checkpoint(0, setup.model, setup.seed, state, {}, training=fresh_record(setup))
+
+
+def resumed_state(checkpoint: Checkpoint, setup: TrainingSetup, source: Path, change_objective: bool) -> Checkpoint:
+    """Return a checkpoint as training continues from it: with the averages and the optimiser of the setup.
+
+    Raises:
+        DuetError: if the averages or the optimiser are others, and `change_objective` is false.
+    """
+    # The loss history of another objective does not apply to this one.
+    history = None if changed_objective(checkpoint, setup) else checkpoint.history
+    state = with_slots(checkpoint, setup, source, change_objective)
+    checkpoint = replace(checkpoint, state=state, history=history)
+    return replace(checkpoint, state=_with_averages(checkpoint, setup, change_objective))
+
+
 def starting_point(
     setup: TrainingSetup,
     directory: Path,
@@ -105,15 +129,10 @@ def starting_point(
     """
     source = find_source(resume, directory, is_begun)
     if source is None:
-        weights = initial_weights(setup.model.program, setup.seed, setup.loader.dtype)
-        if setup.teacher is not None and (taught := setup.teacher.start_weights(setup.model)) is not None:
-            weights = {name: np.asarray(taught.get(name, value), value.dtype) for name, value in weights.items()}
-        state = TrainerState.fresh(weights, setup.averages)
-        return Checkpoint(0, setup.model, setup.seed, state, {}, training=fresh_record(setup)), None
+        return first_state(setup), None
     checkpoint = load_checkpoint(source, setup.model.spec)
     check_process(checkpoint, setup, source)
-    changed = changed_objective(checkpoint, setup)
-    for name, (stored, current) in changed.items():
+    for name, (stored, current) in changed_objective(checkpoint, setup).items():
         if not change_objective:
             raise DuetError(
                 f"resume: {source} was trained with {name} {stored}, but {current} was given; "
@@ -126,11 +145,7 @@ def starting_point(
             f"seed: {setup.seed} was given, but the checkpoint used seed {checkpoint.seed}; add seed={checkpoint.seed}"
         )
     _check_length(checkpoint, setup.training_config, is_own=resume in RESUME_IN_PLACE)
-    # The loss history of another objective does not apply to this one.
-    history = None if changed else checkpoint.history
-    state = with_slots(checkpoint, setup, source, change_objective)
-    checkpoint = replace(checkpoint, state=state, history=history)
-    return replace(checkpoint, state=_with_averages(checkpoint, setup, change_objective)), source
+    return resumed_state(checkpoint, setup, source, change_objective), source
 
 
 def _check_notes(checkpoint: Checkpoint, source: Path) -> None:

@@ -56,7 +56,7 @@ from experiments.training.resume import (
 from experiments.training.setup import TrainingSetup
 from experiments.training.trackers import StartTracker
 
-__all__ = ["RunRecord", "removed_if_refused", "removed_if_unused", "start_of_main", "train"]
+__all__ = ["RunRecord", "final_loss", "removed_if_refused", "removed_if_unused", "start_of_main", "train", "with_init"]
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def train(
     locked = exclusive_directory(directory) if is_main_process else removed_if_unused(directory)
     with removed_if_refused(directory), locked:
         start, source = starting_point(setup, directory, resume, change_objective, change_data, is_begun)
-        setup = _with_init(setup, start)
+        setup = with_init(setup, start)
         result = previous_result(directory, start.images_seen, setup.training_config)
         if result is not None:
             print(
@@ -180,7 +180,7 @@ def _check_samples(setup: TrainingSetup, start: Checkpoint) -> list[str]:
     return [*check_guided(trained, setup.plan), *check_labels_trained(trained, labels)]
 
 
-def _with_init(setup: TrainingSetup, start: Checkpoint) -> TrainingSetup:
+def with_init(setup: TrainingSetup, start: Checkpoint) -> TrainingSetup:
     """Return the setup with the `model.init` that the weights of a resumed run had, since they have started."""
     spec, init = setup.model.spec, start.model.spec.init
     return setup if spec.init == init else replace(setup, model=replace(setup.model, spec=replace(spec, init=init)))
@@ -349,15 +349,15 @@ def _train(session: _Session) -> dict[str, Any]:
     seconds = perf_counter() - began
     if run is None:
         return {}
-    numbers = {"objective": _final_loss(run, config), "images_seen": config.images, "train_seconds": seconds}
+    numbers = {"objective": final_loss(run.metrics, config), "images_seen": config.images, "train_seconds": seconds}
     return numbers | _last_validation(run, config) | speed
 
 
-def _final_loss(run: RunDirectory, config: loop.TrainingConfig) -> float:
+def final_loss(metrics: Path, config: loop.TrainingConfig) -> float:
     """Return the mean loss of the last logged steps, from the file, so that it does not depend on interruptions."""
     losses = [
         line["loss"]
-        for line in read_metrics(run.metrics)
+        for line in read_metrics(metrics)
         if config.is_in_last_log(line["images_seen"]) and math.isfinite(line["loss"])
     ]
     return sum(losses) / len(losses) if losses else math.nan
