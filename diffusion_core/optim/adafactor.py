@@ -11,7 +11,8 @@ With G = g^2 + eps1 (convention: torch adds nothing), b = 1 - k^beta2_decay, and
 
 A kernel with four axes is factored along its last two (o i kh kw: kh and kw); optax takes the two largest axes, and
 none below 128. Weight decay comes first, as p (1 - lr weight_decay), in torch and keras; transformers subtracts
-weight_decay times the step's own rate, optax weight_decay p, without any rate. With beta1 the step is averaged before
+weight_decay times the step's own rate, optax weight_decay p, without any rate. optax rounds b and 1 - b to float32,
+which is 9e-7 of a learning rate in 50 steps. With beta1 the step is averaged before
 it is made.
 
 PyTorch sets eps1 to the machine epsilon of the parameter; that is what None means in this convention.
@@ -26,6 +27,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
+
+import numpy as np
 
 from diffusion_core.optim.ops import ArrayOps
 from diffusion_core.optim.optimiser import Optimiser, Role, Slot, check_choice, check_common, check_range
@@ -112,7 +115,11 @@ class Adafactor(Optimiser):
         """See `Optimiser.scalars`."""
         rate = min(lr, update**-0.5) if self.convention in ("torch", "keras") else lr
         fresh = float(update) ** self.beta2_decay
-        return {"shrink": 1.0 - lr * self.weight_decay, "rate": rate, "fresh": fresh, "kept": 1.0 - fresh}
+        kept = 1.0 - fresh
+        if self.convention == "optax":
+            one, power = np.float32(1), np.float32(float(update) ** float(np.float32(self.beta2_decay)))
+            kept, fresh = float(one - power), float(one - (one - power))
+        return {"shrink": 1.0 - lr * self.weight_decay, "rate": rate, "fresh": fresh, "kept": kept}
 
     def update(
         self, ops: ArrayOps, role: Role, p: Any, g: Any, slots: Mapping[str, Any], s: Mapping[str, Any]
