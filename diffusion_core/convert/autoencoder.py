@@ -8,6 +8,8 @@ norm_num_groups, mid_block_add_attention  norm_groups, middle_attention
 use_quant_conv, use_post_quant_conv     quant_conv, post_quant_conv
 sample_size                             image_size
 shift_factor null                       shift_factor 0
+latents_mean, latents_std               the same; null is ()
+image_range                             the same; an entry of Duet, where it is not [-1, 1]
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from diffusion_core.convert.names import (
     siblings,
     write_weights,
 )
+from diffusion_core.data.pixels import VALUE_RANGE
 from diffusion_core.networks import Node
 from diffusion_core.networks.autoencoder import Autoencoder, AutoencoderSpec
 from diffusion_core.networks.blocks import Attention
@@ -53,10 +56,13 @@ _FIELDS = {
     "use_post_quant_conv": "post_quant_conv",
     "scaling_factor": "scaling_factor",
     "shift_factor": "shift_factor",
+    "latents_mean": "latents_mean",
+    "latents_std": "latents_std",
+    "image_range": "image_range",
     "sample_size": "image_size",
 }
 # Entries that an autoencoder of Duet has at these values only.
-_FIXED: dict[str, tuple[Any, ...]] = {"act_fn": ("silu", "swish"), "latents_mean": (None,), "latents_std": (None,)}
+_FIXED: dict[str, tuple[Any, ...]] = {"act_fn": ("silu", "swish")}
 _BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 # What decides a number type or cuts images into tiles, but changes no function.
 _IGNORED = ("force_upcast", "_class_name")
@@ -103,6 +109,9 @@ def export_autoencoder(autoencoder: Autoencoder) -> dict[str, bytes]:
     arrays |= write_weights(_names(spec, "decoder"), autoencoder.decoder)
     config: dict[str, Any] = {"_class_name": _CLASS, "act_fn": "silu"}
     config |= {theirs: getattr(spec, ours) for theirs, ours in _FIELDS.items()}
+    config |= {name: config[name] or None for name in ("latents_mean", "latents_std")}
+    if spec.image_range == VALUE_RANGE:
+        del config["image_range"]
     config |= {theirs: [block] * len(spec.channels) for theirs, block in _BLOCKS.items()}
     return {
         "config.json": (json.dumps(config, indent=2) + "\n").encode(),

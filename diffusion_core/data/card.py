@@ -257,7 +257,7 @@ def card_text(card: Mapping[str, Any]) -> str:
             "",
             f"Of images {shape}, by the autoencoder {latents['autoencoder']} (`{latents['sha256']}`), which decodes "
             f"them; a copy is in the folder autoencoder.  ",
-            f"{latents['scaling_factor']:g} (z - {latents['shift_factor']:g}), where z is {latents['z']}.",
+            f"{_scaling(latents)}, where z is {latents['z']}.",
         ]
     if card.get("command"):
         lines += ["", "## Made by", "", f"    {card['command']}"]
@@ -265,3 +265,13 @@ def card_text(card: Mapping[str, Any]) -> str:
 
 
 _LABELS = {"homepage": "Source", "licence": "Licence", "citation": "Citation"}
+
+
+def _scaling(latents: Mapping[str, Any]) -> str:
+    """Return the formula of latents."""
+    factor = f"{latents['scaling_factor']:g}"
+    if mean := latents.get("latents_mean"):
+        low, high = latents["image_range"]
+        text = f"{factor} (z - m) / s with m = {list(mean)} and s = {list(latents['latents_std'])}"
+        return text if (low, high) == (-1, 1) else f"{text}, of images in [{low:g}, {high:g}]"
+    return f"{factor} (z - {latents['shift_factor']:g})"

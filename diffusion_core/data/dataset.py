@@ -53,6 +53,8 @@ class Dataset:
         condition_names: the name of each number of a condition; () numbers them.
         noise: the noise of each item, float32 or float64 with the shape of the images; None if training draws it.
         latents: how the items were encoded, if they are latents of images, see `data.latents`; no part of the hash.
+        std: the standard deviation of each item, float32 or float64 with the shape of the images, if a training draws
+            items from N(images, std^2), as latents from their posterior; None if items are what they are.
 
     Raises:
         DuetError: a shape, a type or a label is invalid.
@@ -75,6 +77,7 @@ class Dataset:
     condition_names: tuple[str, ...] = ()
     noise: NDArray | Shards | None = None
     latents: LatentRecord | None = None
+    std: NDArray | Shards | None = None
 
     def __post_init__(self) -> None:
         images, labels = self.images, np.asarray(self.labels)
@@ -108,12 +111,16 @@ class Dataset:
                 raise DuetError(f"{what}: value_range {self.value_range} was given for uint8; bytes are 0 to 255")
             object.__setattr__(self, "value_range", check_value_range(self.value_range, "data.options.value_range"))
         self._check_conditions(what)
-        noise = self.noise
-        if noise is not None and (noise.dtype not in _TYPES[1:] or noise.shape != shape):
-            raise DuetError(
-                f"{what}: noise of {noise.dtype} with shape {noise.shape} was given; it must be float32 or float64 "
-                f"with the shape of the images, {shape}"
-            )
+        for name in ("noise", "std"):
+            given = getattr(self, name)
+            if given is not None and (given.dtype not in _TYPES[1:] or given.shape != shape):
+                raise DuetError(
+                    f"{what}: {name} of {given.dtype} with shape {given.shape} was given; it must be float32 or "
+                    f"float64 with the shape of the images, {shape}"
+                )
+        if self.std is not None and (self.is_bytes or self.noise is not None):
+            beside = "bytes" if self.is_bytes else "pairs of noise and image"
+            raise DuetError(f"{what}: std was given for {beside}, which are not drawn from a distribution")
 
     def _check_conditions(self, what: str) -> None:
         """Refuse conditions that are not one vector of numbers for each item; keep them as float32."""
@@ -224,20 +231,21 @@ class Dataset:
     def sha256(self) -> str:
         """The SHA-256 of shape, class names, labels and pixels, without the name; computed in blocks.
 
-        Floats add their type and range, and conditions and noise themselves.
+        Floats add their type and range; conditions, noise and standard deviations add themselves.
         """
         header = {"shape": self.images.shape, "class_names": self.class_names}
         if not self.is_bytes:
             header |= {"dtype": self.images.dtype.name, "value_range": self.value_range}
         if self.conditions is not None:
             header |= {"condition_names": self.condition_names}
-        if self.noise is not None:
-            header |= {"noise": self.noise.dtype.name}
+        for name in ("noise", "std"):
+            if getattr(self, name) is not None:
+                header |= {name: getattr(self, name).dtype.name}
         digest = hashlib.sha256(json.dumps(header).encode())
         digest.update(self.labels.astype("<i4").tobytes())
         if self.conditions is not None:
             digest.update(self.conditions.astype("<f4").tobytes())
-        for items in (self.images,) if self.noise is None else (self.images, self.noise):
+        for items in (each for each in (self.images, self.noise, self.std) if each is not None):
             step, stored = max(1, _HASH_BYTES // items[0].nbytes), items.dtype.newbyteorder("<")
             for start in range(0, len(self), step):
                 digest.update(np.ascontiguousarray(items[start : start + step], stored))
@@ -261,9 +269,9 @@ class Dataset:
     def _at(self, indices: NDArray[np.int64]) -> Dataset:
         """Return the items at valid indices, in memory."""
         conditions = None if self.conditions is None else self.conditions[indices]
-        noise = None if self.noise is None else np.asarray(self.noise[indices])
+        noise, std = (None if each is None else np.asarray(each[indices]) for each in (self.noise, self.std))
         images, labels = np.asarray(self.images[indices]), self.labels[indices]
-        return replace(self, images=images, labels=labels, conditions=conditions, noise=noise)
+        return replace(self, images=images, labels=labels, conditions=conditions, noise=noise, std=std)
 
     def select_classes(self, classes: Iterable[int | str]) -> Dataset:
         """Return the items of some classes, in their old order, in memory.

@@ -5,6 +5,7 @@ With n items and p = images seen so far::
     epoch e = p // n
     item    = permutation_e[p mod n]        from Stream(seed, "data/order") at row e
     flip    = word(p) even                  from Stream(seed, "data/flip") at counter p
+    draw    = mean + std normal(p)          from Stream(seed, "data/posterior") at counter p, of items with a std
 
 A batch is a slice of this infinite sequence, and the part of one process is a slice of the batch. So the batch size,
 the number of processes and restarts do not change what a run sees. Batches cross the border of an epoch; no image is
@@ -136,10 +137,14 @@ class Loader:
             here = epochs == epoch
             indices[here] = _permutation(self.seed, len(self.dataset), int(epoch))[offsets[here]]
         images = np.asarray(self.dataset.images[indices])
+        std = None if self.dataset.std is None else np.asarray(self.dataset.std[indices])
         if self.flip:
             mirrored = Stream(self.seed, "data/flip").bits(counters, 1)[:, 0] % 2 == 0
             mirrored = mirrored.reshape(-1, *[1] * (images.ndim - 1))
             images = np.where(mirrored, images[..., ::-1, :], images)
+            std = None if std is None else np.where(mirrored, std[..., ::-1, :], std)
+        if std is not None:
+            images = images + std * Stream(self.seed, "data/posterior").normal(counters, images.shape[1:])
         labels, stored_range = self.dataset.labels[indices], self.dataset.value_range
         described = [] if self.dataset.conditions is None else [self.dataset.conditions[indices]]
         if self.augment:

@@ -7,10 +7,12 @@ A store is a directory::
     labels.npy             int32 with shape (N,)
     conditions.npy         float32 with shape (N, D); only if images have conditions
     noise-00000.npy ...    floats with the shape of the images, in files of the same lengths; only of pairs
+    std-00000.npy ...      the same, the standard deviation of each image; only of latents that a training draws
     names.txt              the name of each image, one per line; only if images have names
     data.json              name, class names, shape, the length of each file of images, and the hash of the content;
                            only of floats with a range: value_range; only with conditions: their names; only of
-                           pairs: the files of noise, and how they were made; only of latents: how they were encoded
+                           pairs: the files of noise, and how they were made; only of latents: how they were encoded,
+                           and the files of std
 
 It is written to a temporary directory, flushed, then renamed: a reader sees a whole store or none. `prepare` writes
 directories of stores, one for each part of a data set.
@@ -43,6 +45,7 @@ __all__ = [
     "list_stores",
     "store_parts",
     "read_names",
+    "STD",
     "save_store",
     "shard_length",
     "shard_name",
@@ -50,7 +53,7 @@ __all__ = [
 
 _FORMAT = 2
 _CONDITIONS = "conditions.npy"
-_IMAGES, _NOISE = "images", "noise"
+_IMAGES, _NOISE, STD = "images", "noise", "std"
 _EXPECTED = "a store is a directory that experiments.prepare wrote"
 _SHARD_BYTES, _SHARD_IMAGES = 1 << 26, 2048
 
@@ -90,10 +93,14 @@ def save_store(dataset: Dataset, directory: str | Path, made: Mapping[str, Any] 
             if dataset.noise is not None:
                 noise = np.ascontiguousarray(dataset.noise[start : start + step])
                 write_array(part / shard_name(len(lengths), _NOISE), noise)
+            if dataset.std is not None:
+                std = np.ascontiguousarray(dataset.std[start : start + step])
+                write_array(part / shard_name(len(lengths), STD), std)
             lengths.append(len(images))
         finish_store(
             part, lengths, dataset.labels, dataset.class_names, dataset.name, None, dataset.value_range,
             dataset.conditions, dataset.condition_names, dataset.noise is not None, made, dataset.latents,
+            dataset.std is not None,
         )  # fmt: skip
         try:
             part.rename(final)
@@ -119,6 +126,7 @@ def finish_store(
     noise: bool = False,
     made: Mapping[str, Any] | None = None,
     latents: LatentRecord | None = None,
+    std: bool = False,
 ) -> Dataset:
     """Make a store of a directory that so far contains only shards.
 
@@ -135,17 +143,19 @@ def finish_store(
         noise: whether the directory holds files of noise too, of the same lengths.
         made: how the data were made, as plain data.
         latents: how the images were encoded, with the autoencoder relative to the directory.
+        std: whether the directory holds files of standard deviations too, of the same lengths.
 
     Returns:
         The data set of the store.
     """
-    files, noises = (
+    files, noises, stds = (
         [{"file": shard_name(k, kind), "length": int(n)} for k, n in enumerate(lengths) if n]
-        for kind in (_IMAGES, _NOISE)
+        for kind in (_IMAGES, _NOISE, STD)
     )
     dataset = Dataset(
         _open_images(directory, files), labels, tuple(class_names), name, Reading(), value_range, conditions,
-        tuple(condition_names), _open_images(directory, noises) if noise else None,
+        tuple(condition_names), _open_images(directory, noises) if noise else None, None,
+        _open_images(directory, stds) if std else None,
     )  # fmt: skip
     write_array(directory / "labels.npy", dataset.labels)
     if dataset.conditions is not None:
@@ -168,6 +178,8 @@ def finish_store(
         header["condition_names"] = dataset.condition_names
     if noise:
         header["noise"] = noises
+    if std:
+        header["std"] = stds
     if made is not None:
         header["made"] = made
     if latents is not None:
@@ -204,17 +216,20 @@ def open_store(directory: str | Path, part: str | None = None, verify: bool = Tr
     first, *others = opened
     if not others:
         return replace(first, reading=reading)
-    if any(
-        (o.class_names, o.value_range, o.condition_names, o.noise is None, o.latents)
-        != (first.class_names, first.value_range, first.condition_names, first.noise is None, first.latents)
-        for o in others
-    ):
+    if any(_kind(other) != _kind(first) for other in others):
         raise DuetError(f"store {str(directory)!r}: its parts have different classes; open one of them")
     images = _joined([dataset.images for dataset in opened])
     noise = None if first.noise is None else _joined([dataset.noise for dataset in opened])
+    std = None if first.std is None else _joined([dataset.std for dataset in opened])
     labels = np.concatenate([dataset.labels for dataset in opened])
     conditions = None if first.conditions is None else np.concatenate([dataset.conditions for dataset in opened])
-    return replace(first, images=images, labels=labels, reading=reading, conditions=conditions, noise=noise)
+    return replace(first, images=images, labels=labels, reading=reading, conditions=conditions, noise=noise, std=std)
+
+
+def _kind(dataset: Dataset) -> tuple[Any, ...]:
+    """Return what the parts of a data set have in common."""
+    has = (dataset.noise is None, dataset.std is None)
+    return dataset.class_names, dataset.value_range, dataset.condition_names, dataset.latents, has
 
 
 def _joined(arrays: Sequence[NDArray | Shards]) -> Shards:
@@ -226,7 +241,7 @@ def _open_one(directory: Path, verify: bool) -> Dataset:
     """Open the data set of one store."""
     header = _read_header(directory)
     images = _open_images(directory, header["images"])
-    noise = _open_images(directory, header["noise"]) if "noise" in header else None
+    noise, std = (_open_images(directory, header[kind]) if kind in header else None for kind in (_NOISE, STD))
     labels = _read_array(directory / "labels.npy", mapped=False)
     if list(images.shape) != header["shape"]:
         raise DuetError(
@@ -236,7 +251,7 @@ def _open_one(directory: Path, verify: bool) -> Dataset:
         conditions = _read_array(directory / _CONDITIONS, mapped=False) if "condition_names" in header else None
         dataset = Dataset(
             images, labels, tuple(header["class_names"]), header["name"], Reading(), header.get("value_range"),
-            conditions, tuple(header.get("condition_names", ())), noise, _read_latents(header, directory),
+            conditions, tuple(header.get("condition_names", ())), noise, _read_latents(header, directory), std,
         )  # fmt: skip
     except DuetError as error:
         raise DuetError(f"store {str(directory)!r}: {error}") from None

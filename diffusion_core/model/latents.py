@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from diffusion_core.backend.interface import Backend, Network
 from diffusion_core.common.random import Stream
+from diffusion_core.data.pixels import VALUE_RANGE, from_stored
 from diffusion_core.networks.autoencoder import Autoencoder, moments
 
 __all__ = ["LatentCodec"]
@@ -42,6 +43,8 @@ class LatentCodec:
     def moments(self, images: NDArray) -> tuple[Array, Array]:
         """Return (mean, standard deviation) of z for images in [-1, 1] with shape (N, H, W, C)."""
         self.autoencoder.spec.latent_shape(*images.shape[1:3])
+        if (own := self.autoencoder.spec.image_range) != VALUE_RANGE:
+            images = from_stored(np.asarray(images), np.float64, own, VALUE_RANGE)
         return moments(self._run(self._encoder, images))
 
     def encode(self, images: NDArray, seed: int | None = None, index: NDArray | None = None) -> Array:
@@ -57,9 +60,16 @@ class LatentCodec:
             z = z + std * Stream(seed, "latents/sample").normal(np.asarray(index), z.shape[1:])
         return self.autoencoder.spec.to_latents(z)
 
+    def posterior(self, images: NDArray) -> tuple[Array, Array]:
+        """Return (mean, standard deviation) of the latents of images in [-1, 1]."""
+        (mean, std), spec = self.moments(images), self.autoencoder.spec
+        return spec.to_latents(mean), spec.spread_of_latents(std)
+
     def decode(self, latents: NDArray) -> Array:
         """Return the images of latents, near [-1, 1]."""
-        return self._run(self._decoder, self.autoencoder.spec.from_latents(latents))
+        images = self._run(self._decoder, self.autoencoder.spec.from_latents(latents))
+        own = self.autoencoder.spec.image_range
+        return images if own == VALUE_RANGE else from_stored(images, np.float64, VALUE_RANGE, own)
 
     def _run(self, network: Network, values: NDArray) -> Array:
         dtype, outputs = self.backend.config.host_dtype, []

@@ -14,35 +14,57 @@ a diffusion model is trained on
 
     latent = scaling_factor (z - shift_factor),      z = mean,  or mean + exp(log_variance/2) eps
 
-and the decoder reads z = latent / scaling_factor + shift_factor.
+and the decoder reads z = latent / scaling_factor + shift_factor. With a mean m and a deviation s for each channel,
+
+    latent = scaling_factor (z - m) / s
+
+so that latents have deviation scaling_factor: EDM2 takes 1/2, its sigma_data. EDM2 also gives its autoencoder images in
+[0, 1], where that of Stable Diffusion was trained on [-1, 1]: an `image_range`.
 
 References:
     High-Resolution Image Synthesis with Latent Diffusion Models (Rombach et al., 2022), appendix G,
     https://arxiv.org/abs/2112.10752
+    Analyzing and Improving the Training Dynamics of Diffusion Models (Karras et al., 2024), its code
+    (NVlabs/edm2, training/encoders.py), https://arxiv.org/abs/2312.02696
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.networks.blocks import Add, Attention, GroupNorm, SiLU, Upsample
 from diffusion_core.networks.builder import Builder
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights
 
-__all__ = ["Autoencoder", "AutoencoderSpec", "moments"]
+__all__ = ["CONVENTIONS", "DEFAULT", "Autoencoder", "AutoencoderSpec", "moments"]
 
 Array = NDArray[np.float64]
 
 LOG_VARIANCE = (-30.0, 20.0)
 # The epsilon of every group norm; the configuration of an autoencoder has none.
 _EPS = 1e-6
+
+# How latents are scaled, by name: fields of an `AutoencoderSpec` in place of its own.
+DEFAULT = "autoencoder"
+CONVENTIONS: dict[str, Mapping[str, Any]] = {
+    DEFAULT: {},
+    "edm2": {
+        "latents_mean": (5.81, 3.25, 0.12, -2.15),
+        "latents_std": (4.17, 4.62, 3.71, 3.28),
+        "scaling_factor": 0.5,
+        "shift_factor": 0.0,
+        "image_range": (0.0, 1.0),
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -61,6 +83,9 @@ class AutoencoderSpec:
         post_quant_conv: whether the decoder begins with one.
         scaling_factor: see the module, like shift_factor.
         shift_factor: is subtracted from z.
+        latents_mean: m of each channel; () for a shift_factor alone.
+        latents_std: s of each channel.
+        image_range: of the images that the encoder takes and the decoder returns.
         image_size: of the images that it was trained on, for display.
 
     Raises:
@@ -87,6 +112,9 @@ class AutoencoderSpec:
     post_quant_conv: bool = True
     scaling_factor: float = 0.18215
     shift_factor: float = 0.0
+    latents_mean: tuple[float, ...] = ()
+    latents_std: tuple[float, ...] = ()
+    image_range: tuple[float, float] = (-1.0, 1.0)
     image_size: int = 32
 
     def __post_init__(self) -> None:
@@ -102,6 +130,32 @@ class AutoencoderSpec:
             raise DuetError(
                 f"autoencoder.scaling_factor: {self.scaling_factor} was given with shift_factor {self.shift_factor}; "
                 f"both must be finite, and the first not 0"
+            )
+        self._check_statistics()
+
+    def _check_statistics(self) -> None:
+        """Refuse a mean or a deviation that is not one number for each channel."""
+        for name, other in (("latents_mean", "latents_std"), ("latents_std", "latents_mean")):
+            values = getattr(self, name)
+            if not values and not getattr(self, other):
+                continue
+            if len(values) != self.latent_channels or not np.isfinite(values).all():
+                raise DuetError(
+                    f"autoencoder.{name}: {list(values)} was given; it must be a finite number for each of the "
+                    f"{self.latent_channels} channels of a latent, as {other} is"
+                )
+        if any(value <= 0 for value in self.latents_std):
+            raise DuetError(f"autoencoder.latents_std: {list(self.latents_std)} was given; all must be positive")
+        if self.latents_mean and self.shift_factor:
+            raise DuetError(
+                f"autoencoder.shift_factor: {self.shift_factor} was given with latents_mean, which takes its place; "
+                f"leave one out"
+            )
+        low, high = self.image_range
+        if not -np.inf < low < high < np.inf:
+            raise DuetError(
+                f"autoencoder.image_range: {list(self.image_range)} was given; it must be two rising numbers, as in "
+                f"[-1, 1]"
             )
 
     @property
@@ -134,10 +188,18 @@ class AutoencoderSpec:
 
     def to_latents(self, z: NDArray) -> Array:
         """Return the latents of z."""
+        if self.latents_mean:
+            return self.scaling_factor * (np.asarray(z, np.float64) - self.latents_mean) / self.latents_std
         return self.scaling_factor * (np.asarray(z, np.float64) - self.shift_factor)
+
+    def spread_of_latents(self, std: NDArray) -> Array:
+        """Return the standard deviation of latents, for that of z."""
+        return abs(self.scaling_factor) * np.asarray(std, np.float64) / (self.latents_std or 1.0)
 
     def from_latents(self, latents: NDArray) -> Array:
         """Return the z of latents."""
+        if self.latents_mean:
+            return np.asarray(latents, np.float64) / self.scaling_factor * self.latents_std + self.latents_mean
         return np.asarray(latents, np.float64) / self.scaling_factor + self.shift_factor
 
 
@@ -155,9 +217,30 @@ class Autoencoder:
     encoder: Weights
     decoder: Weights
 
+    def scaled(self, convention: str = DEFAULT, **changes: Any) -> Autoencoder:
+        """Return it with other latents of the same z.
+
+        Args:
+            convention: one of `CONVENTIONS`.
+            changes: scaling_factor, shift_factor, latents_mean, latents_std and image_range of its spec, in place of
+                those of the convention.
+
+        Raises:
+            DuetError: for a convention that does not exist, or does not fit the channels of its latents.
+        """
+        if convention not in CONVENTIONS:
+            raise one_of("latents.scaling", convention, CONVENTIONS)
+        fields = {**CONVENTIONS[convention], **changes}
+        if (mean := fields.get("latents_mean")) and len(mean) != self.spec.latent_channels and not changes:
+            raise DuetError(
+                f"latents.scaling: {convention} was given, whose latents have {len(mean)} channels, but those of this "
+                f"autoencoder have {self.spec.latent_channels}; use {DEFAULT}, or give latents.mean and latents.std"
+            )
+        return replace(self, spec=replace(self.spec, **fields))
+
     @property
     def sha256(self) -> str:
-        """The hash of both programs and of all weights as float32: what latents were made with."""
+        """The hash of both programs and of all weights as float32: what z was made with."""
         digest = hashlib.sha256(f"{self.spec.encoder.sha256} {self.spec.decoder.sha256}".encode())
         for weights in (self.encoder, self.decoder):
             for name in sorted(weights):

@@ -55,6 +55,7 @@ def sample(
     classifier: Checkpoint | str | Path | None = None,
     measurement: Measurement | None = None,
     autoencoder: str | Path | None = None,
+    latent_scaling: str = "autoencoder",
     callback: Callable[[int, NDArray, NDArray], None] | None = None,
     pairs: bool = False,
     backend: str | None = None,
@@ -117,6 +118,8 @@ def sample(checkpoint: Any, *arguments: Any, **options: Any) -> Any:
         classifier: a classifier of noisy images for classifier guidance.
         measurement: what the images agree with, see `duet.Measurement`; in the value range of the network.
         autoencoder: the folder that decodes the samples of a network of latents; None is the one that encoded its data.
+        latent_scaling: how latents are scaled, for imported weights, which do not know what encoded their data:
+            ``"autoencoder"``, as the autoencoder says, or ``"edm2"``.
         callback: called after each row of the plan, for the first batch, with (row, x, estimate of x_0).
         pairs: return a `duet.Dataset` of the samples, as floats, with their noise, to train on (reflow); the sampler
             must add no fresh noise.
@@ -201,6 +204,7 @@ def sample_checkpoint(
     classifier: Checkpoint | str | Path | None = None,
     measurement: Measurement | None = None,
     autoencoder: str | Path | None = None,
+    latent_scaling: str = "autoencoder",
     callback: Callable[[int, NDArray, NDArray], None] | None = None,
     pairs: bool = False,
     backend: str | None = None,
@@ -239,7 +243,7 @@ def sample_checkpoint(
         edit = posterior(plan, measurement.of_images(shape, count))
     latents = loaded.training and loaded.training.data.latents
     unknown = None if loaded.training else loaded.model.spec.in_channels
-    decoder = find_decoder(latents, None if autoencoder is None else str(autoencoder), unknown)
+    decoder = find_decoder(latents, None if autoencoder is None else str(autoencoder), unknown, latent_scaling)
     for note in clips_latents(decoder, plan):
         warnings.warn(note, stacklevel=2)
     setup = run_setup(loaded, backend, device, precision, compile, threads)

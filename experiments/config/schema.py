@@ -191,6 +191,7 @@ class SampleSchema:
     files: str | None = None  # png: also one PNG file per sample, in a folder for each class
     conditions: Any = None  # of data with conditions: one vector, a list of vectors, or {NAME: NUMBER}; null is zeros
     autoencoder: str | None = None  # decodes samples of latents; null: the one that encoded the data
+    latent_scaling: str = "autoencoder"  # of imported weights: how their latents are scaled, autoencoder or edm2
 
 
 @dataclass

@@ -7,26 +7,27 @@ import math
 import os
 import shutil
 from collections import Counter as Tally
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffusion_core.common.errors import DuetError
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.convert.autoencoder import export_autoencoder, import_autoencoder
 from diffusion_core.data import Dataset, from_uint8
 from diffusion_core.data.archives import DatasetInfo
 from diffusion_core.data.card import PreparedPart, card_text, data_card
-from diffusion_core.data.latents import LatentRecord
+from diffusion_core.data.latents import SCALING, LatentRecord
+from diffusion_core.data.pixels import VALUE_RANGE
 from diffusion_core.data.source import Source
-from diffusion_core.data.store import finish_store, open_store, shard_length, shard_name, write_array
+from diffusion_core.data.store import STD, finish_store, open_store, shard_length, shard_name, write_array
 from diffusion_core.data.transform import ArrayTransform
 from diffusion_core.files.atomic import write_atomically
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.model.latents import LatentCodec
-from diffusion_core.networks.autoencoder import Autoencoder
+from diffusion_core.networks.autoencoder import DEFAULT, Autoencoder
 from diffusion_core.runs.run_directory import describe_environment
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import DataSource
@@ -36,6 +37,8 @@ __all__ = ["LatentOptions", "LatentSetup", "encode_dataset"]
 
 # The folder of a prepared data set that holds the autoencoder.
 _AUTOENCODER = "autoencoder"
+# What is taken of the posterior of an image.
+SAMPLES = ("mean", "once", "always")
 
 
 @dataclass(frozen=True)
@@ -43,18 +46,46 @@ class LatentOptions:
     """How images are encoded.
 
     Args:
-        sample: whether z is drawn from the posterior of each image; otherwise it is the mean.
-        seed: of these draws.
+        sample: ``"mean"`` takes the mean of each image's posterior as z, ``"once"`` a draw of it, and ``"always"``
+            stores mean and deviation, of which a training draws z anew at each position of its run. False is the first
+            and True the second.
+        seed: of the draws of ``"once"``; those of a training follow from its own seed.
         batch: images per network call; affects only rounding.
+        scaling: how latents follow from z, one of `networks.autoencoder.CONVENTIONS`: as the autoencoder says, or as in
+            EDM2.
+        mean: of z for each channel, in place of that of the scaling.
+        std: of z for each channel.
+        scaling_factor: the deviation that latents then have.
+        image_range: of the images that the autoencoder takes.
     """
 
-    sample: bool = False
+    sample: str | bool = "mean"
     seed: int = 0
     batch: int = 8
+    scaling: str = DEFAULT
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    scaling_factor: float | None = None
+    image_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.batch < 1:
             raise DuetError(f"latents.batch: {self.batch} was given; it must be at least 1")
+        sample = {False: "mean", True: "once"}[self.sample] if isinstance(self.sample, bool) else self.sample
+        if sample not in SAMPLES:
+            raise one_of("latents.sample", sample, SAMPLES)
+        object.__setattr__(self, "sample", sample)
+        if (self.mean is None) != (self.std is None):
+            given, missing = ("std", "mean") if self.mean is None else ("mean", "std")
+            raise DuetError(f"latents.{given}: it was given without latents.{missing}; give both, or neither")
+
+    def scale(self, autoencoder: Autoencoder) -> Autoencoder:
+        """Return an autoencoder with these latents."""
+        changes: dict[str, Any] = {"scaling_factor": self.scaling_factor, "image_range": self.image_range}
+        if self.mean is not None:
+            changes |= {"latents_mean": self.mean, "latents_std": self.std, "shift_factor": 0.0}
+        made = {key: tuple(v) if isinstance(v, Sequence) else v for key, v in changes.items() if v is not None}
+        return autoencoder.scaled(self.scaling, **made)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,13 +116,15 @@ def encode_dataset(setup: LatentSetup) -> dict[str, Any]:
         DuetError: if the images do not fit the autoencoder, or the directory holds something else.
     """
     backend = setup.backend.load()
-    autoencoder = import_autoencoder(setup.autoencoder, backend.read_arrays)
+    autoencoder = setup.options.scale(import_autoencoder(setup.autoencoder, backend.read_arrays))
     parts = {part: _load(setup.source, part) for part in setup.source.parts() or [None]}
     for dataset in parts.values():
         _check(dataset, autoencoder)
     named = {part or dataset.reading.part or "train": dataset for part, dataset in parts.items()}
+    scaling = {name: getattr(autoencoder.spec, name) for name in SCALING}
     request = {
         "autoencoder": autoencoder.sha256, "sample": setup.options.sample, "seed": setup.options.seed,
+        "scaling": {name: list(value) if isinstance(value, tuple) else value for name, value in scaling.items()},
         "parts": {part: dataset.sha256 for part, dataset in named.items()},
     }  # fmt: skip
     final = Path(setup.out).expanduser()
@@ -140,7 +173,11 @@ def _existing(final: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     """Return the card of a directory that the same request made."""
     try:
         card = read_json(final / "card.json")
-        same = card["latents"]["request"] == request
+        found = card["latents"]["request"]
+        if "scaling" not in found:  # of before: a truth value, and what the autoencoder says
+            own = {"scaling": request["scaling"], "sample": "once" if found["sample"] else "mean"}
+            found = {**found, **own} if _is_default(request["scaling"]) else {}
+        same = found == request
     except (DuetError, KeyError, TypeError):
         raise DuetError(f"out: {str(final)!r} holds something else than latents; choose another directory") from None
     if not same:
@@ -154,6 +191,11 @@ def _existing(final: Path, request: Mapping[str, Any]) -> dict[str, Any]:
     return card
 
 
+def _is_default(scaling: Mapping[str, Any]) -> bool:
+    """Return whether latents have one factor and one shift."""
+    return not scaling["latents_mean"] and tuple(scaling["image_range"]) == VALUE_RANGE
+
+
 def _encode_part(
     codec: LatentCodec, dataset: Dataset, part: str, directory: Path, first: int, options: LatentOptions
 ) -> Dataset:
@@ -161,24 +203,31 @@ def _encode_part(
     spec, lengths = codec.autoencoder.spec, []
     directory.mkdir()
     step = shard_length(4 * math.prod(spec.latent_shape(*dataset.shape[:2])))
-    seed = options.seed if options.sample else None
+    seed, keeps = options.seed if options.sample == "once" else None, options.sample == "always"
     with Counter(f"{dataset.name}, {part}: latents", len(dataset)) as progress:
         for start in range(0, len(dataset), step):
-            shard = []
+            shard, spread = [], []
             for at in range(start, min(start + step, len(dataset)), codec.batch):
                 index = np.arange(at, min(at + codec.batch, start + step, len(dataset)))
                 images = from_uint8(dataset.pictures(index), np.float64, (-1.0, 1.0))
-                shard.append(codec.encode(images, seed, first + index).astype(np.float32))
+                if keeps:
+                    mean, std = codec.posterior(images)
+                    spread.append(std.astype(np.float32))
+                else:
+                    mean = codec.encode(images, seed, first + index)
+                shard.append(mean.astype(np.float32))
                 progress(int(index[-1]) + 1)
             write_array(directory / shard_name(len(lengths)), np.concatenate(shard))
+            if keeps:
+                write_array(directory / shard_name(len(lengths), STD), np.concatenate(spread))
             lengths.append(sum(map(len, shard)))
     record = LatentRecord(
-        f"../{_AUTOENCODER}", codec.autoencoder.sha256, spec.scaling_factor, spec.shift_factor, options.sample,
-        options.seed, dataset.shape,
+        f"../{_AUTOENCODER}", codec.autoencoder.sha256, spec.scaling_factor, spec.shift_factor,
+        options.sample != "mean", options.seed, dataset.shape, spec.latents_mean, spec.latents_std, spec.image_range,
     )  # fmt: skip
     return finish_store(
         directory, lengths, dataset.labels, dataset.class_names, f"{dataset.name} latents", None, None,
-        dataset.conditions, dataset.condition_names, latents=record,
+        dataset.conditions, dataset.condition_names, latents=record, std=keeps,
     )  # fmt: skip
 
 
@@ -199,9 +248,12 @@ def _card(
     facts = {
         "autoencoder": str(setup.autoencoder),
         "sha256": autoencoder.sha256,
-        "scaling_factor": spec.scaling_factor,
-        "shift_factor": spec.shift_factor,
-        "z": f"drawn with seed {setup.options.seed}" if setup.options.sample else "the mean",
+        **{name: getattr(spec, name) for name in SCALING},
+        "z": {
+            "mean": "the mean",
+            "once": f"drawn with seed {setup.options.seed}",
+            "always": "drawn anew at each position of a training",
+        }[setup.options.sample],
         "image": list(next(iter(images.values())).shape),
         "request": dict(request),
     }

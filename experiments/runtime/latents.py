@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend.interface import Backend
-from diffusion_core.common.errors import DuetError
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.convert.autoencoder import import_autoencoder
 from diffusion_core.data import to_uint8
 from diffusion_core.data.latents import LatentRecord
 from diffusion_core.model.latents import LatentCodec
-from diffusion_core.networks.autoencoder import Autoencoder
+from diffusion_core.networks.autoencoder import CONVENTIONS, DEFAULT, Autoencoder
 from diffusion_core.sampling import SamplerPlan
 
 __all__ = ["LatentDecoder", "clips_latents", "find_decoder"]
@@ -36,7 +36,10 @@ class LatentDecoder:
 
 
 def find_decoder(
-    latents: LatentRecord | Mapping[str, Any] | None, path: str | None = None, channels: int | None = None
+    latents: LatentRecord | Mapping[str, Any] | None,
+    path: str | None = None,
+    channels: int | None = None,
+    scaling: str = DEFAULT,
 ) -> LatentDecoder | None:
     """Return the decoder of latents; None for data that are no latents.
 
@@ -45,13 +48,19 @@ def find_decoder(
         path: the folder of the autoencoder; None is the one that encoded them.
         channels: of the samples of a network whose data are not known, as of imported weights: it takes any autoencoder
             with latents of as many channels. None for a network with a record of its training.
+        scaling: the name of the scaling of their latents, for these networks.
 
     Raises:
         DuetError: if the autoencoder is missing, or is another one.
     """
+    if scaling not in CONVENTIONS:
+        raise one_of("sample.latent_scaling", scaling, CONVENTIONS)
+    if scaling != DEFAULT and (latents or path is None):
+        why = "the data of this network say how theirs were scaled" if latents else "no autoencoder decodes the samples"
+        raise DuetError(f"sample.latent_scaling: {scaling} was given, but {why}; leave it out")
     if not latents:
         if path is not None and channels is not None:
-            return LatentDecoder(_with_channels(_read(Path(path).expanduser()), path, channels))
+            return LatentDecoder(_with_channels(_read(Path(path).expanduser()), path, channels).scaled(scaling))
         if path is not None:
             raise DuetError(
                 f"sample.autoencoder: {path} was given, but the network was not trained on latents; leave it out"
@@ -70,7 +79,8 @@ def find_decoder(
             f"sample.autoencoder: {folder} has the hash {autoencoder.sha256[:12]}, but the data of this network were "
             f"encoded by one with {record.sha256[:12]}; give that one"
         )
-    return LatentDecoder(autoencoder)
+    # The record says how the latents were scaled, whatever the folder says.
+    return LatentDecoder(autoencoder.scaled(**record.scaling))
 
 
 def _read(folder: Path) -> Autoencoder:

@@ -107,7 +107,8 @@ def draw_gallery(setup: GallerySetup, out: Path) -> tuple[Path, list[GalleryEntr
     sample.check(model, len(checkpoint.state.averages))
     labels = sample_labels(sample.labels, sample.count, model)
     unknown = None if checkpoint.training else model.spec.in_channels
-    decoder = find_decoder(checkpoint.training and checkpoint.training.data.latents, sample.autoencoder, unknown)
+    latents = checkpoint.training and checkpoint.training.data.latents
+    decoder = find_decoder(latents, sample.autoencoder, unknown, sample.latent_scaling)
     entries, left_out = plan_entries(model, setup.methods, sorted(set(setup.budgets)), setup.options)
     reference = method_plan(model, METHODS[setup.reference], setup.reference_steps, setup.options)
     plans = [*(entry.plan for entry in entries), reference]

@@ -38,6 +38,8 @@ class SampleOptions:
         conditions: of a network with features: one vector for all samples, a list of vectors that repeats, or numbers
             by the names that they have in the data; None is zeros.
         autoencoder: the folder that decodes the samples of a network of latents; None is the one that encoded its data.
+        latent_scaling: how latents are scaled, for a network that does not know what encoded its data: one of
+            `networks.autoencoder.CONVENTIONS`.
 
     For samples of a checkpoint, None, and the labels ``"run"``, stand for the value of its run; `for_checkpoint` looks
     it up, and takes the default of this class where the checkpoint does not know it.
@@ -51,6 +53,7 @@ class SampleOptions:
     files: str | None = None
     conditions: Sequence[Any] | Mapping[str, float] | float | None = None
     autoencoder: str | None = None
+    latent_scaling: str = "autoencoder"
 
     def check(self, model: DiffusionModel, averages: int, classifier: Program | None = None) -> None:
         """Refuse options that do not fit the network, or name an average that a run with `averages` of them lacks."""

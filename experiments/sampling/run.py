@@ -101,7 +101,8 @@ class SamplingSetup:
         trained = checkpoint.training.data.condition_names if checkpoint.training else ()
         features = sample_features(options.conditions, options.count, checkpoint.model.program, trained)
         unknown = None if checkpoint.training else checkpoint.model.spec.in_channels
-        decoder = find_decoder(checkpoint.training and checkpoint.training.data.latents, options.autoencoder, unknown)
+        latents = checkpoint.training and checkpoint.training.data.latents
+        decoder = find_decoder(latents, options.autoencoder, unknown, options.latent_scaling)
         names = names_of_checkpoint(checkpoint, guidance.classifier)
         notes = [
             *clips_latents(decoder, plan),

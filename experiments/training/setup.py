@@ -154,7 +154,7 @@ class TrainingSetup:
         sample = sample.with_names(label_names(model.program, dataset.class_names))
         sample = sample.with_classes(filled_labels(model.program, dataset.class_counts.tolist()))
         sample.check(model, len(ema.profiles))
-        decoder = find_decoder(dataset.latents, sample.autoencoder)
+        decoder = find_decoder(dataset.latents, sample.autoencoder, scaling=sample.latent_scaling)
         _check_features(augment, dataset, model, made_objective)
         if dataset.noise is not None:
             _check_pairs(dataset, model, made_objective)

@@ -25,6 +25,9 @@ TINY = AutoencoderSpec(
 )  # fmt: skip
 
 
+TINY4 = replace(TINY, latent_channels=4)
+
+
 def made(spec: AutoencoderSpec = TINY) -> Autoencoder:
     return Autoencoder(spec, *(cases.scattered_weights(program, 0.5) for program in (spec.encoder, spec.decoder)))
 
@@ -55,6 +58,38 @@ def test_an_exported_folder_is_read_back(tmp_path):
         assert again.spec == TINY and again.sha256 == autoencoder.sha256
     other = made(replace(TINY, quant_conv=False))
     assert other.sha256 != autoencoder.sha256
+
+
+def edm2_latents(raw: np.ndarray) -> np.ndarray:
+    """Return EDM2's latents of the raw ones, in its own order of operations."""
+    scale = 0.5 / np.array([4.17, 4.62, 3.71, 3.28])
+    return raw * scale - np.array([5.81, 3.25, 0.12, -2.15]) * scale
+
+
+def test_the_latents_of_edm2_have_its_mean_and_deviation_of_each_channel(tmp_path):
+    autoencoder = made(TINY4).scaled("edm2")
+    spec = autoencoder.spec
+    again = import_autoencoder(write(tmp_path / "a", autoencoder), dict)
+    assert again.spec == spec and again.sha256 == made(TINY4).sha256
+    z = np.random.default_rng(0).normal(3, 4, (2, 3, 3, 4))
+    np.testing.assert_allclose(spec.to_latents(z), edm2_latents(z), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(spec.from_latents(spec.to_latents(z)), z, rtol=1e-12)
+    # It gives its autoencoder images in [0, 1], and takes such images from it.
+    codec, plain = LatentCodec(autoencoder, NumpyBackend()), LatentCodec(made(TINY4), NumpyBackend())
+    images = np.random.default_rng(1).integers(0, 256, (2, 4, 4, 1)).astype(np.uint8)
+    mean, std = plain.moments(images / 255.0)
+    found = codec.posterior(images / 127.5 - 1)
+    np.testing.assert_allclose(found[0], edm2_latents(mean), rtol=1e-10)
+    np.testing.assert_allclose(found[1], edm2_latents(std) - edm2_latents(0 * std), rtol=1e-10)
+    decoded = plain.decode(plain.autoencoder.spec.to_latents(z))
+    np.testing.assert_allclose(codec.decode(edm2_latents(z)), 2 * decoded - 1, rtol=1e-10, atol=1e-12)
+
+
+def test_a_scaling_of_other_channels_is_refused():
+    with pytest.raises(DuetError, match="latents have 4 channels, but those of this autoencoder have 2; use autoenc"):
+        made().scaled("edm2")
+    with pytest.raises(DuetError, match=r"latents\.scaling: .edm. was given"):
+        made().scaled("edm")
 
 
 def test_log_variances_are_bounded():
@@ -89,7 +124,13 @@ def test_the_halving_convolution_pads_below_and_right_only():
 REFUSED = {
     "another class": ({"_class_name": "VQModel"}, "it is a VQModel"),
     "another activation": ({"act_fn": "gelu"}, "act_fn is 'gelu'; Duet has 'silu' only"),
-    "statistics of channels": ({"latents_mean": [0.0, 0.0]}, "latents_mean"),
+    "a mean alone": ({"latents_mean": [0.0, 0.0], "shift_factor": None}, "latents_std: .* as latents_mean is"),
+    "a mean of other channels": (
+        {"latents_mean": [0.0], "latents_std": [1.0], "shift_factor": None}, "each of the 2 channels of a latent",
+    ),
+    "a deviation of 0": ({"latents_mean": [0.0, 0.0], "latents_std": [1.0, 0.0], "shift_factor": None}, "positive"),
+    "a mean and a shift": ({"latents_mean": [0.0, 0.0], "latents_std": [1.0, 1.0]}, "which takes its place"),
+    "no range": ({"image_range": [1.0, 0.0]}, "two rising numbers"),
     "another block": ({"down_block_types": ["AttnDownEncoderBlock2D"] * 2}, "must be DownEncoderBlock2D for each of 2"),
     "an unknown entry": ({"use_magic": True}, "use_magic is an unknown entry"),
     "groups that do not divide": ({"norm_num_groups": 3}, "multiple of the 3 groups"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.common.random import Stream
 from diffusion_core.data import Dataset, Loader, from_uint8, load_dataset, to_uint8
+from diffusion_core.data.store import open_store, save_store
 
 
 def toy(n: int = 13, size: int = 4, channels: int = 3) -> Dataset:
@@ -242,6 +246,26 @@ def test_batch_holds_the_items_of_its_indices():
     assert run.pixels.dtype == np.float64 and run.labels.dtype == np.int32
     np.testing.assert_array_equal(to_uint8(run.pixels), data.images[run.indices])
     np.testing.assert_array_equal(run.labels, data.labels[run.indices])
+
+
+def test_items_with_a_deviation_are_drawn_anew_at_each_position(tmp_path):
+    draw = np.random.default_rng(0)
+    mean, std = draw.normal(size=(5, 2, 2, 3)).astype(np.float32), draw.uniform(0.1, 1, (5, 2, 2, 3)).astype(np.float32)
+    data = Dataset(mean, np.zeros(5, int), ("a",), "latents", std=std)
+    opened = open_store(save_store(data, tmp_path / "store"))
+    assert opened.sha256 == data.sha256 != Dataset(mean, np.zeros(5, int), ("a",), "latents").sha256
+    np.testing.assert_array_equal(opened.select([3, 1]).std, std[[3, 1]])
+    batch = Loader(opened, seed=7, dtype=np.float64).batch(0, 10)
+    eps = Stream(7, "data/posterior").normal(np.arange(10), (2, 2, 3))
+    np.testing.assert_allclose(batch.pixels, mean[batch.indices] + std[batch.indices] * eps, rtol=1e-12)
+    flipped = Loader(opened, seed=7, dtype=np.float64, flip=True).batch(0, 10).pixels
+    mirrored = (mean[:, :, ::-1])[batch.indices] + (std[:, :, ::-1])[batch.indices] * eps
+    is_mirrored = np.isclose(flipped, mirrored).all(axis=(1, 2, 3))
+    np.testing.assert_allclose(flipped[~is_mirrored], batch.pixels[~is_mirrored])
+    assert 0 < is_mirrored.sum() < 10
+    for wrong, message in (({"std": std[:, :1]}, "std of float32 with shape"), ({"noise": std}, "pairs of noise")):
+        with pytest.raises(DuetError, match=message):
+            replace(data, **wrong)
 
 
 def test_value_range_changes_only_the_values():

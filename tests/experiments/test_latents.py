@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from diffusion_core.backend.numpy_backend import NumpyBackend
 from diffusion_core.common.errors import DuetError
 from diffusion_core.convert.autoencoder import export_autoencoder
 from diffusion_core.data import load_dataset
+from diffusion_core.data.latents import LatentRecord
 from diffusion_core.data.store import open_store
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.latents import LatentCodec
@@ -162,7 +164,63 @@ def test_draws_of_the_posterior_are_those_of_a_named_stream_and_latents_are_writ
     assert "of other images, of another autoencoder or other draws" in prepared(vae, out, backend_name).err
 
 
+def test_latents_of_edm2_are_encoded_and_decoded_as_the_store_says(latents, backend_name, tmp_path):
+    vae, out = latents / "autoencoder", tmp_path / "edm2"
+    words = ["latents.sample=always", "latents.mean=[1,-2]", "latents.std=[2,3]", "latents.scaling_factor=0.5",
+             "latents.image_range=[0,1]"]  # fmt: skip
+    done = prepared(vae, out, backend_name, *words)
+    assert done.code == 0, done.err
+    dataset, codec = open_store(out), LatentCodec(AUTOENCODER, NumpyBackend())
+    mean, std = codec.moments(PICTURES / 255.0)
+    np.testing.assert_allclose(dataset.images[:6], 0.5 * (mean - [1, -2]) / [2, 3], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dataset.std[:6], 0.5 * std / [2, 3], rtol=1e-5)
+    record = dataset.latents
+    assert (record.latents_mean, record.latents_std, record.image_range) == ((1, -2), (2, 3), (0, 1))
+    assert "0.5 (z - m) / s" in (out / "README.md").read_text()
+    # The record decides how latents are decoded, not the folder that is named.
+    spec = find_decoder(record, str(vae)).autoencoder.spec
+    assert spec == find_decoder(record).autoencoder.spec
+    np.testing.assert_allclose(spec.from_latents(dataset.images[:6]), mean, rtol=1e-4, atol=1e-5)
+    assert "choose another directory" in prepared(vae, out, backend_name, *words[:-1]).err
+    before = (out / "card.json").read_bytes()
+    assert prepared(vae, out, backend_name, *words).code == 0 and (out / "card.json").read_bytes() == before
+    run = tmp_path / "run"
+    done = call(
+        "train", "data=store", f"data.options.directory={out}", "model=plain", "model.image_size=4",
+        "model.in_channels=2", "model.out_channels=2", "model.channels=[4]", "model.bottleneck=8", "process=edm",
+        "sampler=heun", "sampler.steps=2", "sampler.clip=null", "sample.count=1", "trainer.images=16",
+        "trainer.batch=16", "validation.part=none", "precision=float64", "backend.threads=1",
+        f"backend={backend_name}", f"hydra.run.dir={run}",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    with np.load(run / "samples" / "samples.npz") as file:
+        values = file["latents"]
+    wanted = LatentCodec(AUTOENCODER.scaled(**record.scaling), NumpyBackend()).decode(values)
+    images = read_samples(run / "samples" / "samples.npz")[0]
+    np.testing.assert_array_equal(images, np.clip(np.rint((wanted + 1) * 127.5), 0, 255).astype(np.uint8))
+
+
+def test_records_of_before_have_one_factor_and_one_shift():
+    old = {"autoencoder": "a", "sha256": "b", "scaling_factor": 0.5, "shift_factor": 0.1, "sampled": False, "seed": 0,
+           "image_shape": [8, 8, 1]}  # fmt: skip
+    record = LatentRecord.from_dict(old, "a file")
+    assert record.scaling == {"scaling_factor": 0.5, "shift_factor": 0.1, "latents_mean": (), "latents_std": (),
+                              "image_range": (-1.0, 1.0)}  # fmt: skip
+    assert LatentRecord.from_dict(record.to_dict(), "a file") == record
+
+
 REFUSED = {
+    "a scaling of other channels": (
+        ["data=digits", "autoencoder=VAE", "out=OUT", "latents.scaling=edm2", "BACKEND"],
+        "of this autoencoder have 2",
+    ),
+    "an unknown scaling": (["data=digits", "autoencoder=VAE", "out=OUT", "latents.scaling=edm", "BACKEND"], "'edm2'?"),
+    "a mean alone": (["data=digits", "autoencoder=VAE", "out=OUT", "latents.mean=[1,2]", "BACKEND"], "latents.std"),
+    "a deviation of 0": (
+        ["data=digits", "autoencoder=VAE", "out=OUT", "latents.mean=[1,2]", "latents.std=[1,0]", "BACKEND"],
+        "positive",
+    ),
+    "an unknown draw": (["data=digits", "autoencoder=VAE", "out=OUT", "latents.sample=twice", "BACKEND"], "always"),
     "no backend": (["data=digits", "autoencoder=VAE", "out=OUT"], "backend: none was given"),
     "no autoencoder": (["data=digits", "latents.sample=true", "out=OUT"], "latents: options were given without"),
     "no folder": (["data=digits", "autoencoder=NOWHERE", "out=OUT", "BACKEND"], "must be the folder of an Autoencoder"),
@@ -189,6 +247,8 @@ def test_images_of_a_run_on_pixels_are_not_decoded():
     assert find_decoder(None) is None and find_decoder({}) is None
     with pytest.raises(DuetError, match="was not trained on latents"):
         find_decoder(None, "vae")
+    with pytest.raises(DuetError, match="latent_scaling: edm2 was given, but no autoencoder decodes the samples"):
+        find_decoder(None, None, 4, "edm2")
 
 
 def test_imported_weights_are_decoded_by_the_autoencoder_that_is_named(tmp_path, backend_name):
@@ -206,3 +266,7 @@ def test_imported_weights_are_decoded_by_the_autoencoder_that_is_named(tmp_path,
     assert images.shape == (2, 8, 8, 1) and images.dtype == np.uint8
     with pytest.raises(DuetError, match="latents have 2 channels, but the network samples 4; give the autoencoder of"):
         find_decoder(None, str(vae), 4)
+    spec4 = replace(SPEC, latent_channels=4, shift_factor=0.0)
+    weights = (cases.scattered_weights(program) for program in (spec4.encoder, spec4.decoder))
+    vae4 = write_autoencoder(tmp_path / "vae4", Autoencoder(spec4, *weights))
+    assert find_decoder(None, str(vae4), 4, "edm2").autoencoder.spec.latents_std == (4.17, 4.62, 3.71, 3.28)
