@@ -1,4 +1,4 @@
-"""Write the generated tables of docs/methods.md and docs/exercises.md from the code: python docs/update_tables.py
+"""Write the generated tables of docs/*.md from the code: python docs/update_tables.py
 
 A generated table stands between the lines ``<!-- generated: NAME -->`` and ``<!-- end -->``.
 """
@@ -6,6 +6,7 @@ A generated table stands between the lines ``<!-- generated: NAME -->`` and ``<!
 from __future__ import annotations
 
 import re
+import runpy
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from diffusion_core.sampling.declaration import families_table, methods_table, samplers_table  # noqa: E402
 
-PAGES = (ROOT / "docs" / "methods.md", ROOT / "docs" / "exercises.md")
+PAGES = (ROOT / "docs" / "methods.md", ROOT / "docs" / "exercises.md", ROOT / "docs" / "few_steps.md")
 
 
 def _families() -> str:
@@ -65,9 +66,14 @@ def _optimisers() -> str:
     return "\n".join(lines)
 
 
+def _few_steps() -> str:
+    """Return the table of distances by number of evaluations."""
+    return runpy.run_path(str(ROOT / "docs" / "few_steps.py"))["table"]()
+
+
 TABLES = {
     "targets": _targets, "families": _families, "samplers": samplers_table, "methods": methods_table,
-    "exercises": _exercises, "optimisers": _optimisers,
+    "exercises": _exercises, "optimisers": _optimisers, "few_steps": _few_steps,
 }  # fmt: skip
 
 
