@@ -402,6 +402,7 @@ class Network(nn.Module):
             output, rate = self.derivative((x, c_noise, second_time), direction, label, features)
         return to_host(output), to_host(rate)
 
+    @torch.compiler.disable  # torch.compile fails on derivatives along a direction: this pass is as without it
     def derivative(
         self,
         at: tuple[Tensor, Tensor, Tensor],

@@ -1,7 +1,8 @@
-"""Training targets on normal data, where the flow, its average velocity and the consistency function are known.
+"""Training targets on data where the flow, its average velocity and the consistency function are known.
 
 Data N(M, S^2) keep their shape along the flow: x_t has the mean alpha M and the variance q^2 = (alpha S)^2 + sigma^2,
-and the probability-flow ODE maps x_t to alpha_s M + q_s/q_t (x_t - alpha_t M). A perfect network is a fixed point.
+and the probability-flow ODE maps x_t to alpha_s M + q_s/q_t (x_t - alpha_t M). On a mixture of two normal distributions
+the estimate is known, and the flow is integrated to about 1e-12 (`exact.Mixture`). A perfect network is a fixed point.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from exact import TWO_NORMALS
 
 from diffusion_core.backend.reference.target import scored, target_values
 from diffusion_core.backend.target import Pass
@@ -36,16 +38,36 @@ def pixels(column: Any) -> np.ndarray:
     return np.asarray(column, np.float64)[:, None, None, None]
 
 
-def moved(x: np.ndarray, start: tuple[np.ndarray, np.ndarray], end: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Return where the flow takes x from the level (alpha, sigma) `start` to the level `end`."""
-    (a, s), (b, t) = (tuple(map(pixels, level)) for level in (start, end))
-    return b * M + np.sqrt(((b * S) ** 2 + t**2) / ((a * S) ** 2 + s**2)) * (x - a * M)
+class Normal:
+    """Pixels of N(M, S^2); levels are (alpha, sigma), each with shape (B,)."""
+
+    rounding = 1e-9
+
+    def moved(self, x: np.ndarray, start: tuple[Any, Any], end: tuple[Any, Any]) -> np.ndarray:
+        """Return where the flow takes x from one level to another."""
+        (a, s), (b, t) = (tuple(map(pixels, level)) for level in (start, end))
+        return b * M + np.sqrt(((b * S) ** 2 + t**2) / ((a * S) ** 2 + s**2)) * (x - a * M)
+
+    def denoised(self, x: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+        """Return E[x_0 | x_t]."""
+        a, s = pixels(alpha), pixels(sigma)
+        return M + a * S**2 / ((a * S) ** 2 + s**2) * (x - a * M)
 
 
-def denoised(x: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
-    """Return E[x_0 | x_t]."""
-    a, s = pixels(alpha), pixels(sigma)
-    return M + a * S**2 / ((a * S) ** 2 + s**2) * (x - a * M)
+class Mixed:
+    """Pixels of two normal distributions."""
+
+    rounding = 1e-6  # of the derivatives, which are differences of flows
+
+    def moved(self, x: np.ndarray, start: tuple[Any, Any], end: tuple[Any, Any]) -> np.ndarray:
+        levels = np.broadcast_arrays(*start, *end)
+        return np.stack([TWO_NORMALS.follow(one, level[:2], level[2:]) for one, *level in zip(x, *levels, strict=True)])
+
+    def denoised(self, x: np.ndarray, alpha: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+        return np.stack([TWO_NORMALS.denoised(*at) for at in zip(x, alpha, sigma, strict=True)])
+
+
+on_both = pytest.mark.parametrize("data", [Normal(), Mixed()], ids=["normal", "mixture"])
 
 
 def values(
@@ -66,7 +88,8 @@ def values(
     return known, batch.weight * scored(target.distance, known[target.prediction] - known[target.target])
 
 
-def test_the_exact_average_velocity_is_a_fixed_point_of_mean_flow():
+@on_both
+def test_the_exact_average_velocity_is_a_fixed_point_of_mean_flow(data):
     """With omega 0 and kappa 1 the velocity is the network's own at h = 0, the exact one of the flow."""
     process = Process(make_schedule("flow_continuous"), "flow")
     t, h = np.linspace(0.3, 1.0, B), np.linspace(0.0, 0.3, B)
@@ -74,18 +97,19 @@ def test_the_exact_average_velocity_is_a_fixed_point_of_mean_flow():
     def average(step: Pass, z: np.ndarray, t: np.ndarray, h: np.ndarray) -> np.ndarray:
         same = h == 0
         length = np.where(same, 1.0, h)
-        mean = (z - moved(z, (1 - t, t), (1 - t + h, t - h))) / pixels(length)
+        mean = (z - data.moved(z, (1 - t, t), (1 - t + h, t - h))) / pixels(length)
         # The velocity itself: alpha' E[x_0] + sigma' E[eps].
-        x0 = denoised(z, 1 - t, t)
+        x0 = data.denoised(z, 1 - t, t)
         return np.where(pixels(same), (z - pixels(1 - t) * x0) / pixels(t) - x0, mean)
 
     options = {"name": "mean_flow", "omega": 0.0, "kappa": 1.0}
     known, losses = values(process, TWO, options, {"t": t, "r": t - h}, average)
-    np.testing.assert_allclose(known["u_target"], known["u"], rtol=0, atol=1e-9)
-    assert losses.max() <= 1e-15
+    np.testing.assert_allclose(known["u_target"], known["u"], rtol=0, atol=data.rounding)
+    assert losses.max() <= data.rounding
 
 
-def test_exact_steps_are_a_fixed_point_of_shortcut_models():
+@on_both
+def test_exact_steps_are_a_fixed_point_of_shortcut_models(data):
     process = Process(make_schedule("flow_continuous"), "velocity_to_data", -1.0, time_offset=1.0)
     d = np.array([0.0, 1, 2, 3, 0, 1, 2, 3])
     t = np.array([0.0, 0.5, 0.25, 0.875, 0.0, 0.0, 0.75, 0.125])
@@ -93,14 +117,14 @@ def test_exact_steps_are_a_fixed_point_of_shortcut_models():
     def step_of(step: Pass, x: np.ndarray, t: np.ndarray, d: np.ndarray) -> np.ndarray:
         length = 2.0**-d
         levels = ((a, 1 - (1 - 1e-5) * a) for a in (t, t + length))
-        return (moved(x, *levels) - x) / pixels(length)
+        return (data.moved(x, *levels) - x) / pixels(length)
 
     known, _ = values(process, TWO, {"name": "shortcut", "steps": 16}, {"d": d, "t": t}, step_of)
-    np.testing.assert_allclose(known["v"], known["s"], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(known["v"], known["s"], rtol=0, atol=0.1 * data.rounding)
 
 
-@pytest.mark.parametrize("solver, order", [("euler", 2), ("heun", 3)])
-def test_the_consistency_function_is_a_fixed_point_up_to_the_error_of_the_solver(solver, order):
+@pytest.mark.parametrize("data, solver, order", [(Normal(), "euler", 2), (Normal(), "heun", 3), (Mixed(), "heun", 3)])
+def test_the_consistency_function_is_a_fixed_point_up_to_the_error_of_the_solver(data, solver, order):
     """The residual is the local error of the teacher's step: of order 2 or 3 in its length."""
     process = Process(make_schedule("edm"), "edm", boundary=0.002)
     teacher = Process(make_schedule("edm"), "edm")
@@ -112,7 +136,7 @@ def test_the_consistency_function_is_a_fixed_point_up_to_the_error_of_the_solver
         x = x / pixels(columns.c_in)
         ones = np.ones(B)
         end = (ones, 0.002 * ones)
-        D = denoised(x, ones, sigma) if step.network == "teacher" else moved(x, (ones, sigma), end)
+        D = data.denoised(x, ones, sigma) if step.network == "teacher" else data.moved(x, (ones, sigma), end)
         return (D - pixels(columns.c_skip) * x) / pixels(columns.c_out)
 
     residuals = []
@@ -125,8 +149,62 @@ def test_the_consistency_function_is_a_fixed_point_up_to_the_error_of_the_solver
     assert np.log2(residuals[0] / residuals[1]) == pytest.approx(order, abs=0.35)
 
 
-def test_the_consistency_function_has_no_tangent_along_the_flow_of_an_exact_teacher():
-    """f of the exact flow is constant along it: sCD has the loss 0, and its tangent is 0 before it is normalised."""
+@pytest.mark.parametrize(
+    "data, name",
+    [
+        (Normal(), "consistency_training"),
+        (Normal(), "improved_consistency_training"),
+        (Mixed(), "consistency_training"),
+    ],
+)
+def test_the_loss_of_the_consistency_function_vanishes_with_the_distance_of_its_levels(data, name):
+    """Trained from data, both points lie on a line through an image and not on the flow: the residual is of order 1."""
+    process, ones = Process(make_schedule("edm"), "edm", boundary=0.002), np.ones(B)
+
+    def exact(step: Pass, x: np.ndarray, c_noise: np.ndarray, second: np.ndarray) -> np.ndarray:
+        sigma = np.exp(4 * c_noise)
+        columns = process.columns_at(sigma, ones, sigma)
+        x = x / pixels(columns.c_in)
+        f = data.moved(x, (ones, sigma), (ones, 0.002 * ones))
+        return (f - pixels(columns.c_skip) * x) / pixels(columns.c_out)
+
+    losses, weights = [], []
+    for scales in (129, 257):
+        index = np.arange(B) * (scales - 1) // 16 + (scales - 1) // 8
+        known, loss = values(
+            process, ONE, {"name": name, "distance": "mse"}, {"index": index, "scales": np.full(B, scales)}, exact
+        )
+        losses.append(np.mean((known["online"] - known["target"]) ** 2))
+        weights.append(loss.mean() / losses[-1])
+    assert np.log2(losses[0] / losses[1]) == pytest.approx(2.0, abs=0.3)  # of the square
+    assert weights[1] / weights[0] == pytest.approx(2.0 if name.startswith("improved") else 1.0, rel=0.6)
+
+
+@on_both
+def test_two_exact_steps_of_a_teacher_converge_to_the_flow(data):
+    """The one step with the target of progressive distillation ends where the flow does, up to an error of order 2."""
+    schedule = make_schedule("cosine_continuous", log_snr_min=-20.0, log_snr_max=20.0)
+    process, errors = Process(schedule, "v"), []
+
+    def exact(step: Pass, z: np.ndarray, t: np.ndarray, second: np.ndarray) -> np.ndarray:
+        columns, D = process.columns(t), data.denoised(z, *schedule(t))
+        return (D - pixels(columns.c_skip) * z) / pixels(columns.c_out)
+
+    for steps in (32, 64):
+        index = steps // 4 + np.arange(B) * steps // 16
+        known, _ = values(
+            process, ONE, {"name": "progressive_distillation", "steps": steps}, {"index": index}, exact, process
+        )
+        start, end = (schedule((index + one) / steps) for one in (1, 0))
+        (a, s), (b, r) = (tuple(map(pixels, level)) for level in (start, end))
+        stepped = r / s * known["z"] + (b - a * r / s) * known["x_target"]
+        errors.append(np.abs(stepped - data.moved(known["z"], start, end)).max())
+    assert np.log2(errors[0] / errors[1]) == pytest.approx(2.0, abs=0.3)
+
+
+@on_both
+def test_the_consistency_function_has_no_tangent_along_the_flow_of_an_exact_teacher(data):
+    """Where the flow ends, near clean data, is constant along it: sCD has the loss 0, its tangent is 0 as it is."""
     process, teacher, m = Process(make_schedule("edm"), "trigflow"), Process(make_schedule("edm"), "edm"), 0.5
 
     def exact(step: Pass, x: np.ndarray, c_noise: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -134,19 +212,20 @@ def test_the_consistency_function_has_no_tangent_along_the_flow_of_an_exact_teac
             sigma = np.exp(4 * c_noise)
             columns = teacher.columns_at(sigma, np.ones(B), sigma)
             x = x / pixels(columns.c_in)
-            return (denoised(x, np.ones(B), sigma) - pixels(columns.c_skip) * x) / pixels(columns.c_out)
+            return (data.denoised(x, np.ones(B), sigma) - pixels(columns.c_skip) * x) / pixels(columns.c_out)
         cos, sin, y = np.cos(c_noise), np.sin(c_noise), m * x
-        end = moved(y, (cos, m * sin), (np.ones(B), np.zeros(B)))
+        end = data.moved(y, (cos, m * sin), (np.ones(B), np.full(B, 0.02)))
         return (pixels(cos) * y - end) / pixels(m * sin)
 
     options = {"name": "continuous_consistency_distillation", "tangent": "plain"}
     draws = {"tau": np.linspace(-2.5, 3.0, B), "r": np.ones(B)}
     known, losses = values(process, ONE, options, draws, exact, teacher)
-    np.testing.assert_allclose(known["g"], 0, rtol=0, atol=1e-8)
-    assert losses.max() <= 1e-16
+    np.testing.assert_allclose(known["g"], 0, rtol=0, atol=10 * data.rounding)
+    assert losses.max() <= data.rounding**1.5
 
 
-def test_the_targets_of_an_exact_teacher_do_not_depend_on_its_prediction():
+@on_both
+def test_the_targets_of_an_exact_teacher_do_not_depend_on_its_prediction(data):
     schedule = make_schedule("cosine_continuous", log_snr_min=-20.0, log_snr_max=20.0)
     draws, targets = {"index": np.arange(B) % 4}, []
     for prediction in ("v", "x0", "eps"):
@@ -155,7 +234,7 @@ def test_the_targets_of_an_exact_teacher_do_not_depend_on_its_prediction():
         def exact(
             step: Pass, z: np.ndarray, t: np.ndarray, second: np.ndarray, process: Process = process
         ) -> np.ndarray:
-            columns, D = process.columns(t), denoised(z, *schedule(t))
+            columns, D = process.columns(t), data.denoised(z, *schedule(t))
             return (D - pixels(columns.c_skip) * z) / pixels(columns.c_out)
 
         options = {"name": "progressive_distillation", "steps": 4}
