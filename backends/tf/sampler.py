@@ -10,137 +10,32 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from backends.tf.network import Network, to_host
-from diffusion_core.backend.interface import MIN_STD, Guidance, NoiseSource, StepCallback
+from diffusion_core.backend.executor import Outputs, RowExecutor
+from diffusion_core.backend.interface import Guidance, NoiseSource, StepCallback
 from diffusion_core.sampling.plan import SamplerPlan
 from diffusion_core.sampling.rows import Row, RowSignature
 
 __all__ = ["sample", "sample_tensors"]
 
-# F of the network, F of the guide, and the classifier's gradient.
-Outputs = tuple[tf.Tensor, tf.Tensor | None, tf.Tensor | None]
-
 # Limits of one loop, in rows and in bytes of noise, so that memory does not grow with the number of steps.
 _MAX_ROWS, _MAX_NOISE_BYTES = 64, 2**24
 
-
-def _network_inputs(
-    network: Network,
-    signature: RowSignature,
-    row: Row,
-    x: tf.Tensor,
-    label: tf.Tensor,
-    null_label: tf.Tensor,
-    guide: Network | None,
-    estimate: tf.Tensor,
-    features: tf.Tensor,
-    null_features: tf.Tensor,
-) -> tuple[tf.Tensor | None, ...]:
-    """Return the inputs of the network for one row.
-
-    Under classifier-free guidance, the conditional and the unconditional batch are concatenated. A self-conditioned
-    network reads the estimate D_{i-1} of the previous row.
-    """
-    if signature.guided and guide is None:
-        x, label, estimate = (tf.concat(pair, axis=0) for pair in ([x, x], [label, null_label], [estimate, estimate]))
-        features = tf.concat([features, null_features], axis=0)
-    second = network.program.default_second_time if row.second_time is None else row.second_time
-    c_noise, second_time = (
-        tf.fill([tf.shape(x)[0]], tf.convert_to_tensor(t, row.c_noise.dtype)) for t in (row.c_noise, second)
-    )
-    # As `Network.forward` calls it, so that the network is traced once for both.
-    estimate = estimate if network.program.self_conditioned else None
-    return row.c_in * x, c_noise, label, features, estimate, second_time if network.program.two_times else None
-
-
-def _evaluate(
-    network: Network,
-    signature: RowSignature,
-    inputs: tuple[tf.Tensor | None, ...],
-    label: tf.Tensor,
-    guidance: Guidance,
-) -> Outputs:
-    """Return (F of the network, F of the guide, the classifier's gradient of log p(class | x)); None without one.
-
-    A guide gets no estimate of the previous row, and the features if it takes as many.
-    """
-    guide, guide_output, grad_log_prob = guidance.guide, None, None
-    if signature.guided and guide is not None:
-        same = guide.program.features == network.program.features
-        features = inputs[3] if same else guide.zero_features(tf.shape(label)[0])
-        guide_output = guide.call(*inputs[:3], features, None, None)
-    if signature.classified:
-        x, c_noise = (value[: tf.shape(label)[0]] for value in inputs[:2])
-        grad_log_prob = guidance.classifier.grad_log_prob(x, c_noise, label - network.program.labels.start)
-    return network.call(*inputs), guide_output, grad_log_prob
-
-
-def _guided_output(
-    signature: RowSignature, row: Row, output: tf.Tensor, guide_output: tf.Tensor | None, channels: int
-) -> tf.Tensor:
-    """Return F_i: guidance applies to the image channels; those of a learned variance stay conditional."""
-    if not signature.guided:
-        return output
-    if guide_output is None:
-        output, guide_output = tf.split(output, 2)
-    image, rest, negative = output[..., :channels], output[..., channels:], guide_output[..., :channels]
-    guided = negative + row.guidance_scale * (image - negative)
-    if (first := signature.guidance_channels) is not None:
-        guided = tf.concat([guided[..., :first], image[..., first:]], axis=-1)
-    if signature.rescale:
-        ratio = _std(image) / tf.maximum(_std(guided), tf.constant(MIN_STD, guided.dtype))
-        guided = (signature.rescale * ratio + (1.0 - signature.rescale)) * guided
-    return tf.concat([guided, rest], axis=-1)
-
-
-def _std(images: tf.Tensor) -> tf.Tensor:
-    """Return the standard deviation of each image."""
-    return tf.math.reduce_std(images, axis=(1, 2, 3), keepdims=True)
-
-
-def _clip_estimate(signature: RowSignature, estimate: tf.Tensor) -> tf.Tensor:
-    """Clip the estimates to the plan's bounds, or by dynamic thresholding (a quantile of each image)."""
-    if signature.bounds is None:
-        return estimate
-    if signature.threshold is None:
-        return tf.clip_by_value(estimate, *signature.bounds)
-    middle, half = signature.scale
-    y = (estimate - middle) / half
-    sizes = tf.sort(tf.reshape(tf.abs(y), [-1, y.shape[1:].num_elements()]), axis=1)
-    below, above, weight = signature.quantile(sizes.shape[1])
-    quantile = sizes[:, below] + weight * (sizes[:, above] - sizes[:, below])
-    bound = tf.maximum(quantile, signature.clip)
-    if signature.threshold_max is not None:
-        bound = tf.minimum(bound, signature.threshold_max)
-    bound = bound[:, None, None, None]
-    return middle + half * (signature.clip / bound * tf.minimum(tf.maximum(y, -bound), bound))
-
-
-def _update_registers(
-    row: Row, registers: list[tf.Tensor], history: list[tf.Tensor], unclipped: tf.Tensor, z: tf.Tensor | None
-) -> list[tf.Tensor]:
-    """Return state X + denoised D + unclipped U + noise z, one register after another."""
-    updated = []
-    for r, (state, denoised, noise) in enumerate(zip(row.state, row.denoised, row.noise, strict=True)):
-        terms = [weight * x for weight, x in zip(state, registers, strict=True)]
-        terms += [weight * d for weight, d in zip(denoised, history, strict=True)]
-        if row.unclipped:
-            terms.append(row.unclipped[r] * unclipped)
-        if z is not None:
-            terms.append(noise * z)
-        updated.append(sum(terms[1:], start=terms[0]))
-    return updated
-
-
-def _estimate(signature: RowSignature, row: Row, x: tf.Tensor, outputs: Outputs) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return (the estimate of x_0 before it is bounded, the output F_i)."""
-    output, guide_output, grad_log_prob = outputs
-    channels = x.shape[-1]
-    output = _guided_output(signature, row, output, guide_output, channels)
-    image = output if output.shape[-1] == channels else output[..., :channels]
-    estimate = row.c_skip * x + row.c_out * image
-    if grad_log_prob is not None:
-        estimate = estimate + row.classifier * (row.c_in * grad_log_prob)
-    return estimate, output
+# The operations of a row, for images b h w c.
+ROWS = RowExecutor(
+    axis=-1,
+    channels=lambda x, start, stop: x[..., start:stop],
+    length=lambda x: tf.shape(x)[0],
+    concat=tf.concat,
+    halves=lambda x: tf.split(x, 2),
+    fill=lambda x, t: tf.fill([tf.shape(x)[0]], tf.convert_to_tensor(t, tf.float64)),
+    exp=tf.exp,
+    std=lambda x: tf.math.reduce_std(x, axis=(1, 2, 3), keepdims=True),
+    clip=lambda x, low, high: (
+        tf.maximum(x, tf.constant(low, x.dtype)) if high is None else tf.clip_by_value(x, low, high)
+    ),
+    within=lambda x, bound: tf.minimum(tf.maximum(x, -bound), bound),
+    sizes=lambda x: tf.sort(tf.reshape(tf.abs(x), [-1, x.shape[1:].num_elements()]), axis=1),
+)
 
 
 def _follow_measurement(
@@ -160,8 +55,8 @@ def _follow_measurement(
     def evaluate() -> tuple[tf.GradientTape, tf.Tensor, tf.Tensor, tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(x)
-            estimate, output = _estimate(signature, row, x, outputs(x))
-            return tape, estimate, output, _clip_estimate(signature, estimate) if moves_state else estimate
+            estimate, output = ROWS.estimate_images(signature, row, x, outputs(x))
+            return tape, estimate, output, ROWS.clip_estimate(signature, estimate) if moves_state else estimate
 
     evaluated = [evaluate()]
     _, estimate, output, followed = evaluated[0]
@@ -173,33 +68,8 @@ def _follow_measurement(
 
     shifted = context.images(shift(to_host(followed), pull_back))
     estimate = estimate if moves_state else estimate + shifted
-    registers, history = _finish_row(signature, row, registers, history, estimate, output, z)
+    registers, history = ROWS.finish_row(signature, row, registers, history, estimate, output, z)
     return [registers[0] + shifted, *registers[1:]] if moves_state else registers, history
-
-
-def _finish_row(
-    signature: RowSignature,
-    row: Row,
-    registers: list[tf.Tensor],
-    history: list[tf.Tensor],
-    estimate: tf.Tensor,
-    output: tf.Tensor,
-    z: tf.Tensor | None,
-    mask: tf.Tensor | None = None,
-    known: tf.Tensor | None = None,
-) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
-    """Return (registers, history) after a row."""
-    x, channels = registers[0], registers[0].shape[-1]
-    unclipped = estimate
-    if signature.unclipped:
-        estimate = row.clipped[0] * x + row.clipped[1] * unclipped
-    history = [_clip_estimate(signature, estimate), *history[:-1]]
-    if z is not None and signature.learned:
-        z = tf.exp(row.learned[0] + row.learned[1] * output[..., channels : 2 * channels]) * z
-    registers = _update_registers(row, registers, history, unclipped, z)
-    if mask is not None:
-        registers[0] = mask * known + (1.0 - mask) * registers[0]
-    return registers, history
 
 
 def _make_loop(
@@ -218,13 +88,12 @@ def _make_loop(
 
     def before(coefficients, x, label, null_label, estimate, *features):
         row = make_row(coefficients)
-        return _network_inputs(network, signature, row, x, label, null_label, guide, estimate, *features)
+        return ROWS.network_inputs(network, signature, row, x, label, null_label, guide, estimate, *features)
 
     def after(coefficients, registers, history, outputs, *images):
         row = make_row(coefficients)
-        return _finish_row(
-            signature, row, registers, history, *_estimate(signature, row, registers[0], outputs), *images
-        )
+        estimated = ROWS.estimate_images(signature, row, registers[0], outputs)
+        return ROWS.finish_row(signature, row, registers, history, *estimated, *images)
 
     if not whole:
         before, after = context.function(before), context.function(after)
@@ -235,7 +104,7 @@ def _make_loop(
 
             def outputs(x: tf.Tensor) -> Outputs:
                 inputs = before(row, x, label, null_label, history[0], *features)
-                return _evaluate(network, signature, inputs, label, guidance)
+                return ROWS.evaluate(network, signature, inputs, label, guidance)
 
             if follow is not None:  # a Python loop, whose measurement is followed on the host
                 state = registers, history, outputs, z
