@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,7 @@ __all__ = ["DeviceContext", "compile_obstacle", "describe", "live", "peak_memory
 
 @dataclass(frozen=True)
 class DeviceContext:
-    """A device and the types used on it.
+    """A device and the types used on it; times are `TIME` and classes `LABEL`.
 
     Args:
         device: the device.
@@ -84,6 +85,9 @@ class DeviceContext:
     compute: tf.DType
     compile: bool
     communicator: Communicator
+
+    TIME: ClassVar[tf.DType] = tf.float64
+    LABEL: ClassVar[tf.DType] = tf.int32
 
     def mixed_precision(self, *tensors: tf.Tensor) -> list[tf.Tensor]:
         """Cast the inputs of a product to `compute`."""

@@ -7,8 +7,8 @@ from a default of the framework. Kinds for tokens are in `tokens.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cache
 
 import numpy as np
@@ -22,12 +22,12 @@ from backends.tf.compiler import inlined_functions
 from backends.tf.device import DeviceContext
 from backends.tf.module import MODULES, Module, convolve, from_canonical, to_canonical
 from backends.tf.random import random_words
-from diffusion_core.backend.interface import translate_out_of_memory
+from diffusion_core.backend.built_network import BuiltNetwork, build
 from diffusion_core.networks.blocks import ATTENTION_ORDERS
 from diffusion_core.networks.program import Node, Program, Training
-from diffusion_core.networks.weights import Weights, check_weights
+from diffusion_core.networks.weights import Weights
 
-__all__ = ["Network", "build", "read_parameters"]
+__all__ = ["Network", "to_host"]
 
 
 class Sinusoid(Module):
@@ -340,126 +340,37 @@ class Unflatten(Module):
         return rearrange(x, "b (h w c) -> b h w c", h=self.block.height, w=self.block.width)
 
 
-def build(program: Program, weights: Mapping[str, NDArray], context: DeviceContext) -> dict[str, Module]:
-    """Return one module per node, by name."""
-    check_weights(program, weights)
-    modules = {}
-    for node in program.nodes:
-        parameters = {p.name: weights[f"{node.name}.{p.name}"] for p in node.block.parameters()}
-        modules[node.name] = MODULES[node.kind](node, parameters, context)
-    return modules
+def to_host(images: tf.Tensor) -> NDArray:
+    """Return images as an array b h w c, or vectors; always a copy."""
+    return images.numpy()
 
 
-class Network(tf.Module):
+class Network(BuiltNetwork, tf.Module):
     """A program built in TensorFlow."""
 
+    zeros_like, no_gradients = staticmethod(tf.zeros_like), staticmethod(nullcontext)
+    to_host = staticmethod(to_host)
+
     def __init__(self, program: Program, weights: Mapping[str, NDArray], context: DeviceContext) -> None:
-        super().__init__()
+        tf.Module.__init__(self)
         self.program, self.context = program, context
-        self.blocks = build(program, weights, context)
-        self.call, self.derive = context.function(self.apply_program), context.function(self.derivative)
+        self.blocks = build(MODULES, program, weights, context)
+        self.call, self._derive = context.function(self.apply_program), context.function(self.derivative)
         # Returns make(network, *key), made once per key, since tracing takes seconds.
         self.make_once = cache(lambda make, *key: make(self, *key))
 
-    def __repr__(self) -> str:
-        return f"Network({self.program!r}, {self.context.device.strip('/')})"
-
-    def apply_program(
-        self,
-        x: tf.Tensor,
-        c_noise: tf.Tensor,
-        label: tf.Tensor,
-        features: tf.Tensor,
-        estimate: tf.Tensor | None = None,
-        second_time: tf.Tensor | None = None,
-        training: Training | None = None,
-    ) -> tf.Tensor:
-        """Return the raw output F in the dtype of the context; a missing estimate counts as zeros."""
-        inputs = {"x": x, "c_noise": c_noise, "label": label, "features": features}
-        if self.program.self_conditioned:
-            inputs["estimate"] = tf.zeros_like(x) if estimate is None else estimate
-        if self.program.two_times:
-            inputs["second_time"] = self.second_times(c_noise) if second_time is None else second_time
+    def _run(self, inputs: dict[str, tf.Tensor], training: Training | None) -> tf.Tensor:
         return tf.cast(self.program.run(self.blocks, inputs, training), self.context.dtype)
 
     def second_times(self, c_noise: tf.Tensor) -> tf.Tensor:
         """Return the second time of images for which none is given."""
         return tf.fill(tf.shape(c_noise), tf.constant(self.program.default_second_time, c_noise.dtype))
 
-    @contextmanager
-    def mode(self, training: Training | None = None) -> Iterator[None]:
-        """Return the context of a training or an evaluation pass."""
-        with ExitStack() as stack:
-            for module in self.blocks.values():
-                stack.enter_context(module.mode(training))
-            yield
-
-    def _inputs(
-        self,
-        x: NDArray,
-        c_noise: NDArray,
-        label: NDArray,
-        features: NDArray | None,
-        estimate: NDArray | None = None,
-        second_time: NDArray | None = None,
-    ) -> tuple[tf.Tensor | None, ...]:
-        """Return the inputs of `forward` as tensors."""
-        context = self.context
-        return (
-            context.images(x),
-            context.tensor(c_noise, tf.float64),
-            context.tensor(label, tf.int32),
-            self.zero_features(len(x)) if features is None else context.tensor(features),
-            None if estimate is None else context.images(estimate),
-            None if second_time is None else context.tensor(second_time, tf.float64),
-        )
-
-    @translate_out_of_memory
-    def forward(
-        self,
-        x: NDArray,
-        c_noise: NDArray,
-        label: NDArray,
-        features: NDArray | None = None,
-        estimate: NDArray | None = None,
-        second_time: NDArray | None = None,
-    ) -> NDArray:
-        """See `diffusion_core.backend.interface.Network`."""
-        return to_host(self.call(*self._inputs(x, c_noise, label, features, estimate, second_time)))
-
-    @translate_out_of_memory
-    def vjp(
-        self,
-        x: NDArray,
-        c_noise: NDArray,
-        label: NDArray,
-        cotangent: NDArray,
-        features: NDArray | None = None,
-        second_time: NDArray | None = None,
-    ) -> tuple[NDArray, NDArray]:
-        """See `diffusion_core.backend.interface.Network`."""
-        images, *rest = self._inputs(x, c_noise, label, features, None, second_time)
+    def _pull_back(self, inputs: tuple[tf.Tensor, ...], cotangent: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(images)
-            output = self.call(images, *rest)
-        return to_host(output), to_host(tape.gradient(output, images, self.context.images(cotangent)))
-
-    @translate_out_of_memory
-    def jvp(
-        self,
-        x: NDArray,
-        c_noise: NDArray,
-        label: NDArray,
-        tangents: tuple[NDArray, NDArray, NDArray],
-        features: NDArray | None = None,
-        second_time: NDArray | None = None,
-    ) -> tuple[NDArray, NDArray]:
-        """See `diffusion_core.backend.interface.Network`."""
-        second_time = np.full(len(x), self.program.default_second_time) if second_time is None else second_time
-        x, c_noise, label, features, _, second_time = self._inputs(x, c_noise, label, features, None, second_time)
-        direction = self.context.images(tangents[0]), *(self.context.tensor(t, tf.float64) for t in tangents[1:])
-        output, rate = self.derive((x, c_noise, second_time), direction, label, features)
-        return to_host(output), to_host(rate)
+            tape.watch(inputs[0])
+            output = self.call(*inputs)
+        return output, tape.gradient(output, inputs[0], cotangent)
 
     def derivative(
         self,
@@ -491,33 +402,10 @@ class Network(tf.Module):
         with tf.device(self.context.device):
             return tf.zeros([batch, self.program.features], self.context.dtype)
 
-    def tensors_by_name(self) -> dict[str, tf.Variable]:
-        """Return all variables under the names of the manifest."""
-        return {
-            f"{name}.{own}": tensor for name, module in self.blocks.items() for own, tensor in module.tensors().items()
-        }
+    def read(self, tensors: Mapping[str, tf.Tensor]) -> Weights:
+        """Return copies of tensors, by parameter, as arrays in the canonical axes."""
+        axes = {p.name: p.axes for p in self.program.parameters}
+        return {name: np.array(to_canonical(t.numpy(), axes[name]), order="C") for name, t in tensors.items()}
 
-    def weights(self) -> Weights:
-        """Return the weights by name, in the canonical axes."""
-        return read_parameters(self.program, self.tensors_by_name())
-
-    def load(self, weights: Weights) -> None:
-        """Replace the weights; traced and compiled functions stay valid."""
-        check_weights(self.program, weights)
-        tensors = self.tensors_by_name()
-        for p in self.program.parameters:
-            tensors[p.name].assign(self.context.tensor(from_canonical(weights[p.name], p.axes)))
-
-
-def read_parameters(program: Program, tensors: Mapping[str, tf.Tensor]) -> Weights:
-    """Return copies of tensors as arrays in the canonical axes, for the parameters that are among them."""
-    return {
-        p.name: np.array(to_canonical(tensors[p.name].numpy(), p.axes), order="C")
-        for p in program.parameters
-        if p.name in tensors
-    }
-
-
-def to_host(images: tf.Tensor) -> NDArray:
-    """Return images as an array b h w c, or vectors; always a copy."""
-    return images.numpy()
+    def _assign(self, tensor: tf.Variable, array: NDArray, axes: str) -> None:
+        tensor.assign(self.context.tensor(from_canonical(array, axes)))

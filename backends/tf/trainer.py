@@ -12,16 +12,11 @@ from backends.tf.device import DeviceContext
 from backends.tf.loss import Batch, batch_tensors, loss_tensors, split_batch, target_tensors
 from backends.tf.magnitude import normalise_weight
 from backends.tf.module import from_canonical
-from backends.tf.network import Network, read_parameters, to_host
+from backends.tf.network import Network, to_host
 from backends.tf.optimiser import Updater
-from diffusion_core.backend.interface import (
-    StepResult,
-    TrainBatch,
-    TrainerState,
-    translate_out_of_memory,
-)
+from diffusion_core.backend.base_trainer import BaseTrainer
+from diffusion_core.backend.interface import StepResult, TrainBatch, TrainerState, translate_out_of_memory
 from diffusion_core.backend.target import Target
-from diffusion_core.common.text import pluralize
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights, check_weights
 from diffusion_core.optim import update_fractions
@@ -30,8 +25,12 @@ from diffusion_core.optim.optimiser import Optimiser
 __all__ = ["Trainer"]
 
 
-class Trainer:
+class Trainer(BaseTrainer):
     """See `diffusion_core.backend.interface.Trainer`."""
+
+    make_network, make_updater = Network, Updater
+    batch_tensors, loss_tensors = staticmethod(batch_tensors), staticmethod(loss_tensors)
+    target_tensors = staticmethod(target_tensors)
 
     def __init__(
         self,
@@ -41,23 +40,12 @@ class Trainer:
         distance: str | Target,
         context: DeviceContext,
     ) -> None:
-        self.program, self.optimiser, self.context = program, optimiser, context
-        self.distance = distance
-        self.network = Network(program, state.weights, context)
-        self.tensors = self.network.tensors_by_name()
-        self.parameters = {p.name: self.tensors[p.name] for p in program.trained}
-        self.averages = [self._tensors_like(average, "moving average") for average in state.averages]
-        self.networks = self._make_networks(state)
-        self.updates, self.values = state.updates, None
-        self.updater = Updater(optimiser, program, state, self.tensors, context)
+        super().__init__(program, state, optimiser, distance, context)
         with tf.device(context.device):
             self.non_finite = tf.Variable(False)
         self.accumulate = context.function(self._accumulate)
         self.apply = context.function(self._apply)
         self.full_step = context.function(self._full_step)
-
-    def __repr__(self) -> str:
-        return f"Trainer({self.program!r}, {pluralize(self.updates, 'update')}, {self.context.device.strip('/')})"
 
     def _tensors_like(self, arrays: Weights, source: str) -> dict[str, tf.Variable]:
         """Return arrays as variables with the axes of the network."""
@@ -68,22 +56,10 @@ class Trainer:
                 for p in self.program.parameters
             }
 
-    def _make_networks(self, state: TrainerState) -> dict[str, Network]:
-        """Return the networks of a target; that of the average has the tensors of the last average."""
-        networks, used = {"trained": self.network}, getattr(self.distance, "networks", ())
-        if "average" in used:
-            average = networks["average"] = Network(self.program, state.averages[-1], self.context)
-            self.averages[-1] = average.tensors_by_name()
-        if "teacher" in used:
-            teacher = self.distance.teacher
-            networks["teacher"] = Network(teacher.program, teacher.weights, self.context)
-        return networks
-
-    def _loss(self, b: Batch) -> tuple[tf.Tensor, tf.Tensor, dict[str, tf.Tensor]]:
-        """Return the loss, the loss of each image, and the new running statistics by name."""
-        if isinstance(self.distance, Target):
-            return target_tensors(self.networks, b, self.distance, self.values)
-        return loss_tensors(self.network, b, self.distance, self.values)
+    def _gradient_tensors(self, gradients: Weights) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Return (a loss of zero, gradients as tensors)."""
+        tensors = [self.context.tensor(from_canonical(gradients[p.name], p.axes)) for p in self.program.trained]
+        return tf.zeros([], self.context.dtype), tensors
 
     def _loss_and_gradients(self, b: Batch) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor], dict[str, tf.Tensor]]:
         """Return the results of `_loss` and the gradients."""
@@ -114,18 +90,10 @@ class Trainer:
         )
         return loss, losses.concat(), gradients, {}
 
-    def _all_reduce(self, loss: tf.Tensor, gradients: list[tf.Tensor]) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Return the loss and the gradients summed over all processes."""
-        loss, *gradients = self.context.communicator.all_reduce([loss, *gradients])
-        return loss, gradients
-
     def _apply(
         self, loss: tf.Tensor, gradients: list[tf.Tensor], statistics: dict[str, tf.Tensor], scalars: tf.Tensor
     ) -> tf.Tensor:
-        """Apply the clip, the running statistics, the optimiser and the averages; return the gradient norm.
-
-        `scalars` are those of `_update_scalars`.
-        """
+        """See `apply`; `scalars` are those of `_update_scalars`."""
         norm = tf.sqrt(tf.add_n([tf.reduce_sum(tf.square(gradient)) for gradient in gradients]))
         non_finite = self.non_finite.assign(self.non_finite | ~tf.math.is_finite(norm + loss))
         names = list(self.optimiser.scalars(1, 1.0))
@@ -166,18 +134,11 @@ class Trainer:
         self, batch: TrainBatch, lr: float, decays: Sequence[float], micro_batches: int = 1, may_repeat: bool = False
     ) -> StepResult:
         """Run forward, backward, running statistics, clip, optimiser and averages."""
+        if self.context.communicator.group.size > 1 or may_repeat:
+            return super().step(batch, lr, decays, micro_batches, may_repeat)
         scalars = self._update_scalars(lr, decays)
-        if self.context.communicator.group.size == 1 and not may_repeat:
-            with self.context.translate_out_of_memory(changes=True):
-                loss, losses, norm = self.full_step(batch_tensors(batch, self.context), micro_batches, scalars)
-        else:
-            with (
-                self.context.translate_out_of_memory()
-            ):  # before communication, so that one process alone can repeat it
-                loss, losses, gradients, statistics = self.accumulate(batch_tensors(batch, self.context), micro_batches)
-            with self.context.translate_out_of_memory(changes=True):
-                loss, gradients = self._all_reduce(loss, gradients)
-                norm = self.apply(loss, gradients, statistics, scalars)
+        with self.context.translate_out_of_memory(changes=True):
+            loss, losses, norm = self.full_step(batch_tensors(batch, self.context), micro_batches, scalars)
         self.updates += 1
         return StepResult(loss, norm, losses.numpy)
 
@@ -186,33 +147,9 @@ class Trainer:
         self.non_finite.assign(False)
 
     @translate_out_of_memory
-    def gradients(self, batch: TrainBatch, micro_batches: int = 1) -> tuple[float, Weights]:
-        """Return (loss, gradients by name) of the first half of a step, unclipped; change nothing."""
-        loss, _, gradients, _ = self.accumulate(batch_tensors(batch, self.context), micro_batches)
-        loss, gradients = self._all_reduce(loss, gradients)
-        return float(loss), read_parameters(self.program, dict(zip(self.parameters, gradients, strict=True)))
-
-    def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
-        """Apply the second half of a step with these gradients, and return their global norm."""
-        check_weights(self.program, gradients, "gradients", trained=True)
-        tensors = [self.context.tensor(from_canonical(gradients[p.name], p.axes)) for p in self.program.trained]
-        norm = float(self.apply(tf.zeros([], self.context.dtype), tensors, {}, self._update_scalars(lr, decays)))
-        self.updates += 1
-        return norm
-
-    @translate_out_of_memory
     def activations(self, batch: TrainBatch) -> dict[str, NDArray]:
         """Return the value of each block in the training pass of a batch, and the loss of each image, by name."""
         self.values = {}
         _, losses, _ = self._loss(batch_tensors(batch, self.context))
         values, self.values = self.values | {"losses": losses}, None
         return {name: to_host(tf.cast(value, self.context.dtype)) for name, value in values.items()}
-
-    def state(self) -> TrainerState:
-        """Return all that is needed to resume exactly."""
-        return TrainerState(
-            weights=self.network.weights() | read_parameters(self.program, self.updater.moved),
-            averages=tuple(read_parameters(self.program, average) for average in self.averages),
-            slots=self.updater.read_slots(),
-            updates=self.updates,
-        )

@@ -12,6 +12,7 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ __all__ = ["DeviceContext", "capture_cuda_graph", "compile_obstacle", "describe"
 
 @dataclass(frozen=True)
 class DeviceContext:
-    """A device and the types used on it.
+    """A device and the types used on it; times are `TIME` and classes `LABEL`.
 
     Args:
         device: the device.
@@ -45,6 +46,9 @@ class DeviceContext:
     compute: torch.dtype
     compile: bool
     communicator: Communicator
+
+    TIME: ClassVar[torch.dtype] = torch.float64
+    LABEL: ClassVar[torch.dtype] = torch.int64
 
     def mixed_precision(self) -> AbstractContextManager:
         """Return the context in which a network computes its products in `compute`."""

@@ -7,8 +7,7 @@ block, none from a default of the framework. Kinds for tokens are in `tokens.py`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -23,12 +22,12 @@ from backends.torch import tokens as _tokens  # noqa: F401  fills MODULES
 from backends.torch.device import DeviceContext
 from backends.torch.module import MODULES, Module, convolve
 from backends.torch.random import random_words
-from diffusion_core.backend.interface import translate_out_of_memory
+from diffusion_core.backend.built_network import BuiltNetwork, build
 from diffusion_core.networks.blocks import ATTENTION_ORDERS
 from diffusion_core.networks.program import Node, Program, Training
-from diffusion_core.networks.weights import Weights, check_weights
+from diffusion_core.networks.weights import Weights
 
-__all__ = ["Network", "build", "read_parameters"]
+__all__ = ["Network", "to_host"]
 
 
 class Sinusoid(Module):
@@ -270,23 +269,21 @@ class Unflatten(Module):
         return rearrange(x, "b (h w c) -> b c h w", h=self.block.height, w=self.block.width)
 
 
-def build(program: Program, weights: Mapping[str, NDArray], context: DeviceContext) -> dict[str, Module]:
-    """Return one module per node, by name."""
-    check_weights(program, weights)
-    modules = {}
-    for node in program.nodes:
-        parameters = {p.name: weights[f"{node.name}.{p.name}"] for p in node.block.parameters()}
-        modules[node.name] = MODULES[node.kind](node, parameters, context)
-    return modules
+def to_host(images: Tensor) -> NDArray:
+    """Return images b c h w as an array b h w c, or vectors; always a copy, since CPU tensors share their memory."""
+    return np.array((images.permute(0, 2, 3, 1) if images.ndim == 4 else images).cpu().numpy(), order="C")
 
 
-class Network(nn.Module):
+class Network(BuiltNetwork, nn.Module):
     """A program built in PyTorch, whose `state_dict` has the names of the manifest."""
 
+    zeros_like, no_gradients = staticmethod(torch.zeros_like), staticmethod(torch.inference_mode)
+    to_host = staticmethod(to_host)
+
     def __init__(self, program: Program, weights: Mapping[str, NDArray], context: DeviceContext) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.program, self.context = program, context
-        self.blocks = build(program, weights, context)
+        self.blocks = build(MODULES, program, weights, context)
         for name, module in self.blocks.items():
             *path, leaf = name.split(".")
             parent: nn.Module = self
@@ -296,25 +293,7 @@ class Network(nn.Module):
             parent._modules[leaf] = module
         self.call = context.function(self.apply_program)
 
-    def __repr__(self) -> str:
-        return f"Network({self.program!r}, {self.context.device})"
-
-    def apply_program(
-        self,
-        x: Tensor,
-        c_noise: Tensor,
-        label: Tensor,
-        features: Tensor,
-        estimate: Tensor | None = None,
-        second_time: Tensor | None = None,
-        training: Training | None = None,
-    ) -> Tensor:
-        """Return the raw output F in the dtype of the context; a missing estimate counts as zeros."""
-        inputs = {"x": x, "c_noise": c_noise, "label": label, "features": features}
-        if self.program.self_conditioned:
-            inputs["estimate"] = torch.zeros_like(x) if estimate is None else estimate
-        if self.program.two_times:
-            inputs["second_time"] = self.second_times(c_noise) if second_time is None else second_time
+    def _run(self, inputs: dict[str, Tensor], training: Training | None) -> Tensor:
         with self.context.mixed_precision():
             return self.program.run(self.blocks, inputs, training).to(self.context.dtype)
 
@@ -322,85 +301,15 @@ class Network(nn.Module):
         """Return the second time of images for which none is given."""
         return torch.full_like(c_noise, self.program.default_second_time)
 
-    @contextmanager
-    def mode(self, training: Training | None = None) -> Iterator[None]:
-        """Return the context of a training or an evaluation pass."""
-        with ExitStack() as stack:
-            for module in self.blocks.values():
-                stack.enter_context(module.mode(training))
-            yield
+    def _pull_back(self, inputs: tuple[Tensor, ...], cotangent: Tensor) -> tuple[Tensor, Tensor]:
+        images, *rest = inputs
+        output = self.call(images.requires_grad_(), *rest)
+        (pulled,) = torch.autograd.grad(output, images, cotangent)
+        return output.detach(), pulled
 
-    def _inputs(
-        self,
-        x: NDArray,
-        c_noise: NDArray,
-        label: NDArray,
-        features: NDArray | None,
-        estimate: NDArray | None = None,
-        second_time: NDArray | None = None,
-    ) -> tuple[Tensor | None, ...]:
-        """Return the inputs of `forward` as tensors."""
-        context = self.context
-        return (
-            context.images(x),
-            context.tensor(c_noise, torch.float64),
-            context.tensor(label, torch.int64),
-            self.zero_features(len(x)) if features is None else context.tensor(features),
-            None if estimate is None else context.images(estimate),
-            None if second_time is None else context.tensor(second_time, torch.float64),
-        )
-
-    @translate_out_of_memory
-    @torch.inference_mode()
-    def forward(
-        self,
-        x: NDArray,
-        c_noise: NDArray,
-        label: NDArray,
-        features: NDArray | None = None,
-        estimate: NDArray | None = None,
-        second_time: NDArray | None = None,
-    ) -> NDArray:
-        """See `diffusion_core.backend.interface.Network`."""
-        with self.mode():
-            return to_host(self.call(*self._inputs(x, c_noise, label, features, estimate, second_time)))
-
-    @translate_out_of_memory
-    def vjp(
-        self,
-        x: NDArray,
-        c_noise: NDArray,
-        label: NDArray,
-        cotangent: NDArray,
-        features: NDArray | None = None,
-        second_time: NDArray | None = None,
-    ) -> tuple[NDArray, NDArray]:
-        """See `diffusion_core.backend.interface.Network`."""
-        images, *rest = self._inputs(x, c_noise, label, features, None, second_time)
-        images.requires_grad_()
-        with self.mode():
-            output = self.call(images, *rest)
-        (pulled,) = torch.autograd.grad(output, images, self.context.images(cotangent))
-        return to_host(output.detach()), to_host(pulled)
-
-    @translate_out_of_memory
     @torch.no_grad()
-    def jvp(
-        self,
-        x: NDArray,
-        c_noise: NDArray,
-        label: NDArray,
-        tangents: tuple[NDArray, NDArray, NDArray],
-        features: NDArray | None = None,
-        second_time: NDArray | None = None,
-    ) -> tuple[NDArray, NDArray]:
-        """See `diffusion_core.backend.interface.Network`."""
-        second_time = np.full(len(x), self.program.default_second_time) if second_time is None else second_time
-        x, c_noise, label, features, _, second_time = self._inputs(x, c_noise, label, features, None, second_time)
-        direction = self.context.images(tangents[0]), *(self.context.tensor(t, torch.float64) for t in tangents[1:])
-        with self.mode():
-            output, rate = self.derivative((x, c_noise, second_time), direction, label, features)
-        return to_host(output), to_host(rate)
+    def _derive(self, *given: object) -> tuple[Tensor, Tensor]:
+        return self.derivative(*given)
 
     @torch.compiler.disable  # torch.compile fails on derivatives along a direction: this pass is as without it
     def derivative(
@@ -433,31 +342,10 @@ class Network(nn.Module):
         """Return zeros as features, for images without any."""
         return torch.zeros((batch, self.program.features), dtype=self.context.dtype, device=self.context.device)
 
-    def tensors_by_name(self) -> dict[str, Tensor]:
-        """Return all tensors under the names of the manifest: parameters if trained, else buffers."""
-        tensors = {
-            f"{name}.{own}": tensor for name, module in self.blocks.items() for own, tensor in module.tensors().items()
-        }
-        return {p.name: tensors[p.name] for p in self.program.parameters}
-
-    def weights(self) -> Weights:
-        """Return the weights by name, in the canonical axes."""
-        return read_parameters(self.tensors_by_name())
+    def read(self, tensors: Mapping[str, Tensor]) -> Weights:
+        """Return copies of tensors, by parameter, as arrays in the canonical axes."""
+        return {name: np.array(tensor.detach().cpu().numpy(), order="C") for name, tensor in tensors.items()}
 
     @torch.no_grad()
-    def load(self, weights: Weights) -> None:
-        """Replace the weights; traced and compiled functions stay valid."""
-        check_weights(self.program, weights)
-        tensors = self.tensors_by_name()
-        for p in self.program.parameters:
-            tensors[p.name].copy_(self.context.tensor(weights[p.name]))
-
-
-def read_parameters(tensors: Mapping[str, Tensor]) -> Weights:
-    """Return copies of tensors as arrays in the canonical axes."""
-    return {name: np.array(tensor.detach().cpu().numpy(), order="C") for name, tensor in tensors.items()}
-
-
-def to_host(images: Tensor) -> NDArray:
-    """Return images b c h w as an array b h w c, or vectors; always a copy, since CPU tensors share their memory."""
-    return np.array((images.permute(0, 2, 3, 1) if images.ndim == 4 else images).cpu().numpy(), order="C")
+    def _assign(self, tensor: Tensor, array: NDArray, axes: str) -> None:
+        tensor.copy_(self.context.tensor(array))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from backends.torch.device import DeviceContext
-from backends.torch.network import read_parameters
 from diffusion_core.backend.interface import TrainerState
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights
@@ -113,4 +113,7 @@ class Updater:
 
     def read_slots(self) -> dict[str, Weights]:
         """Return the slots as arrays, by slot and parameter."""
-        return {slot: read_parameters(tensors) for slot, tensors in self.slots.items()}
+        return {
+            slot: {name: np.array(tensor.cpu().numpy(), order="C") for name, tensor in tensors.items()}
+            for slot, tensors in self.slots.items()
+        }

@@ -13,16 +13,11 @@ from torch import Tensor
 from backends.torch.device import DeviceContext
 from backends.torch.loss import Batch, batch_tensors, loss_tensors, split_batch, target_tensors
 from backends.torch.magnitude import normalise_weight
-from backends.torch.network import Network, read_parameters, to_host
+from backends.torch.network import Network, to_host
 from backends.torch.optimiser import Updater
-from diffusion_core.backend.interface import (
-    StepResult,
-    TrainBatch,
-    TrainerState,
-    translate_out_of_memory,
-)
+from diffusion_core.backend.base_trainer import BaseTrainer
+from diffusion_core.backend.interface import TrainBatch, TrainerState, translate_out_of_memory
 from diffusion_core.backend.target import Target
-from diffusion_core.common.text import pluralize
 from diffusion_core.networks.program import Program, Training
 from diffusion_core.networks.weights import Weights, check_weights
 from diffusion_core.optim import update_fractions
@@ -45,8 +40,12 @@ def _forget_gradients(parameters: Mapping[str, Tensor]) -> None:
         parameter.grad = None
 
 
-class Trainer:
+class Trainer(BaseTrainer):
     """See `diffusion_core.backend.interface.Trainer`."""
+
+    make_network, make_updater = Network, Updater
+    batch_tensors, loss_tensors = staticmethod(batch_tensors), staticmethod(loss_tensors)
+    target_tensors = staticmethod(target_tensors)
 
     def __init__(
         self,
@@ -56,46 +55,22 @@ class Trainer:
         distance: str | Target,
         context: DeviceContext,
     ) -> None:
-        self.program, self.optimiser, self.context = program, optimiser, context
-        self.distance = distance
-        self.network = Network(program, state.weights, context)
-        self.tensors = self.network.tensors_by_name()
-        self.parameters = {p.name: self.tensors[p.name] for p in program.trained}
-        self.averages = [self._tensors_like(average, "moving average") for average in state.averages]
-        self.networks = self._make_networks(state)
-        self.updates, self.values = state.updates, None
-        self.updater = Updater(optimiser, program, state, self.tensors, context)
+        super().__init__(program, state, optimiser, distance, context)
         self.non_finite = torch.zeros((), dtype=torch.bool, device=context.device)
         self.loss = context.function(self._loss)
-        self.accumulate = self._accumulate
 
-    def __repr__(self) -> str:
-        return f"Trainer({self.program!r}, {pluralize(self.updates, 'update')}, {self.context.device})"
-
-    def _tensors_like(self, arrays: Weights, source: str, trained: bool = False) -> dict[str, Tensor]:
+    def _tensors_like(self, arrays: Weights, source: str) -> dict[str, Tensor]:
         """Return arrays as tensors with the memory layout of the network."""
-        check_weights(self.program, arrays, source, trained)
+        check_weights(self.program, arrays, source)
         return {
             name: torch.empty_like(tensor, requires_grad=False).copy_(self.context.tensor(arrays[name]))
-            for name, tensor in (self.parameters if trained else self.tensors).items()
+            for name, tensor in self.tensors.items()
         }
 
-    def _make_networks(self, state: TrainerState) -> dict[str, Network]:
-        """Return the networks of a target; that of the average has the tensors of the last average."""
-        networks, used = {"trained": self.network}, getattr(self.distance, "networks", ())
-        if "average" in used:
-            average = networks["average"] = Network(self.program, state.averages[-1], self.context)
-            self.averages[-1] = {name: tensor.detach() for name, tensor in average.tensors_by_name().items()}
-        if "teacher" in used:
-            teacher = self.distance.teacher
-            networks["teacher"] = Network(teacher.program, teacher.weights, self.context)
-        return networks
-
-    def _loss(self, b: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return the loss, the loss of each image, and the new running statistics by name."""
-        if isinstance(self.distance, Target):
-            return target_tensors(self.networks, b, self.distance, self.values)
-        return loss_tensors(self.network, b, self.distance, self.values)
+    def _gradient_tensors(self, gradients: Weights) -> tuple[float, list[Tensor]]:
+        """Return (a loss of zero, gradients as tensors)."""
+        like = self.parameters.items()
+        return 0.0, [torch.empty_like(p, requires_grad=False).copy_(self.context.tensor(gradients[n])) for n, p in like]
 
     def _loss_and_gradients(self, b: Batch) -> tuple[Tensor, Tensor, list[Tensor], dict[str, Tensor]]:
         """Return the results of `_loss` and the gradients, accumulated since the last `zero_grad`."""
@@ -111,12 +86,8 @@ class Trainer:
         for micro_batch in split_batch(b, micro_batches):
             loss, losses, gradients, statistics = self._loss_and_gradients(micro_batch)
             total, image_losses = total + loss, [*image_losses, losses]
+        _forget_gradients(self.parameters)
         return total, torch.cat(image_losses), gradients, statistics
-
-    def _all_reduce(self, loss: Tensor, gradients: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Return the loss and the gradients summed over all processes."""
-        loss, *gradients = self.context.communicator.all_reduce([loss, *gradients])
-        return loss, gradients
 
     @torch.no_grad()
     def _apply(
@@ -124,10 +95,10 @@ class Trainer:
         loss: Tensor | float,
         gradients: Sequence[Tensor],
         statistics: dict[str, Tensor],
-        lr: float,
-        decays: Sequence[float],
+        scalars: tuple[float, Sequence[float]],
     ) -> Tensor:
-        """Apply the clip, the running statistics, the optimiser and the averages; return the gradient norm."""
+        """See `apply`; `scalars` are the learning rate and the decays of the averages."""
+        lr, decays = scalars
         for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
             parameter.grad = gradient
         fractions = update_fractions(decays, len(self.averages))
@@ -150,36 +121,9 @@ class Trainer:
             weight = self.parameters[name]
             weight.copy_(torch.where(self.non_finite, weight, normalise_weight(weight, eps)))
 
-    def step(
-        self, batch: TrainBatch, lr: float, decays: Sequence[float], micro_batches: int = 1, may_repeat: bool = False
-    ) -> StepResult:
-        """Run forward, backward, running statistics, clip, optimiser and averages."""
-        with self.context.translate_out_of_memory():  # before communication, so that one process alone can repeat it
-            loss, losses, gradients, statistics = self.accumulate(batch_tensors(batch, self.context), micro_batches)
-        with self.context.translate_out_of_memory(changes=True):
-            loss, gradients = self._all_reduce(loss, gradients)
-            norm = self._apply(loss, gradients, statistics, lr, decays)
-        self.updates += 1
-        return StepResult(loss, norm, lambda: losses.cpu().numpy())
-
     def clear_non_finite(self) -> None:
         """Allow updates again after a step that was not finite."""
         self.non_finite = torch.zeros_like(self.non_finite)
-
-    @translate_out_of_memory
-    def gradients(self, batch: TrainBatch, micro_batches: int = 1) -> tuple[float, Weights]:
-        """Return (loss, gradients by name) of the first half of a step, unclipped; change nothing."""
-        loss, _, gradients, _ = self.accumulate(batch_tensors(batch, self.context), micro_batches)
-        loss, gradients = self._all_reduce(loss, gradients)
-        _forget_gradients(self.parameters)
-        return float(loss), read_parameters(dict(zip(self.parameters, gradients, strict=True)))
-
-    def update(self, gradients: Weights, lr: float, decays: Sequence[float]) -> float:
-        """Apply the second half of a step with these gradients, and return their global norm."""
-        tensors = list(self._tensors_like(gradients, "gradients", trained=True).values())
-        norm = float(self._apply(0.0, tensors, {}, lr, decays))
-        self.updates += 1
-        return norm
 
     @translate_out_of_memory
     @torch.no_grad()
@@ -190,12 +134,3 @@ class Trainer:
             _, losses, _ = self._loss(b)
         values, self.values = self.values | {"losses": losses}, None
         return {name: to_host(value.to(self.context.dtype)) for name, value in values.items()}
-
-    def state(self) -> TrainerState:
-        """Return all that is needed to resume exactly."""
-        return TrainerState(
-            weights=self.network.weights() | read_parameters(self.updater.moved),
-            averages=tuple(read_parameters(average) for average in self.averages),
-            slots=self.updater.read_slots(),
-            updates=self.updates,
-        )

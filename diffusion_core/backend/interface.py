@@ -9,13 +9,12 @@ A backend is an entry point in the group ``duet.backends``, so other packages ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import replace
-from functools import wraps
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol
 
 from numpy.typing import NDArray
 
@@ -31,6 +30,7 @@ from diffusion_core.backend.batch import (
 from diffusion_core.backend.config import DEVICES, PRECISIONS, BackendConfig, Description
 from diffusion_core.backend.first_call import compile_error
 from diffusion_core.backend.network import MIN_STD, VJP, Forward, Guidance, Network, NoiseSource, StepCallback
+from diffusion_core.backend.out_of_memory import translate_out_of_memory
 from diffusion_core.backend.state import StepResult, TrainerState, average_names
 from diffusion_core.backend.target import Target
 from diffusion_core.common.errors import DuetError, one_of
@@ -127,23 +127,6 @@ class Trainer(Protocol):
 
     def state(self) -> TrainerState:
         """Return all that is needed to resume exactly."""
-
-
-_Method = TypeVar("_Method", bound=Callable[..., Any])
-
-
-def translate_out_of_memory(method: _Method) -> _Method:
-    """Make a method of an object with a `context` raise `OutOfMemory`, which says what to change, if memory runs out.
-
-    Use it for methods that change nothing, since the caller may call them again.
-    """
-
-    @wraps(method)
-    def translated(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with self.context.translate_out_of_memory():
-            return method(self, *args, **kwargs)
-
-    return translated  # type: ignore[return-value]
 
 
 class Backend:
