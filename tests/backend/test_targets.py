@@ -118,3 +118,27 @@ def test_a_pass_of_one_image_in_each_group_gives_the_losses_and_gradients_of_all
         assert max(relative(gradients[name], expected[name]) for name in expected) <= 1e-13
         losses, _ = target_losses(cases.PROGRAM, cases.WEIGHTS, batch, case.target, cases.AVERAGE)
         assert relative(loss, np.mean(batch.importance * losses)) <= 1e-12
+
+
+@pytest.mark.slow  # a compilation takes up to a minute
+@pytest.mark.parametrize("name", ["MeanFlow", "sCT", "shortcut", "consistency distillation"])
+def test_a_compiled_step_is_the_eager_one(open_backend, name):
+    """Derivatives along a direction, averages, a teacher, passes of some images, an uncertainty: all kinds of steps."""
+    case = next(case for case in cases.CASES if case.name == name)
+    made = [trainer(open_backend("float64", compile=compiled), case.target) for compiled in (False, True)]
+    batch = case.batch()
+    (loss, eager), (got, compiled) = (one.gradients(batch) for one in made)
+    assert relative(got, loss) <= 1e-13
+    assert max(relative(compiled[name], eager[name]) for name in eager) <= 1e-12
+
+
+@pytest.mark.parametrize("name", ["MeanFlow", "sCT", "consistency distillation"])
+def test_a_step_in_bfloat16_is_that_of_float64_up_to_its_rounding(open_backend, name):
+    case = next(case for case in cases.CASES if case.name == name)
+    (loss, exact), (got, rounded_) = (
+        trainer(backend := open_backend(precision), case.target).gradients(case.batch(backend.config.host_dtype))
+        for precision in ("float64", "bf16")
+    )
+    size = max(np.abs(gradient).max() for gradient in exact.values())
+    assert relative(got, loss) <= 0.05
+    assert 1e-6 < max(np.abs(rounded_[name] - exact[name]).max() for name in exact) / size <= 0.05

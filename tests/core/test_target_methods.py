@@ -515,6 +515,32 @@ def test_the_tangent_of_scm_warms_up_by_steps():
     assert tau.mean() == pytest.approx(-1.0, abs=0.1) and tau.std() == pytest.approx(1.4, abs=0.1)
 
 
+# Laws of every method
+
+
+def every_method() -> dict[str, Objective]:
+    given = {
+        "easy_consistency_tuning": (EDM, None), "mean_flow": (MEAN_FLOW, None), "shortcut": (SHORTCUT, None),
+        "progressive_distillation": (model(SPEC, COSINE, "v"),) * 2, "consistency_distillation": (CONSISTENCY, EDM),
+        "continuous_consistency_training": (TRIGFLOW, None), "continuous_consistency_distillation": (TRIGFLOW, EDM),
+    }  # fmt: skip
+    return {name: objective(*(of := given.get(name, (CONSISTENCY, None)))[:1], name, of[1]) for name in METHODS}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_part_of_a_batch_is_the_same_rows_of_the_whole(name):
+    """So that several processes, and a run that is resumed within a stage, see the batch of one process."""
+    method, index = every_method()[name], 40 + np.arange(16)
+    images = Stream(1, "images").normal(index, SHAPE)
+    progress = Progress(30, 100)
+    whole = method.batch(images, index % 3, index, np.float64, progress=progress)
+    for rows in (slice(0, 8), slice(8, 16), slice(3, 5)):
+        part = method.batch(images[rows], index[rows] % 3, index[rows], np.float64, progress=progress)
+        for field, array in part.arrays.items():
+            wanted = whole.arrays[field] if field == "dropout_key" else whole.arrays[field][rows]
+            np.testing.assert_array_equal(array, wanted, err_msg=field)
+
+
 # What does not fit
 
 
