@@ -91,7 +91,7 @@ def save_snapshots(
         parent: the directory of all snapshots of a run.
         images_seen: the current moment.
         state: of the trainer.
-        profiles: of the averages, in their order.
+        profiles: of the averages, in their order; a further one, that targets are computed with, is not written.
         batch: images per update.
         model: the network and its process.
         seed: of the run.
@@ -101,7 +101,7 @@ def save_snapshots(
     """
     paths = []
     names = average_names(len(profiles))
-    for name, profile, average in zip(names, profiles, state.averages, strict=True):
+    for name, profile, average in zip(names, profiles, state.averages[: len(profiles)], strict=True):
         path = Path(parent) / f"{images_seen:012d}-{name}.safetensors"
         facts = _facts(Snapshot(path, images_seen, state.updates, batch, profile, model, seed))
         write_atomically(path, pack_safetensors(average, {**facts, "sha256": _hash(average, facts)}))

@@ -9,6 +9,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError
@@ -131,6 +132,18 @@ def test_a_reconstructed_checkpoint_can_be_saved_and_loaded(tmp_path):
     assert again.notes["average"] == {"name": "power", "sigma_rel": 0.07} and again.notes["profile_error"] == how.error
     assert sum(again.notes["coefficients"].values()) == pytest.approx(1)
     assert distance(again.state.ema, made.state.ema) == 0
+
+
+def test_the_average_of_targets_is_not_written(tmp_path):
+    """A training method may keep one more average, the last, which is none of the run's."""
+    state = WALK[12]
+    more = replace(state, averages=(*state.averages, weights_after(0)))
+    for folder, given in (("one", state), ("other", more)):
+        save_snapshots(tmp_path / folder / "snapshots", 48, given, PROFILES, BATCH, MODEL, 3)
+    one, other = (sorted((tmp_path / folder / "snapshots").iterdir()) for folder in ("one", "other"))
+    assert [path.name for path in one] == [path.name for path in other] and len(one) == 2
+    for first, second in zip(one, other, strict=True):
+        assert distance(load_file(first), load_file(second)) == 0
 
 
 def test_only_later_snapshots_are_deleted(tmp_path):
