@@ -182,7 +182,10 @@ def figure(found: Mapping[str, Any]) -> bytes:
 # Colours of Okabe and Ito, which differ for colour-blind readers too; each line also has its mark.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKS = "osD^vP"
-GREYS = {"flow, Euler": "#404040", "EDM, DPM-Solver++": "#8a8a8a", "v, cosine, DDIM": "#b4b4b4"}
+GREYS = {
+    "flow, Euler": ("#404040", "--"), "flow, Euler, guidance 1.5": ("#404040", ":"),
+    "EDM, DPM-Solver++": ("#8a8a8a", "--"), "v, cosine, DDIM": ("#b4b4b4", "--"),
+}  # fmt: skip
 
 
 def is_diffusion(title: str) -> bool:
@@ -203,16 +206,16 @@ def panel(axes: Any, lines: Mapping[str, list[tuple[FewSteps, Mapping[str, Any]]
         x = [row["evaluations"] * shift for _, row in lines[title]]
         y = [row["distance"] for _, row in lines[title]]
         low, high = np.transpose([row["interval"] for _, row in lines[title]])
-        colour = GREYS[title] if grey else COLOURS[place]
+        colour, line = GREYS[title] if grey else (COLOURS[place], "-")
         axes.errorbar(
             x, y, [np.subtract(y, np.maximum(low, 0.05)), np.subtract(high, y)], color=colour, elinewidth=0.9,
             linewidth=1.1 if grey else 1.6, marker="." if grey else MARKS[place], markersize=5, capsize=0,
-            linestyle="--" if grey else "-", label=title, zorder=2 if grey else 3,
+            linestyle=line, label=title, zorder=2 if grey else 3,
         )  # fmt: skip
     axes.set(xscale="log", yscale="log")
     axes.grid(alpha=0.12, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xticks([1, 2, 4, 8, 25])
+    axes.set_xticks([1, 2, 4, 8, 16, 25, 50])
     axes.set_yticks([0.25, 0.5, 1, 2, 4, 8, 16])
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(StrMethodFormatter("{x:g}"))

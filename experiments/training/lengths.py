@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import fields
 
+import numpy as np
+
 from diffusion_core.backend.interface import average_names
 from diffusion_core.optim import initial_weight
 from diffusion_core.optim.adam import LearningRate
@@ -18,12 +20,15 @@ from experiments.training.setup import TrainingSetup
 
 __all__ = ["describe_lengths"]
 
+_INITIAL_TARGET = 0.1  # of the average that computes targets; more of the initial network spoils them
+_MOST_UPDATES = 1000  # that are looked at; decays change slowly
 _TINY = 1e-6  # of the peak: below it, a learning rate changes nothing that matters
 
 
 def describe_lengths(setup: TrainingSetup) -> list[str]:
     """Return one line for each length of a setup that has no effect in its run, or hardly any."""
-    return [*_of_rate(setup), *_of_averages(setup), *_of_intervals(setup), *_of_batch(setup), *_of_history(setup)]
+    kinds = (_of_rate, _of_averages, _of_target_average, _of_intervals, _of_batch, _of_history)
+    return [line for kind in kinds for line in kind(setup)]
 
 
 def _of_rate(setup: TrainingSetup) -> Iterator[str]:
@@ -93,6 +98,22 @@ def _of_averages(setup: TrainingSetup) -> Iterator[str]:
                 f"ema: at the end of the run {initial:.1%} of {name} is still what it began with; use a shorter "
                 f"average, or ema=warmup"
             )
+
+
+def _of_target_average(setup: TrainingSetup) -> Iterator[str]:
+    """Targets by an average that is still what it began with teach that, however good the trained network is."""
+    objective, config = setup.objective, setup.training_config
+    if not objective.uses_average:
+        return
+    updates = config.images // config.batch
+    at = np.unique(np.linspace(0, updates - 1, min(updates, _MOST_UPDATES)).astype(int))
+    decays = [objective.average_decays(int(step) * config.batch, config.batch)[0] for step in at]
+    initial = float(np.prod(decays) ** (updates / len(at)))
+    if initial >= _INITIAL_TARGET:
+        yield (
+            f"objective.decay: at the end of the run {initial:.1%} of the average that targets are computed with is "
+            f"still what it began with; use a smaller decay, or a longer run"
+        )
 
 
 def _of_intervals(setup: TrainingSetup) -> Iterator[str]:

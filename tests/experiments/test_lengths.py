@@ -108,6 +108,20 @@ def test_the_shipped_experiments_are_silent(experiment):
     assert describe_lengths(build.training_setup(composed("train", f"experiment={experiment}", "debug=fast"))) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("experiment=shortcut_digits",), None),
+        (("experiment=shortcut_digits", "objective.decay=0.999"), "objective.decay: at the end of the run 60.6%"),
+        (("experiment=shortcut_digits", "objective.decay=0"), None),
+        (("experiment=consistency_training_digits",), None),
+    ],
+)  # fmt: skip
+def test_a_target_by_an_average_that_hardly_moves_is_said(words, said):
+    lines = describe_lengths(build.training_setup(composed("train", *words)))
+    assert (lines == []) if said is None else (len(lines) == 1 and lines[0].startswith(said)), lines
+
+
 def test_cosine_decay_needs_no_length_on_the_command_line():
     made = build.training_setup(composed("train", "data=digits", "lr.decay=cosine", "trainer.images=1280"))
     assert made.learning_rate == LearningRate(1e-3, decay="cosine", total_images=1280)
