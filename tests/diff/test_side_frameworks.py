@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -61,22 +63,41 @@ def training(model):
 }
 
 
-@pytest.fixture
-def opened(backend_name, tmp_path, monkeypatch):
-    """Return a function that starts a side in a process of this environment."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "net.py").write_text(TEXTS[backend_name])
+LAYOUTS = {"torch": "channels_first", "tf": "channels_last"}
+
+
+@contextmanager
+def opening(backend: str, folder: Path) -> Iterator[Callable[..., sides.SideProcess]]:
+    """Give a function that starts a side in a process of this environment."""
     started = []
 
     def start(name: str, seed: int = 0) -> sides.SideProcess:
-        side = sides.Side(f"net.py:{name}", sys.executable, backend_name)
-        started.append(sides.open_side(side, "A", seed, tmp_path))
+        side = sides.Side(f"net.py:{name}", sys.executable, backend)
+        started.append(sides.open_side(side, "A", seed, folder))
         started[-1].load()
         return started[-1]
 
-    yield start
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        (folder / "net.py").write_text(TEXTS[backend])
+        yield start
     for side in started:
         side.close()
+
+
+@pytest.fixture
+def opened(backend_name, tmp_path):
+    with opening(backend_name, tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def first(backend_name, tmp_path_factory) -> Recording:
+    """A recording of the network with seed 0, in every pass and with two steps."""
+    folder = tmp_path_factory.mktemp("first")
+    with opening(backend_name, folder) as start:
+        several = [arrays for arrays, _ in forms((images(),), "channels_first", LAYOUTS[backend_name])]
+        return recorded(start("build"), folder, ["float32", "float64", "train64"], *several, steps=2)
 
 
 def recorded(side: sides.SideProcess | sides.SideHere, folder: Path, passes: list[str], *inputs, steps=0) -> Recording:
@@ -89,11 +110,17 @@ def recorded(side: sides.SideProcess | sides.SideHere, folder: Path, passes: lis
     return read_recording(folder / "made")
 
 
-def test_the_model_in_float64_has_the_weights_of_the_one_in_float32(opened, tmp_path, backend_name):
-    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
-    layout = "channels_first" if backend_name == "torch" else "channels_last"
-    several = [arrays for arrays, _ in forms((x,), "channels_first", layout)]
-    found = recorded(opened("build"), tmp_path, ["float32", "float64", "train64"], *several, steps=2)
+def images() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
+
+
+def weights(recording: Recording) -> list[np.ndarray]:
+    found = recording.passes["float32"]
+    return [found.values[number] for number in found.parameters.values()]
+
+
+def test_the_model_in_float64_has_the_weights_of_the_one_in_float32(first):
+    found = first
     assert list(found.passes) == ["float32", "float64", "train64"] and not found.notes
     narrow, wide = found.passes["float32"], found.passes["float64"]
     assert len(narrow.parameters) == 4
@@ -109,18 +136,11 @@ def test_the_model_in_float64_has_the_weights_of_the_one_in_float32(opened, tmp_
     assert found.optimiser["class"] == "SGD" or "SGD" in str(found.optimiser)
 
 
-def test_random_weights_follow_the_seed(opened, tmp_path, backend_name):
+def test_random_weights_follow_the_seed(first, opened, tmp_path, backend_name):
+    """That the same seed gives the same weights is told by the brief recording below."""
     shape = (1, 3, 8, 8) if backend_name == "torch" else (1, 8, 8, 3)
-
-    def weights(seed: int) -> list[np.ndarray]:
-        folder = tmp_path / f"{seed}"
-        folder.mkdir(exist_ok=True)
-        record = recorded(opened("build", seed), folder, ["float32"], (np.ones(shape),)).passes["float32"]
-        return [record.values[number] for number in record.parameters.values()]
-
-    one, again, other = weights(0), weights(0), weights(1)
-    assert all(np.array_equal(a, b) for a, b in zip(one, again, strict=True))
-    assert not np.array_equal(one[0], other[0])
+    other = recorded(opened("build", 1), tmp_path, ["float32"], (np.ones(shape),))
+    assert not np.array_equal(weights(first)[0], weights(other)[0])
 
 
 def test_a_function_that_computes_in_float32_is_recorded_in_that(opened, tmp_path):
@@ -159,11 +179,11 @@ def test_an_object_has_its_weights_and_precision_back(backend_name, tmp_path, mo
     assert all(np.array_equal(before[name], after[name]) and after[name].dtype == before[name].dtype for name in before)
 
 
-def test_a_brief_recording_has_each_parameter_once_and_only_the_outputs_in_float32(opened, tmp_path, backend_name):
-    x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
-    layout = "channels_first" if backend_name == "torch" else "channels_last"
-    (path,) = (tmp_path / "given.npz" for _ in range(1))
-    write_inputs(forms((x,), "channels_first", layout)[0][0], path)
+def test_a_brief_recording_has_each_parameter_once_and_only_the_outputs_in_float32(
+    first, opened, tmp_path, backend_name
+):
+    path = tmp_path / "given.npz"
+    write_inputs(forms((images(),), "channels_first", LAYOUTS[backend_name])[0][0], path)
     side = opened("build")
     side.offer(1, tmp_path / "offered")
     side.record(tmp_path / "made", [path], ["float32", "float64", "train64"], [], None, "parameters", True)
@@ -173,5 +193,7 @@ def test_a_brief_recording_has_each_parameter_once_and_only_the_outputs_in_float
     assert set(wide.gradients) == set(wide.parameters.values()) and not trained.gradients
     for name, number in trained.parameters.items():
         assert np.array_equal(trained.values[number], wide.values[wide.parameters[name]])
+    again = [wide.values[number] for number in wide.parameters.values()]
+    assert all(np.array_equal(a, b) for a, b in zip(weights(first), again, strict=True)), "the seed is the same"
     stored = read_arrays(tmp_path / "made/train64.safetensors")
     assert not {str(number) for number in trained.parameters.values()} & set(stored)

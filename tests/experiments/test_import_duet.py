@@ -127,27 +127,29 @@ def test_only_configuration_keys_are_shortened(message, wanted):
     assert str(DuetError(message)) == wanted
 
 
+@pytest.fixture(scope="module")
+def trained(tiny, backend_name):
+    """What was trained without a directory, and the arguments."""
+    given = {"images": 128, "batch": 64, "label_dropout": 0.1, "backend": backend_name, "threads": 1, "quiet": True}
+    return duet.train(*tiny, **given), given
+
+
 @pytest.mark.backend
-@pytest.mark.parametrize("out", [False, True])
-def test_python_trains_as_the_same_seed_does_twice_with_and_without_a_directory(tiny, backend_name, tmp_path, out):
-    model, digits = tiny
-    common = {"images": 128, "batch": 64, "label_dropout": 0.1, "backend": backend_name, "threads": 1, "quiet": True}
-    kept = duet.train(model, digits, out=tmp_path / "run" if out else None, samples=4, **common)
-    again = duet.train(model, digits, **common)
-    assert kept.images_seen == 128
+def test_python_trains_as_the_same_seed_does_with_a_directory(tiny, trained, backend_name, tmp_path):
+    run, given = trained
+    kept = duet.train(*tiny, out=tmp_path / "run", samples=4, **given)
+    assert kept.images_seen == run.images_seen == 128
     for name, value in kept.state.weights.items():
-        np.testing.assert_array_equal(again.state.weights[name], value)
-    if out:
-        images, labels, _ = read_samples(tmp_path / "run" / "samples" / "samples.npz")
-        drawn = duet.sample(tmp_path / "run", 4, batch=4, backend=backend_name, threads=1)
-        np.testing.assert_array_equal(drawn, images)
-        assert duet.load(tmp_path / "run").images_seen == 128 and labels.tolist() == [0, 1, 2, 3]
+        np.testing.assert_array_equal(run.state.weights[name], value)
+    images, labels, _ = read_samples(tmp_path / "run" / "samples" / "samples.npz")
+    drawn = duet.sample(tmp_path / "run", 4, batch=4, backend=backend_name, threads=1)
+    np.testing.assert_array_equal(drawn, images)
+    assert duet.load(tmp_path / "run").images_seen == 128 and labels.tolist() == [0, 1, 2, 3]
 
 
 @pytest.mark.backend
-def test_a_callback_sees_every_row_and_a_plan_may_be_given(tiny, backend_name):
-    model, digits = tiny
-    run = duet.train(model, digits, images=64, batch=64, backend=backend_name, threads=1, quiet=True)
+def test_a_callback_sees_every_row_and_a_plan_may_be_given(tiny, trained, backend_name):
+    (model, _), (run, _) = tiny, trained
     rows = []
     plan = model.plan("ddim", steps=5)
     images = duet.sample(

@@ -86,9 +86,9 @@ def test_a_distilled_student_starts_at_its_teacher_and_resumes_exactly(teacher, 
     assert all(np.array_equal(state[name], np.asarray(w, np.float32)) for name, w in start.items())
     other = build.training_setup(composed("train", *words("continuous_consistency_distillation", teacher)))
     assert other.teacher.start_weights(other.model) is None  # trigflow has the opposite sign of edm
-    train(tmp_path / "whole", backend_name, *given)
-    train(tmp_path / "parts", backend_name, *given, "trainer.images=48")
-    train(tmp_path / "parts", backend_name, *given, "resume=latest")
+    train(tmp_path / "whole", backend_name, *given, "trainer.checkpoint_images=48", "trainer.keep_checkpoints=null")
+    half = tmp_path / "whole" / "checkpoints" / f"{48:012d}"
+    train(tmp_path / "parts", backend_name, *given, f"resume={half}")
     whole, parts = (load_checkpoint(tmp_path / name) for name in ("whole", "parts"))
     for name, part in whole.state.parts.items():
         for key, value in part.items():

@@ -112,8 +112,11 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("fault", SPOILT)
+# Which arrays are looked at does not depend on the precision; how large a difference is noticed does.
+@pytest.mark.parametrize(
+    ("fault", "precision"),
+    [*(("one value", precision) for precision in PRECISIONS), *((fault, "float32") for fault in list(SPOILT)[1:])],
+)
 def test_no_group_of_arrays_is_left_out(exchange, fault, precision):
     unseen = []
     for pair in pairs(exchange, precision):
@@ -125,7 +128,7 @@ def test_no_group_of_arrays_is_left_out(exchange, fault, precision):
     assert not unseen
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", ["float32"])
 def test_a_missing_or_renamed_array_is_detected(exchange, precision):
     unseen = []
     for pair in pairs(exchange, precision):
