@@ -209,9 +209,15 @@ def file_hash(path: Path) -> str:
 
 
 def checkpoint_hashes(path: Path) -> dict[str, Any]:
-    """Return what an entry holds of a checkpoint: the hashes of its arrays, and that of all it says of them."""
+    """Return what an entry holds of a checkpoint: the hashes of its arrays, and that of all it says of them.
+
+    Raises:
+        DuetError: if it cannot be read, or was changed.
+    """
     state = read_json(path / "state.json")
     with file_errors(path / "state.json"):
+        if state["sha256"] != hash_entries(state):
+            raise DuetError("it was changed: its content does not have its hash")
         return {"updates": state["updates"], "files": dict(state["files"]), "state_sha256": state["sha256"]}
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_core.common.errors import DuetError
+from diffusion_core.runs.manifest import chain_problem
 from diffusion_core.runs.run_directory import write_json
 from experiments.config.build import final_evaluation, training_setup
 from experiments.config.recorded import recorded_config
@@ -62,6 +63,8 @@ def verification(cfg: DictConfig) -> VerificationRequest:
         raise DuetError(f"out: {out} exists; choose another out=FILE, or delete it")
     options = Options(cfg.segments, cfg.draw_seed, cfg.results, cfg.twins, cfg.margin)
     run, problems = open_record(cfg.run)
+    for part in run.parts if chain_problem(run.entries) is None else ():  # a wrong key is refused at once
+        recorded_config(part.content["config"], f"{run.name}, part {part.number + 1}", cfg)
 
     def make(part: Part) -> Rebuilt:
         where = f"{run.name}, part {part.number + 1}"

@@ -166,13 +166,14 @@ class RecordedRun:
         if broken:
             yield Finding("manifest", broken)
             return
-        yield from self._resumes()
-        if self.directory is None:
-            return
-        yield from self._configuration()
-        yield from self._states()
-        yield from self._metrics()
-        yield from self._results()
+        checks = [self._resumes]
+        if self.directory is not None:
+            checks += [self._configuration, self._states, self._metrics, self._results]
+        for check in checks:
+            try:
+                yield from check()
+            except DuetError as error:  # a file that cannot be read any more
+                yield Finding("files", str(error))
 
     def _resumes(self) -> Iterator[Finding]:
         states: dict[int, Any] = {}
@@ -197,7 +198,12 @@ class RecordedRun:
             path = moment.checkpoint
             if path is None or self.directory not in path.parents:
                 continue
-            name, found = f"checkpoints/{path.name}", checkpoint_hashes(path)
+            name = f"checkpoints/{path.name}"
+            try:
+                found = checkpoint_hashes(path)
+            except DuetError as error:
+                yield Finding(f"{name}/state.json", str(error))
+                continue
             for file, sha256 in found["files"].items():
                 recorded = moment.state["files"].get(file)
                 if not (path / file).is_file():
@@ -240,9 +246,11 @@ class RecordedRun:
             yield Finding(
                 f"the first {first.images_seen:,} images", "the manifest begins after them; they are of another run"
             )
-        if len(self.counting) < len(self.entries):
-            left = len(self.entries) - len(self.counting)
-            yield Finding(pluralize(left, "entry"), "abandoned by a later resume")
+        kept = {entry.number for entry in self.counting}
+        left = [entry for entry in self.entries if entry.number not in kept and entry.kind == "checkpoint"]
+        if left:
+            what = f"{pluralize(len(left), 'checkpoint')} from {left[0].images_seen:,} images on"
+            yield Finding(what, "abandoned, as the run was resumed before them")
         if self.end is None:
             yield Finding("the end of the run", "the run has not ended; its last entry is that of a checkpoint")
         for part in self.parts:
@@ -255,6 +263,9 @@ class RecordedRun:
         if self.directory is None:
             yield Finding("the files of the run", "a certificate alone was given; add run=RUN to check them")
             return
+        for name in ("snapshots", "non_finite"):
+            if (self.directory / name).is_dir():
+                yield Finding(f"{name}/", "not in the manifest")
         known = {moment.images_seen for moment in self.moments()}
         for path in list_checkpoints(self.directory / "checkpoints"):
             if int(path.name) not in known:

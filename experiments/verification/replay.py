@@ -23,7 +23,7 @@ from diffusion_core.training import loop
 from diffusion_core.training.loop import Record, ResumeState, TrainingCallbacks
 from experiments.runtime.progress import Counter
 from experiments.training.callbacks import RunCallbacks
-from experiments.training.record import record_at
+from experiments.training.record import fresh_record, record_at
 from experiments.training.resume import checkpoint_notes, first_state, resume_state, resumed_state
 from experiments.training.run import with_init
 from experiments.training.setup import TrainingSetup
@@ -194,6 +194,8 @@ def _train(start: Checkpoint, leg: Leg, opened: Opened, twin: Twin | None) -> Re
     looped = replace(config, checkpoint_images=config.batch, sample_images=0, log_images=config.batch)
     trainer = backend.trainer(setup.model.program, start.state, setup.optimiser, setup.objective.loss)
     moments = {moment.images_seen for moment in leg.moments}
+    # What a checkpoint says of the images so far counts from the beginning of its part.
+    beginning = replace(start, images_seen=0, notes={}, training=fresh_record(setup)) if opened.part.is_fresh else start
     kept = _Kept(leg.begin.images_seen)
     with Counter(_title(leg, twin), leg.end.images_seen, start=leg.begin.images_seen) as progress:
         others = RunCallbacks(setup, backend, trainer, None, start, signals.StopFlag(), "", progress)
@@ -202,7 +204,7 @@ def _train(start: Checkpoint, leg: Leg, opened: Opened, twin: Twin | None) -> Re
             if images_seen not in moments:
                 return
             notes = checkpoint_notes(setup, backend, state)
-            record = record_at(setup, start, images_seen)
+            record = record_at(setup, beginning, images_seen)
             kept.micro_batch = state.reduced_micro_batch
             kept.checkpoints[images_seen] = Checkpoint(
                 images_seen, setup.model, setup.seed, _copied(trainer.state()), notes, state.history, record

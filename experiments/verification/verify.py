@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -85,6 +86,10 @@ class Options:
             raise DuetError(f"margin: {self.margin} was given; it must be a number of at least 1")
 
 
+_RESULTS = "the final samples and their evaluation"
+_ADVICE = " (if it lies elsewhere: data.options.path=PATH or data.store=DIR for the data, teacher=RUN for the teacher)"
+
+
 @dataclass(eq=False)
 class _Verification:
     """One verification, with what it has opened."""
@@ -94,6 +99,7 @@ class _Verification:
     options: Options
     rebuilt: dict[int, Rebuilt] = field(default_factory=dict)
     backends: dict[tuple[Any, ...], Backend] = field(default_factory=dict)
+    reasons: dict[int, list[str]] = field(default_factory=dict)
 
     def part(self, number: int) -> Rebuilt:
         """Return a part of the run, made again."""
@@ -111,7 +117,15 @@ class _Verification:
             self.backends[key] = backend.open(0, compiled)
         return Opened(part, rebuilt.setup, self.backends[key], rebuilt.change_objective)
 
+    def reasons_of(self, number: int) -> list[str]:
+        """Return why a part of the run need not have equal bits here; see `environment_differences`."""
+        if number not in self.reasons:
+            opened = self.opened(number)
+            self.reasons[number] = environment_differences(opened.part, opened.setup, opened.backend)
+        return self.reasons[number]
+
     def parts_of(self, segment: Segment) -> list[int]:
+        """Return the numbers of the parts that a segment leads through."""
         return [leg.part for leg in segment.legs]
 
 
@@ -162,15 +176,23 @@ def verify(
     if not problems:
         draw = draw_segments(find_segments(run), options.segments, options.draw_seed)
         environments["recorded"] = _recorded_environment(run)
-        problems += _setup_problems(work, draw)
-        problems += _first_weights(work) if not problems else []
-    if not problems:
+        try:
+            problems += _setup_problems(work, draw)
+            problems += _first_weights(work) if not problems else []
+        except DuetError as error:  # data, a teacher or a package is not here
+            unchecked.append(Finding("every segment", f"the run cannot be made again here: {error}{_ADVICE}"))
+            draw = replace(draw, drawn=())
+    if not problems and draw.drawn:
         results = [_verify_segment(work, segment) for segment in draw.drawn]
         environments["here"] = environment_here(work.opened(run.last.number).backend)
-        if options.results:
-            results += _verify_results(work)
-        else:
-            unchecked.append(Finding("the final samples and their evaluation", "results=false was given"))
+        if not options.results:
+            unchecked.append(Finding(_RESULTS, "results=false was given"))
+        elif run.directory is not None and run.end is not None:
+            if run.moments()[-1].checkpoint is None:
+                unchecked.append(Finding(_RESULTS, "the final checkpoint is not here"))
+            else:
+                results += _verify_results(work)
+    if not problems:
         unchecked += _unreplayed(run, draw)
     return Verdict(
         run=run.name, head=head(run.entries), claims=_claims(run, problems), problems=tuple(problems), draw=draw,
@@ -198,8 +220,13 @@ def _setup_problems(work: _Verification, draw: Draw) -> Iterator[Finding]:
         if part.setup["own_network"] and part.content["computed_by"]["backend"] != setup.backend.name:
             skipped |= {"own_network", "program_sha256"}  # they belong to one framework
         for place, recorded, found in _differing(part.setup, plain_data(setup_facts(setup)), "", skipped):
-            detail = f"{recorded} was recorded; its configuration and the data found here make it {found}"
+            detail = f"{_short(recorded)} was recorded; its configuration and what is found here make {_short(found)}"
             yield Finding(f"part {number + 1}, {place}", detail)
+
+
+def _short(value: Any) -> str:
+    """Return a value as text, a hash by its beginning."""
+    return re.sub(r"\b([0-9a-f]{16})[0-9a-f]{48}\b", r"\1", str(value))
 
 
 def _differing(recorded: Any, found: Any, place: str, skipped: set[str]) -> Iterator[tuple[str, Any, Any]]:
@@ -214,7 +241,7 @@ def _differing(recorded: Any, found: Any, place: str, skipped: set[str]) -> Iter
 
 
 # How a run computes and what it draws at its end, or where its data lie: not what its training computes.
-_HOW = {"training.data.options", "training.sampler", "training.sample"}
+_HOW = {"training.data.options", "training.sampler", "training.sample", "own_network.reference"}
 
 
 def _first_weights(work: _Verification) -> list[Finding]:
@@ -281,8 +308,7 @@ def _reasons(work: _Verification, segment: Segment, found: Replayed) -> tuple[st
     """Return why a segment need not have equal bits."""
     reasons: dict[str, None] = {}
     for number in work.parts_of(segment):
-        opened = work.opened(number)
-        reasons |= dict.fromkeys(environment_differences(opened.part, opened.setup, opened.backend))
+        reasons |= dict.fromkeys(work.reasons_of(number))
     if segment.end.checkpoint is not None:
         halved = load_checkpoint(segment.end.checkpoint, require_finite=False).notes.get("halved")
         if halved != found.micro_batch:
@@ -365,12 +391,10 @@ def _bounded(run: RecordedRun, segment: Segment, found: Replayed, bounds: Bounds
 
 
 def _verify_results(work: _Verification) -> Iterator[SegmentResult]:
-    """Yield the result of the final samples and of their evaluation; nothing for a run that has not ended."""
+    """Yield the result of the final samples and of their evaluation."""
     run, options = work.run, work.options
-    if run.directory is None or run.end is None:
-        return
     began, opened = perf_counter(), work.opened(run.last.number)
-    reasons = tuple(environment_differences(opened.part, opened.setup, opened.backend))
+    reasons = tuple(work.reasons_of(run.last.number))
     differences = list(stated_differences(run, opened))
     compared = "mean loss"
     if opened.setup.plan is not None and "samples/samples.npz" in run.end.content["files"]:

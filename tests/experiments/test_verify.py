@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,18 +12,21 @@ import pytest
 from commands import call, composed
 from tampering import CHANGES, CLAIMS, rehash, settle
 
+from diffusion_core.files.safe_read import read_json
 from diffusion_core.networks.weights import hash_weights
+from diffusion_core.runs.manifest import MANIFEST
 from diffusion_core.runs.run_directory import plain_data
 from experiments.config import verification
 from experiments.training.manifest import setup_facts
 from experiments.training.resume import first_state
-from experiments.verification.verdict import BIT_EXACT, DIFFERS, Verdict
+from experiments.verification.verdict import BIT_EXACT, DIFFERS, WITHIN, Verdict
 from experiments.verification.verify import Options, Rebuilt, open_record, verify
 
 TINY = (
     "data=digits", "model=plain", "model.image_size=8", "model.in_channels=1", "model.out_channels=1",
-    "model.channels=[4]", "model.bottleneck=4", "process=eps_linear", "trainer.batch=4", "trainer.images=32",
-    "trainer.log_images=8", "trainer.checkpoint_images=8", "lr.warmup_images=16", "lr.decay=cosine", "sample.count=8",
+    "model.channels=[4]", "model.bottleneck=4", "process=eps_linear", "trainer.batch=8", "trainer.images=32",
+    "trainer.log_images=8", "trainer.checkpoint_images=8", "lr.warmup_images=16", "lr.decay=cosine", "lr.floor=1e-4",
+    "sample.count=8",
     "sample.batch=8", "sampler=ddim", "sampler.steps=2", "features=none", "metrics=[]", "validation.count=8",
     "trainer.validation_images=16", "backend.threads=1", "backend.device=cpu",
 )  # fmt: skip
@@ -101,6 +105,111 @@ def test_an_honest_run_has_equal_bits(honest, parts):
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_run_with_hashes_made_again_is_found(honest, tmp_path, parts, name):
     assert_found(honest, tmp_path / "run", name, 0, parts)
+
+
+def test_a_drawn_segment_finds_a_change_in_it_and_no_other(honest, tmp_path, parts):
+    """A changed metric of segment 2: whoever draws one of four segments finds it in a quarter of the draws."""
+    run = shutil.copytree(honest, tmp_path / "run")
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text(
+        "\n".join([lines[0], lines[1].replace('"loss": 1', '"loss": 2'), *lines[2:]]) + "\n"
+    )
+    rehash(run)
+    found = {}
+    for seed in range(8):
+        verdict = verified(run, parts, segments=1, draw_seed=seed)
+        assert verdict.draw.seed == seed and verdict.detection[0] == {"changed": 1, "of": 4, "found": 0.25}
+        found.setdefault(verdict.replayed[0].number, set()).add(verdict.verdict)
+    assert found.pop(2) == {DIFFERS} and set(map(tuple, found.values())) == {(BIT_EXACT,)}
+
+
+def test_results_that_were_changed_are_found(honest, tmp_path, parts):
+    """The mean loss follows from the metrics; the samples are drawn again from the final weights."""
+    for name in ("objective", "samples"):
+        run = shutil.copytree(honest, tmp_path / name)
+        if name == "objective":
+            result = read_json(run / "result.json")
+            (run / "result.json").write_text(json.dumps(result | {"objective": result["objective"] * 0.99}))
+        else:
+            with np.load(run / "samples" / "samples.npz") as file:
+                arrays = {key: file[key] for key in file.files}
+            arrays["images"][0, 0, 0, 0] ^= 1
+            np.savez(run / "samples" / "samples.npz", **arrays)
+        rehash(run)
+        verdict = verified(run, parts, segments=1, results=True)
+        assert verdict.verdict == DIFFERS and not verdict.problems and verdict.results[0].verdict == BIT_EXACT
+        assert verdict.results[1].first.what in ("mean loss of the last steps", "8 final samples")
+
+
+def test_a_record_that_contradicts_itself_is_not_computed_again(honest, tmp_path, parts):
+    def write(name: str, change: Callable[[str], str]) -> Callable[[Path], None]:
+        return lambda run: (run / name).write_text(change((run / name).read_text())) and None
+
+    checkpoint, state = "checkpoints/000000000016", "checkpoints/000000000016/state.json"
+    changes = {
+        "config.yaml": write("config.yaml", lambda text: text.replace("peak: 0.001", "peak: 0.002")),
+        "environment.json": write("environment.json", lambda text: text.replace('"seed": 0', '"seed": 1')),
+        "metrics.jsonl": write("metrics.jsonl", lambda text: text.replace('"loss": 0', '"loss": 1', 1) + "\n"),
+        "manifest": write(MANIFEST, lambda text: text.replace('"images_seen": 16', '"images_seen": 24', 1)),
+        "result.json": write("result.json", lambda text: text + " "),
+        state: write(state, lambda text: text.replace('"seed": 0', '"seed": 1')),
+        f"{checkpoint}/ema.safetensors": lambda run: (run / checkpoint / "ema.safetensors").write_bytes(b"x"),
+        f"{checkpoint}/weights.safetensors": lambda run: (run / checkpoint / "weights.safetensors").unlink(),
+        "samples/samples.npz": lambda run: (run / "samples" / "samples.npz").unlink(),
+    }  # fmt: skip
+    for what, change in changes.items():
+        run = shutil.copytree(honest, tmp_path / what.replace("/", "-"))
+        change(run)
+        verdict = verified(run, parts)
+        assert verdict.verdict == DIFFERS and not verdict.results, what
+        assert what in [problem.what for problem in verdict.problems], (what, verdict.problems)
+
+
+def test_in_another_environment_a_change_is_held_against_what_rounding_does(honest, tmp_path, parts):
+    """The same bits are the same anywhere; one unit in the last place may be rounding there, and a percent may not."""
+
+    def elsewhere(name: str, change: str | None) -> Verdict:
+        run = shutil.copytree(honest, tmp_path / name)
+        facts = read_json(run / "environment.json")
+        (run / "environment.json").write_text(json.dumps(facts | {"processor": "another"}))
+        if change:
+            CHANGES[change](run, np.random.default_rng(3))
+        rehash(run)
+        return verified(run, parts)
+
+    assert elsewhere("equal", None).verdict == BIT_EXACT
+    near = elsewhere("near", "change_a_weight_by_one_unit")
+    assert near.verdict == WITHIN and any("processor: another recorded" in line for line in near.lines())
+    assert {result.verdict for result in near.results} == {BIT_EXACT, WITHIN}
+    assert all(result.worst.size <= result.worst.bound < 1e-3 for result in near.results if result.worst)
+    far = elsewhere("far", "change_a_weight")
+    assert far.verdict == DIFFERS and any("the bound is" in line for line in far.lines())
+
+
+def test_a_run_with_everything_is_verified_across_its_resumes(backend_name, tmp_path):
+    """Label dropout, two averages, adaptive timesteps, deleted checkpoints, and another optimiser since the resume."""
+    words = (
+        "model=digits", "model.channels=4", "model.norm_groups=2", "model.attention_resolutions=[]", "model.heads=1",
+        "model.channel_multipliers=[1]", "process.label_dropout=0.3", "+ema.extra=[{name: fixed, decay: 0.9}]",
+        "process.timestep_sampling={name: loss_second_moment}", "trainer.keep_checkpoints=1", "data.flip=true",
+        "validation.part=none",
+    )  # fmt: skip
+    left = ("model.bottleneck", "model.channels=[4]", "model=plain")
+    tiny = tuple(word for word in TINY if not word.startswith(left))
+    run = tmp_path / "run"
+    for more in ((), ("trainer.images=48", "optimiser=lion", "change_objective=true", "resume=latest")):
+        code, _, err = call("train", f"backend={backend_name}", f"hydra.run.dir={run}", *tiny, *words, *more)
+        assert code == 0, err
+    code, out, err = call("verify", f"run={run}", f"backend={backend_name}", "segments=all")
+    assert code == 0 and "verdict: BIT-EXACT" in out, out + err
+    assert "segment 1, 0 to 48 images" in out and "5 deleted checkpoints: their arrays were compared by hash" in out
+    code, out, _ = call("certify", f"run={run}")
+    assert code == 0 and "trained: 48 of 48 images, seed 0" in out
+    code, out, _ = call("verify", f"run={run / 'certificate.json'}", f"backend={backend_name}")
+    assert code == 0 and "verdict: BIT-EXACT" in out  # from the seed to the end, by hashes alone
+    shutil.rmtree(run / "checkpoints")
+    code, out, _ = call("verify", f"run={run}", f"backend={backend_name}")
+    assert code == 0 and "not checked: the final samples and their evaluation: the final checkpoint is not here" in out
 
 
 @pytest.mark.slow
