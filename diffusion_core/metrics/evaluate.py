@@ -32,8 +32,10 @@ from diffusion_core.common.random import Stream
 from diffusion_core.common.registry import build
 from diffusion_core.metrics.agreement import AGREEMENT
 from diffusion_core.metrics.blocks import RowSelection
+from diffusion_core.metrics.classifier import CLASSIFIER, PIXEL_CLASSIFIER
 from diffusion_core.metrics.colour import COLOUR
 from diffusion_core.metrics.frechet import FRECHET, SPATIAL_FRECHET
+from diffusion_core.metrics.gaussian_kernel import GAUSSIAN_KERNEL
 from diffusion_core.metrics.intervals import corrected_value, jackknife_interval, two_sample_interval
 from diffusion_core.metrics.kernel import KERNEL
 from diffusion_core.metrics.manifold import MANIFOLD
@@ -80,6 +82,9 @@ METRICS: Mapping[str, Metric] = {
     "memorisation": MEMORISATION,
     "spread": SPREAD,
     "colour": COLOUR,
+    "classifier": CLASSIFIER,
+    "pixel_classifier": PIXEL_CLASSIFIER,
+    "cmmd": GAUSSIAN_KERNEL,
 }
 
 
@@ -328,7 +333,8 @@ def _facts(metric: Metric, reference: SampleSet) -> dict[str, Any]:
 def _title(meaning: NumberInfo, kind: FeatureKind | None) -> str:
     if kind is None:
         return meaning.title
-    title = meaning.published if kind.is_published and meaning.published else f"{kind.name} {meaning.title}"
+    published = meaning.published if kind.is_published else meaning.published_on.get(kind.name)
+    title = published or f"{kind.name} {meaning.title}"
     return f"{title}, {kind.departure}" if kind.departure else title
 
 

@@ -192,7 +192,7 @@ def _fit_spatial(reference: Arrays, seed: int) -> Measure:
     return _fit("spatial", reference)
 
 
-_DISTANCE = NumberInfo("Fréchet distance", "FID", "lower", bounds=NON_NEGATIVE)
+_DISTANCE = NumberInfo("Fréchet distance", "FID", "lower", bounds=NON_NEGATIVE, published_on={"DINOv2": "FD-DINOv2"})
 _SPATIAL_DISTANCE = NumberInfo("spatial Fréchet distance", "sFID", "lower", bounds=NON_NEGATIVE)
 
 FRECHET = Metric(

@@ -123,6 +123,7 @@ class NumberInfo:
         better: "lower" or "higher", or "" if neither is better.
         unit: the unit of the number.
         bounds: the interval in which the number always lies.
+        published_on: by the name of other features, the name of the number on them, such as "FD-DINOv2".
     """
 
     title: str
@@ -130,6 +131,7 @@ class NumberInfo:
     better: str = ""
     unit: str = ""
     bounds: tuple[float, float] = (-np.inf, np.inf)
+    published_on: Mapping[str, str] = field(default_factory=dict)
 
     def bounded(self, interval: Interval | None) -> Interval | None:
         """Return the part of a confidence interval within the bounds."""

@@ -38,6 +38,8 @@ _OTHER_NAMES = {
     "sfid": " sFID is 'spatial' with features='inception'",
     "kid": " KID is 'kernel' with features='inception'",
     "is": " The inception score is 'score' with features='inception'",
+    "c2st": " A classifier two-sample test is 'classifier' on features and 'pixel_classifier' on pixels",
+    "fd-dinov2": " FD-DINOv2 is 'frechet' with features='dinov2' and files of features",
     "precision": " Precision and recall are 'manifold'",
     "recall": " Precision and recall are 'manifold'",
 }
@@ -128,11 +130,12 @@ class SampleEvaluator:
     def _check_statistics(self, arrays: Mapping[str, Any]) -> None:
         """Refuse samples whose features have another width than the statistics that are the reference."""
         statistics = self.reference.facts.get("statistics", {})
+        is_computed = self.features is not None and self.features.reads != "features"
         for name, mean in (("features", "mu"), ("spatial", "mu_s")):
             width = None
             if mean in statistics and name in arrays:
                 width = arrays[name].shape[1]
-            elif mean in statistics and self.features is not None and "images" in arrays:
+            elif mean in statistics and is_computed and "images" in arrays:
                 computed = self.features.compute(np.zeros((1, *np.shape(arrays["images"])[1:]), np.uint8))
                 width = computed[name].shape[1] if name in computed else None
             if width is not None and width != statistics[mean]:
@@ -178,12 +181,18 @@ def _with_features(sample_set: SampleSet, features: Features | None, what: str, 
     """Return a set with features, which are computed unless it has them."""
     if features is None or (sample_set.kind is not None and sample_set.kind == features.kind):
         return sample_set
-    if sample_set.kind is not None:
+    is_named = features.reads == "features"
+    if is_named and "features" not in sample_set.arrays and "statistics" not in sample_set.facts:
+        raise DuetError(
+            f"features: {features.kind.name} was given, which is read from files, but the {what} hold no features; "
+            f"compute them with the network and save them as `features` (N, D) of an .npz file"
+        )
+    if sample_set.kind is not None and not (is_named and sample_set.kind.name == "given"):
         raise DuetError(
             f"features: {features.kind.name} was given, but the {what} have those of {sample_set.kind.name}"
         )
     if (read := features.source(sample_set.arrays)) is None:
-        return sample_set
+        return replace(sample_set, kind=features.kind) if is_named else sample_set
     with Counter(f"features of the {what}{suffix}", len(sample_set)) as progress:
         arrays = extract(features, read, _BATCH, progress)
     return replace(sample_set, arrays={**sample_set.arrays, **arrays}, kind=features.kind)

@@ -10,6 +10,9 @@ from diffusion_core.statistics.bootstrap import Interval
 __all__ = ["interval_note", "number_table"]
 
 
+_CORRECTED = ("frechet", "spatial")  # metrics whose bias can be removed where there are enough samples
+
+
 def number_table(numbers: Sequence[Number]) -> list[str]:
     """Return a line per number: name, value, confidence interval, standard error behind ±, and unit.
 
@@ -53,7 +56,7 @@ def _details(number: Number) -> str:
         parts.append(f"{_short(number.floor)} for {count:,} images of the reference itself")
     if number.corrected is not None:
         parts.append(f"{_short(number.corrected)} without the bias of {count:,} samples")
-    elif number.floor is not None:
+    elif number.floor is not None and number.protocol["metric"] in _CORRECTED:
         parts.append(f"no value without bias: {count:,} samples are too few for these features")
     return "; ".join(parts)
 

@@ -10,13 +10,14 @@ Importing this package loads no framework; a feature network imports what it nee
     inception   Inception v3, as torch-fidelity converted the graph of 2015
     onnx        any ONNX file, by onnxruntime
     values      the values themselves, of data of any shape
+    given       features in files, by the name of their network: DINOv2, CLIP
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from experiments.features import digits, inception, onnx, values
+from experiments.features import digits, given, inception, onnx, values
 from experiments.features.kind import Features, MissingWeights, extract
 
 __all__ = ["FEATURES", "Features", "MissingWeights", "extract"]
@@ -27,4 +28,5 @@ FEATURES: Mapping[str, Callable[..., Features]] = {
     "inception": inception.features,
     "onnx": onnx.features,
     "values": values.features,
+    "given": given.features,
 }

@@ -27,7 +27,7 @@ class Features:
         compute: maps uint8 images (N, H, W, C) to named arrays (`metrics.metric.Arrays`) with one row per image; called
             with as many images as fit into memory.
         versions: the versions of the software that computes them, on which the numbers should not depend.
-        reads: "images", or "values" of a set that has them, of any shape (N, ...).
+        reads: "images"; "values" of a set that has them, of any shape (N, ...); or "features" that a file holds.
     """
 
     kind: FeatureKind
@@ -37,6 +37,8 @@ class Features:
 
     def source(self, arrays: Arrays) -> NDArray | None:
         """Return the array of a set that these features are computed from; None if it has none."""
+        if self.reads == "features":
+            return arrays.get("features")
         return arrays["values"] if self.reads == "values" and "values" in arrays else arrays.get("images")
 
     def __repr__(self) -> str:

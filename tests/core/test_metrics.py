@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 from scipy.spatial.distance import cdist, pdist
-from scipy.stats import wasserstein_distance
+from scipy.stats import norm, wasserstein_distance
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.random import Stream
 from diffusion_core.data.digits import digits
 from diffusion_core.metrics.agreement import agreement
 from diffusion_core.metrics.blocks import neighbours
+from diffusion_core.metrics.classifier import told_apart
 from diffusion_core.metrics.digits import SHA256, WEIGHTS, layers
 from diffusion_core.metrics.digits_network import SHAPES, backward, forward
 from diffusion_core.metrics.evaluate import METRICS
@@ -26,6 +27,7 @@ from diffusion_core.metrics.kernel import kernel_distance
 from diffusion_core.metrics.metric import Arrays, MetricResult, NotApplicable
 from diffusion_core.metrics.nearest import nearest, spread
 from diffusion_core.metrics.score import score
+from diffusion_core.statistics.proportion import wilson_interval
 
 
 def measured(metric: str, samples: Arrays, reference: Arrays, **options: Any) -> MetricResult:
@@ -48,7 +50,7 @@ def whitened(n: int, d: int, seed: int) -> np.ndarray:
     ("metric", "array"),
     [
         ("frechet", "features"), ("spatial", "spatial"), ("kernel", "features"), ("manifold", "features"),
-        ("score", "probabilities"), ("agreement", "probabilities"),
+        ("score", "probabilities"), ("agreement", "probabilities"), ("classifier", "features"), ("cmmd", "features"),
     ],
 )  # fmt: skip
 def test_values_that_are_not_finite_are_refused(metric, array, side, bad):
@@ -254,6 +256,76 @@ def test_manifold_metric_draws_points_of_large_sets():
 
 
 # Class score and agreement
+
+
+def test_kernel_distance_of_all_pairs_needs_no_second_pass_without_some_rows():
+    a, b = np.random.default_rng(0).normal(0.2, 1, (30, 3)), np.random.default_rng(1).normal(size=(40, 3))
+    result = measured("kernel", {"features": a}, {"features": b}, subsets=0)
+    assert result.numbers["distance"] == pytest.approx(kernel_distance(a, b), rel=1e-12) and not result.errors
+    removed = np.array([2, 7, 8])
+    rest = [np.delete(x, removed, axis=0) for x in (a, b)]
+    assert result.without(removed)["distance"] == pytest.approx(kernel_distance(rest[0], b), rel=1e-10)
+    assert result.without_reference(removed)["distance"] == pytest.approx(kernel_distance(a, rest[1]), rel=1e-10)
+
+
+def test_gaussian_kernel_distance_is_the_mean_over_all_pairs_with_any_offset():
+    a, b = np.random.default_rng(0).normal(0.2, 1, (30, 3)), np.random.default_rng(1).normal(size=(40, 3))
+
+    def direct(x: np.ndarray, y: np.ndarray) -> float:
+        k = [np.exp(-cdist(p, q, "sqeuclidean") / (2 * 1.5**2)).mean() for p, q in ((x, x), (y, y), (x, y))]
+        return 7.0 * (k[0] + k[1] - 2 * k[2])
+
+    for offset in (0.0, 2.0**20):
+        result = measured("cmmd", {"features": a + offset}, {"features": b + offset}, sigma=1.5, scale=7.0)
+        assert result.numbers["distance"] == pytest.approx(direct(a, b), rel=1e-7)
+    removed = np.array([0, 5])
+    rest = [np.delete(x, removed, axis=0) for x in (a, b)]
+    result = measured("cmmd", {"features": a}, {"features": b}, sigma=1.5, scale=7.0)
+    assert result.without(removed)["distance"] == pytest.approx(direct(rest[0], b), rel=1e-10)
+    assert result.without_reference(removed)["distance"] == pytest.approx(direct(a, rest[1]), rel=1e-10)
+
+
+# Classifier two-sample test
+
+
+def test_a_classifier_tells_distributions_apart_as_well_as_they_can_be():
+    """Two normal distributions at distance s are told apart by the best classifier in Phi(s/2) of cases."""
+    rng = np.random.default_rng(0)
+    for apart in (0.0, 2.0, 4.0):
+        x, y = rng.normal(size=(2, 400, 2)) + np.array([[[apart, 0.0]], [[0.0, 0.0]]])
+        result = measured("classifier", {"features": x}, {"features": y})
+        best = norm.cdf(apart / 2)
+        assert result.trials["accuracy"] == 400
+        assert abs(result.numbers["accuracy"] - best) < 0.025 + 3 * np.sqrt(best * (1 - best) / 400)
+
+
+def test_its_interval_covers_one_half_for_equal_distributions():
+    rng, held = np.random.default_rng(0), []
+    for _ in range(150):
+        correct = np.concatenate(told_apart(*rng.normal(size=(2, 60, 3))))
+        interval = wilson_interval(int(correct.sum()), len(correct))
+        held.append(interval.low <= 0.5 <= interval.high)
+    assert 0.89 < np.mean(held) <= 1.0
+
+
+def test_it_sees_what_features_do_not_and_reads_pixels():
+    real = digits(part="train").images
+    real = real[np.random.default_rng(1).permutation(len(real))]  # their writers follow each other
+    noisy = np.clip(real[:300].astype(int) + np.random.default_rng(0).integers(-20, 21, real[:300].shape), 0, 255)
+    by_pixels = measured("pixel_classifier", {"images": noisy.astype(np.uint8)}, {"images": real[300:]})
+    sides = ({"features": layers(x)["features"]} for x in (noisy.astype(np.uint8), real[300:]))
+    assert by_pixels.numbers["accuracy"] > 0.8 > 0.65 > measured("classifier", *sides).numbers["accuracy"]
+    rest = by_pixels.without(by_pixels.arrays["index"][:10])["accuracy"]
+    count = by_pixels.trials["accuracy"]
+    left = by_pixels.numbers["accuracy"] * count - by_pixels.arrays["recognised"][:10].sum()
+    assert rest == pytest.approx(left / (count - 10))
+
+
+def test_few_images_are_no_classifier_test():
+    with pytest.raises(NotApplicable, match="training and testing need 20"):
+        measured("classifier", {"features": whitened(19, 2, 0)}, {"features": whitened(50, 2, 1)})
+    with pytest.raises(DuetError, match="most 5 was given"):
+        measured("classifier", {"features": whitened(50, 2, 0)}, {"features": whitened(50, 2, 1)}, most=5)
 
 
 def test_score_is_the_number_of_classes_if_certain_and_balanced_and_1_if_uncertain():

@@ -19,7 +19,9 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.data import load_dataset
 from diffusion_core.metrics.digits import layers
 from diffusion_core.metrics.evaluate import METRICS, metric_options, random_sets
+from diffusion_core.metrics.evaluate import evaluate as evaluate_sets
 from diffusion_core.metrics.frechet import frechet_distance
+from diffusion_core.metrics.metric import SampleSet
 from diffusion_core.metrics.protocol import Number, read_numbers
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import Program, UNetSpec
@@ -29,6 +31,7 @@ from diffusion_core.runs.run_directory import read_samples, write_samples
 from diffusion_core.runtime.distributed import Collective
 from diffusion_core.statistics import Interval
 from experiments.evaluation.table import number_table
+from experiments.features import FEATURES
 from experiments.runtime.backends import BackendSetup
 from experiments.studies.plan import Metric
 from experiments.studies.results import Outcome, check_protocol, value
@@ -68,7 +71,7 @@ def test_saved_samples_are_evaluated_by_every_metric_without_a_framework(samples
     images, held_out = read_samples(samples)[0], load_dataset("digits", part="held_out", size=16)
     expected = frechet_distance(*(layers(x)["features"] for x in (images, held_out.images)))
     facts = json.loads((out / "evaluation.json").read_text())
-    assert set(facts["numbers"]) == set(METRICS) and facts["samples"]["left_out"] == {}
+    assert set(facts["numbers"]) == set(METRICS) - {"cmmd"} and facts["samples"]["left_out"] == {}
     number = facts["numbers"]["frechet"]["distance"]
     assert number["name"] == "digits Fréchet distance" and number["better"] == "lower"
     assert number["value"] == pytest.approx(expected, rel=1e-9) and len(number["without"]) == 4
@@ -90,7 +93,7 @@ def test_saved_samples_are_evaluated_by_every_metric_without_a_framework(samples
     assert error == "" and "skipped: colour: it needs images" in output
     again = {n.name: n for n in read_numbers(tmp_path / "kept")}
     assert set(again) < {n.name for n in read_numbers(out)}
-    assert all(n == again[n.name] for n in read_numbers(out) if n.name in again) and len(again) == 9
+    assert all(n == again[n.name] for n in read_numbers(out) if n.name in again) and len(again) == 10
 
 
 def test_compare_puts_only_numbers_of_one_protocol_into_a_row(samples, tmp_path):
@@ -162,6 +165,35 @@ def test_likelihood_has_an_interval_over_sets_of_its_images(tmp_path, monkeypatc
     assert number.protocol["variance"] == "fixed_small" and other.protocol["variance"] == "fixed_large"
     assert np.isfinite(other.value) and other.value != number.value and other.name in output
     assert "bits/dim" in output
+
+
+def test_features_in_files_are_called_by_their_network(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, width in (("a", 24), ("b", 24), ("c", 23)):
+        np.savez(tmp_path / f"{name}.npz", features=rng.normal(size=(40, width)).astype(np.float32))
+    words = ("features.width=24", "metrics=[frechet,cmmd]", "floors=1", f"reference={tmp_path}/b.npz")
+    for features, names in (
+        ("clip", {"CLIP of width 24 Fréchet distance", "CLIP of width 24 Gaussian kernel distance"}),
+        ("dinov2", {"DINOv2 of width 24 Fréchet distance", "DINOv2 of width 24 Gaussian kernel distance"}),
+    ):
+        out = tmp_path / features
+        assert run("evaluate", f"samples={tmp_path}/a.npz", f"features={features}", *words, f"out={out}")[1] == ""
+        assert {number.name for number in read_numbers(out)} == names
+    error = run("evaluate", f"samples={tmp_path}/c.npz", "features=clip", *words, f"out={tmp_path}/c")[1]
+    assert "23 features were given, but CLIP has 24" in error
+
+
+def test_published_names_belong_to_the_network_of_published_numbers():
+    for title, width, metric, name in (
+        ("DINOv2", 1024, "frechet", "FD-DINOv2"), ("CLIP", 768, "cmmd", "CMMD"), ("DINOv2", 5, "frechet", None),
+    ):  # fmt: skip
+        kind = FEATURES["given"](title=title, width=width, unit_length=title == "CLIP").kind
+        rng = np.random.default_rng(0)
+        a, b = (SampleSet({"features": rng.normal(size=(8, 5))}, {}, kind) for _ in range(2))
+        (number,) = evaluate_sets({metric: {}}, a, random_sets(8, 3, 0), b).numbers
+        assert number.name == (name or "DINOv2 of width 5 Fréchet distance")
+    vectors = FEATURES["given"](title="CLIP", unit_length=True).compute(rng.normal(size=(4, 7)))["features"]
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, rtol=1e-12)
 
 
 def test_several_sample_files_are_the_sets(samples, tmp_path):
