@@ -327,7 +327,7 @@ def _unflatten(g: Graph, b: blocks.Unflatten, x: Value) -> str:
 
 
 @EMITTERS(Own)
-def _own(g: Graph, b: Own, x: Value, c_noise: Value, label: Value, features: Value) -> str:
+def _own(g: Graph, b: Own, x: Value, c_noise: Value, label: Value, features: Value, *second_time: Value) -> str:
     raise DuetError(
         f"network {b.reference}: the blocks of an own network are unknown, so Duet cannot write them as ONNX; use the "
         f"exporter of its framework"
