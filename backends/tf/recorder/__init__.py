@@ -33,7 +33,6 @@ from backends.tf.recorder.model import (
     flat_outputs,
     is_layer,
     only_reading,
-    seed_draws,
     set_default,
 )
 from backends.tf.recorder.operations import (
@@ -56,6 +55,7 @@ from backends.tf.recorder.variables import (
     to_array,
     unnamed,
 )
+from diffusion_core.parity.diff.generators import seed_generators
 from diffusion_core.parity.diff.recording import Layer, Operation, Pass
 
 __all__ = [
@@ -153,10 +153,10 @@ def record_pass(
     default = set_default(precision)
     try:
         with only_reading(model), _refusing_precision(precision), graphs_run_by_node(lambda variable: None):
-            seed_draws(1)
+            seed_generators(1)
             trial = flat_outputs(call_model(model, args, kwargs, False))
         with only_reading(model):
-            seed_draws(0)
+            seed_generators(0)
             recorder = _Recorder(model, tf.nest.flatten([args, list(kwargs.values())]))
             result = recorder.run(lambda: call_model(model, args, kwargs, training), training, gradients)
             notes = list(recorder.notes)

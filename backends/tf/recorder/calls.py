@@ -6,67 +6,19 @@ itself, so there the line is the one that made the layer; `remember_lines` notes
 
 from __future__ import annotations
 
-import linecache
 import sys
-import sysconfig
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
-__all__ = ["CallStack", "Line", "options_of", "plain", "remember_lines", "watch_calls"]
+from diffusion_core.parity.diff import call_stack
+from diffusion_core.parity.diff.call_stack import CodeLines, plain
 
-Line = tuple[str, str]
-"""A line of code as ("file.py:31", its text)."""
+__all__ = ["CallStack", "options_of", "plain", "remember_lines", "watch_calls"]
 
-_MADE: weakref.WeakKeyDictionary[Any, Line] = weakref.WeakKeyDictionary()
-
-_PYTHON = tuple({str(Path(sysconfig.get_paths()[key]).resolve()) for key in ("stdlib", "platstdlib")})
-_PACKAGES = tuple({str(Path(sysconfig.get_paths()[key]).resolve()) for key in ("purelib", "platlib")})
-_FRAMEWORK = ("tensorflow", "keras", "tf_keras", "numpy", "einops", "IPython", "ipykernel", "absl", "wrapt", "optree")
-_DUET = str(Path(__file__).resolve().parents[3])
-_RECORDERS = ("backends/tf/recorde", "experiments/model_diff/", "diffusion_core/parity/diff/", "duet/api/")
-_RANKS: dict[str, int] = {}
-
-AUTHOR, PACKAGE, LIBRARY = 0, 1, 2
-
-
-def _rank(filename: str) -> int:
-    """Return whether a file is the author's, of some package, or of Python and the frameworks."""
-    if filename not in _RANKS:
-        _RANKS[filename] = _new_rank(filename)
-    return _RANKS[filename]
-
-
-def _new_rank(filename: str) -> int:
-    if filename.startswith("<") and not filename.startswith("<ipython"):
-        return LIBRARY
-    path = str(Path(filename).resolve())
-    for folder in _PACKAGES:
-        if path.startswith(folder + "/"):
-            return LIBRARY if path[len(folder) + 1 :].split("/")[0] in _FRAMEWORK else PACKAGE
-    if path.startswith(tuple(folder + "/" for folder in _PYTHON)):
-        return LIBRARY
-    inner = path.removeprefix(_DUET + "/")
-    return LIBRARY if inner != path and inner.startswith(_RECORDERS) else AUTHOR
-
-
-def _line(frame: FrameType) -> Line:
-    filename, number = frame.f_code.co_filename, frame.f_lineno
-    return f"{Path(filename).name}:{number}", linecache.getline(filename, number, frame.f_globals).strip()
-
-
-def plain(value: Any, depth: int = 0) -> Any:
-    """Return a value if it is made of numbers, texts, lists and dicts only; None otherwise."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)) and depth < 3:
-        items = [plain(item, depth + 1) for item in value]
-        return items if all(new is not None or old is None for new, old in zip(items, value, strict=True)) else None
-    return None
-
+LINES = CodeLines(
+    ("tensorflow", "keras", "tf_keras", "numpy", "einops", "IPython", "ipykernel", "absl", "wrapt", "optree")
+)
 
 _NOT_OPTIONS = ("name", "dtype", "trainable", "layers", "input_layers", "output_layers", "build_input_shape")
 
@@ -101,11 +53,7 @@ def remember_lines() -> Iterator[None]:
 
     def made(self: Any, *args: Any, **kwargs: Any) -> None:
         before(self, *args, **kwargs)
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None and _rank(frame.f_code.co_filename) != AUTHOR:
-            frame = frame.f_back
-        if frame is not None:
-            _MADE[self] = _line(frame)
+        LINES.remember(self, sys._getframe(1))
 
     operation.__init__ = made
     try:
@@ -122,39 +70,11 @@ def _is_container(layer: Any) -> bool:
     return isinstance(layer, keras.Sequential) or type(layer).__name__ in ("Functional", "Model")
 
 
-class CallStack:
-    """The layers that are being called, outermost first.
+class CallStack(call_stack.CallStack):
+    """The layers that are being called, outermost first."""
 
-    Attributes:
-        entered: called with (layer, path, its arguments) when a call begins, and returns what `left` is called with.
-        left: called with that and the layer's result when a call ends.
-    """
-
-    def __init__(self, entered: Callable[[Any, str, Any], Any], left: Callable[[Any, Any], None]) -> None:
-        self.entered, self.left = entered, left
-        self.layers: list[Any] = []
-        self.paths: list[str] = []
-        self.frames: list[FrameType] = []
-
-    @property
-    def path(self) -> str:
-        """The path of the innermost layer."""
-        return self.paths[-1] if self.paths else ""
-
-    def call(self, function: Callable, layer: Any, path: str, args: tuple, kwargs: dict) -> Any:
-        """Call a layer and remember that its operations are its own."""
-        self.layers.append(layer)
-        self.paths.append(path)
-        self.frames.append(sys._getframe())
-        ticket = self.entered(layer, path, (args, kwargs))
-        try:
-            result = function(layer, *args, **kwargs)
-        finally:
-            self.layers.pop()
-            self.paths.pop()
-            self.frames.pop()
-        self.left(ticket, result)
-        return result
+    lines = LINES
+    calls_by_itself = staticmethod(_is_container)
 
     def layer_path(self, layer: Any) -> str:
         """Return the path of a layer of Keras that is called now, as its variables have it."""
@@ -164,34 +84,9 @@ class CallStack:
             return path
         return f"{self.path}/{layer.name}" if self.path else layer.name
 
-    def line(self, bound: FrameType) -> Line:
-        """Return the author's line for the operation that runs now, called below this frame."""
-        frame: FrameType | None = sys._getframe(1)
-        depth, package = len(self.frames) - 1, None
-        while frame is not None and frame is not bound:
-            if depth >= 0 and frame is self.frames[depth]:
-                layer, parent = self.layers[depth], self.layers[depth - 1] if depth else None
-                if _is_container(parent) and (made := _made(layer)):
-                    return made
-                depth -= 1
-            rank = _rank(frame.f_code.co_filename)
-            if rank == AUTHOR:
-                return _line(frame)
-            if rank == PACKAGE and package is None:
-                package = _line(frame)
-            frame = frame.f_back
-        return package or next((made for layer in reversed(self.layers) if (made := _made(layer))), ("", ""))
-
 
 def _is_sequential(layer: Any) -> bool:
     return isinstance(layer, sys.modules["keras"].Sequential)
-
-
-def _made(layer: Any) -> Line | None:
-    try:
-        return _MADE.get(layer)
-    except TypeError:  # an object without weak references
-        return None
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from backends.tf.recorder.variables import named_variables, to_array
+from diffusion_core.parity.diff.generators import keep_generators
 
 __all__ = [
     "arguments",
@@ -25,7 +25,6 @@ __all__ = [
     "flat_outputs",
     "is_layer",
     "only_reading",
-    "seed_draws",
     "set_default",
 ]
 
@@ -117,12 +116,6 @@ def build(model: Any, args: list[tf.Tensor], kwargs: dict[str, tf.Tensor]) -> No
         call_model(model, args, kwargs, False)
 
 
-def seed_draws(seed: int) -> None:
-    """Seed what the author's code may draw from NumPy and Python."""
-    np.random.seed(seed)  # noqa: NPY002
-    random.seed(seed)
-
-
 @contextmanager
 def only_reading(model: Any) -> Iterator[None]:
     """Give all variables, those of random generators too, the values that they had."""
@@ -130,12 +123,10 @@ def only_reading(model: Any) -> Iterator[None]:
     if keras := sys.modules.get("keras"):
         held.append(keras.src.random.seed_generator.global_seed_generator().state._value)
     before = [tf.identity(variable) for variable in held]
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - the author may draw from it
     try:
-        yield
+        with keep_generators():
+            yield
     finally:
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)
         for variable, value in zip(held, before, strict=True):
             variable.assign(value)
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from backends.tf.recorder.calls import plain
 from backends.tf.recorder.model import arguments, build, call_model, fixed_loss, flat_outputs, only_reading, set_default
 from backends.tf.recorder.variables import named_variables, to_array
-from diffusion_core.parity.diff.recording import Step
+from diffusion_core.parity.diff.recording import Step, gradient_norm
 
 __all__ = ["record_steps"]
 
@@ -102,13 +102,12 @@ def _one(model: Any, step: Callable, batch: Any, precision: str, watch: _Watch) 
         for key, gradient in watch.gradients.items()
         if gradient is not None
     }
-    norm = float(np.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in gradients.values())))
     rate = content.get("learning_rate", watch.learning_rate)
     averages = {name: to_array(value) for name, value in (content.get("averages") or {}).items()}
     return Step(
         float(np.mean(to_array(content["loss"]))),
         None if rate is None else float(to_array(rate)),
-        norm if gradients else None,
+        gradient_norm(gradients),
         gradients,
         {name: to_array(each.variable) for name, each in variables.items() if not each.buffer and not each.seed},
         watch.state(names),

@@ -7,71 +7,32 @@ there the line is the one that made the module; `remember_lines` notes it while 
 from __future__ import annotations
 
 import inspect
-import linecache
 import sys
-import sysconfig
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["CallStack", "Line", "options_of", "plain", "remember_lines", "watch_calls"]
+from diffusion_core.parity.diff import call_stack
+from diffusion_core.parity.diff.call_stack import CodeLines
 
-Line = tuple[str, str]
-"""A line of code as ("file.py:31", its text)."""
+__all__ = ["CallStack", "options_of", "plain", "remember_lines", "watch_calls"]
 
-_MADE: weakref.WeakKeyDictionary[Any, Line] = weakref.WeakKeyDictionary()
-
-_PYTHON = tuple({str(Path(sysconfig.get_paths()[key]).resolve()) for key in ("stdlib", "platstdlib")})
-_PACKAGES = tuple({str(Path(sysconfig.get_paths()[key]).resolve()) for key in ("purelib", "platlib")})
-_FRAMEWORK = ("torch", "functorch", "torchgen", "numpy", "einops", "IPython", "ipykernel", "jaxtyping", "beartype")
-_DUET = str(Path(__file__).resolve().parents[3])
-_RECORDERS = ("backends/torch/recorde", "experiments/model_diff/", "diffusion_core/parity/diff/", "duet/api/")
-_RANKS: dict[str, int] = {}
-
-AUTHOR, PACKAGE, LIBRARY = 0, 1, 2
+LINES = CodeLines(
+    ("torch", "functorch", "torchgen", "numpy", "einops", "IPython", "ipykernel", "jaxtyping", "beartype")
+)
 
 
-def _rank(filename: str) -> int:
-    """Return whether a file is the author's, of some package, or of Python and the framework."""
-    if filename not in _RANKS:
-        _RANKS[filename] = _new_rank(filename)
-    return _RANKS[filename]
+def plain(value: Any) -> Any:
+    """See `call_stack.plain`; number types and devices have their names."""
 
+    def name(value: Any) -> str | None:
+        return str(value).removeprefix("torch.") if isinstance(value, (torch.dtype, torch.device)) else None
 
-def _new_rank(filename: str) -> int:
-    if filename.startswith("<") and not filename.startswith("<ipython"):
-        return LIBRARY
-    path = str(Path(filename).resolve())
-    for folder in _PACKAGES:
-        if path.startswith(folder + "/"):
-            return LIBRARY if path[len(folder) + 1 :].split("/")[0] in _FRAMEWORK else PACKAGE
-    if path.startswith(tuple(folder + "/" for folder in _PYTHON)):
-        return LIBRARY
-    inner = path.removeprefix(_DUET + "/")
-    return LIBRARY if inner != path and inner.startswith(_RECORDERS) else AUTHOR
-
-
-def _line(frame: FrameType) -> Line:
-    filename, number = frame.f_code.co_filename, frame.f_lineno
-    return f"{Path(filename).name}:{number}", linecache.getline(filename, number, frame.f_globals).strip()
-
-
-def plain(value: Any, depth: int = 0) -> Any:
-    """Return a value if it is made of numbers, texts, lists and dicts only; None otherwise."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (torch.dtype, torch.device)):
-        return str(value).removeprefix("torch.")
-    if isinstance(value, (list, tuple)) and depth < 3:
-        items = [plain(item, depth + 1) for item in value]
-        return items if all(new is not None or old is None for new, old in zip(items, value, strict=True)) else None
-    return None
+    return call_stack.plain(value, name)
 
 
 _NOT_OPTIONS = ("training", "call_super_init", "dump_patches", "T_destination")
@@ -97,14 +58,11 @@ def remember_lines() -> Iterator[None]:
 
     def made(self: Any, *args: Any, **kwargs: Any) -> None:
         before(self, *args, **kwargs)
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
-            # The constructors of the module's own classes call each other.
-            inside = frame.f_code.co_name == "__init__" and next(iter(frame.f_locals.values()), None) is self
-            if not inside and _rank(frame.f_code.co_filename) == AUTHOR:
-                _MADE[self] = _line(frame)
-                break
-            frame = frame.f_back
+
+        def is_inside(frame: FrameType) -> bool:  # the constructors of the module's own classes call each other
+            return frame.f_code.co_name == "__init__" and next(iter(frame.f_locals.values()), None) is self
+
+        LINES.remember(self, sys._getframe(1), is_inside)
 
     nn.Module.__init__ = made
     try:
@@ -113,57 +71,15 @@ def remember_lines() -> Iterator[None]:
         nn.Module.__init__ = before
 
 
-class CallStack:
-    """The modules that are being called, outermost first.
+class CallStack(call_stack.CallStack):
+    """The modules that are being called, outermost first."""
 
-    Attributes:
-        entered: called with (module, path, its arguments) when a call begins, and returns what `left` is called with.
-        left: called with that and the module's result when a call ends.
-    """
+    lines = LINES
 
-    def __init__(self, entered: Callable[[Any, str, Any], Any], left: Callable[[Any, Any], None]) -> None:
-        self.entered, self.left = entered, left
-        self.layers: list[Any] = []
-        self.paths: list[str] = []
-        self.frames: list[FrameType] = []
-
-    @property
-    def path(self) -> str:
-        """The path of the innermost module."""
-        return self.paths[-1] if self.paths else ""
-
-    def call(self, function: Callable, layer: Any, path: str, args: tuple, kwargs: dict) -> Any:
-        """Call a module and remember that its operations are its own."""
-        self.layers.append(layer)
-        self.paths.append(path)
-        self.frames.append(sys._getframe())
-        ticket = self.entered(layer, path, (args, kwargs))
-        try:
-            result = function(layer, *args, **kwargs)
-        finally:
-            self.layers.pop()
-            self.paths.pop()
-            self.frames.pop()
-        self.left(ticket, result)
-        return result
-
-    def line(self, bound: FrameType) -> Line:
-        """Return the author's line for the operation that runs now, called below this frame."""
-        frame: FrameType | None = sys._getframe(1)
-        depth, package = len(self.frames) - 1, None
-        while frame is not None and frame is not bound:
-            if depth >= 0 and frame is self.frames[depth]:
-                layer, parent = self.layers[depth], self.layers[depth - 1] if depth else None
-                if isinstance(parent, nn.Sequential) and (made := _MADE.get(layer)):
-                    return made
-                depth -= 1
-            rank = _rank(frame.f_code.co_filename)
-            if rank == AUTHOR:
-                return _line(frame)
-            if rank == PACKAGE and package is None:
-                package = _line(frame)
-            frame = frame.f_back
-        return package or next((made for layer in reversed(self.layers) if (made := _MADE.get(layer))), ("", ""))
+    @staticmethod
+    def calls_by_itself(layer: Any) -> bool:
+        """Return whether PyTorch, not an author, calls the modules within a module."""
+        return isinstance(layer, nn.Sequential)
 
     def function(self) -> str:
         """Return the name of the innermost `torch.autograd.Function` whose forward pass runs now, or ""."""

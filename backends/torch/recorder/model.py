@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from backends.torch.recorder.variables import modules_of, named_variables, to_array, unwrapped
+from diffusion_core.parity.diff.generators import keep_generators, seed_generators
 
 __all__ = ["arguments", "call_model", "differ", "eager", "fixed_loss", "flat_outputs", "flat_tensors", "only_reading"]
 
@@ -129,8 +129,7 @@ def eager(model: Any, precision: str, seed: int = 0) -> Iterator[None]:
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_AttentionInOne())
         torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 - the author may draw from it
-        random.seed(seed)
+        seed_generators(seed)
         yield
 
 
@@ -152,9 +151,9 @@ def only_reading(model: Any) -> Iterator[None]:
     buffers = [(module, dict(module._buffers)) for module in modules if type(module._buffers) is dict]
     tensors = {id(each.tensor): each.tensor for each in named_variables(model).values()}
     held = [(tensor, tensor.data, tensor.detach().clone(), tensor.grad) for tensor in tensors.values()]
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - the author may draw from it
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
+        with torch.random.fork_rng(devices=devices), keep_generators():
             yield
     finally:
         for module, mode in modes:
@@ -166,5 +165,3 @@ def only_reading(model: Any) -> Iterator[None]:
                 tensor.data = data
                 tensor.data.copy_(value)
                 tensor.grad = gradient
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)

@@ -28,7 +28,7 @@ from backends.torch.recorder.model import (
     only_reading,
 )
 from backends.torch.recorder.variables import named_variables, to_array
-from diffusion_core.parity.diff.recording import Step
+from diffusion_core.parity.diff.recording import Step, gradient_norm
 
 __all__ = ["record_steps"]
 
@@ -97,12 +97,11 @@ def _one(model: Any, step: Callable, batch: Any, precision: str, watch: _Watch) 
         found = named_variables(model).values()
         watch.gradients = {id(each.tensor): _copy(each.tensor.grad) for each in found if each.tensor.grad is not None}
     gradients = {names.get(key, f"tensor{i}"): each for i, (key, each) in enumerate(watch.gradients.items())}
-    norm = float(np.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in gradients.values())))
     rate = content.get("learning_rate", watch.learning_rate)
     return Step(
         float(np.mean(_copy(content["loss"]))),
         None if rate is None else float(_copy(rate)),
-        norm if gradients else None,
+        gradient_norm(gradients),
         gradients,
         {name: _copy(each.tensor) for name, each in named_variables(model).items() if not each.buffer},
         watch.state(names),

@@ -37,6 +37,7 @@ __all__ = [
     "Pass",
     "Recording",
     "Step",
+    "gradient_norm",
     "outline",
     "read_pass",
     "read_recording",
@@ -153,6 +154,13 @@ class Step:
     parameters: Mapping[str, NDArray]
     state: Mapping[str, NDArray] = field(default_factory=dict)
     averages: Mapping[str, NDArray] = field(default_factory=dict)
+
+
+def gradient_norm(gradients: Mapping[str, NDArray]) -> float | None:
+    """Return the global norm of gradients; None if there are none."""
+    if not gradients:
+        return None
+    return float(np.sqrt(sum(float(np.sum(np.square(g, dtype=np.float64))) for g in gradients.values())))
 
 
 @dataclass(frozen=True)
