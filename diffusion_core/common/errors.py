@@ -91,6 +91,8 @@ def one_of(what: str, given: object, allowed: Iterable[object], synonyms: Mappin
         data: 'Image-Folder' was given; it must be one of digits, image_folder. Did you mean 'image_folder'?
     """
     names = [str(name) for name in allowed]
+    if not names:
+        return DuetError(f"{what}: {given!r} was given; there is none, so leave it out")
     near = _nearest(str(given), names, {**VALUES.get(what.removesuffix(".name"), {}), **(synonyms or {})})
     hint = f" Did you mean {near!r}?" if near else ""
     return DuetError(f"{what}: {given!r} was given; it must be one of {', '.join(names)}.{hint}")

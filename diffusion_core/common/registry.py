@@ -138,6 +138,9 @@ def _has_type(value: Any, hint: Any) -> bool:
         return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
     if typing.get_origin(hint) is Mapping:
         return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+    if typing.get_origin(hint) is tuple:
+        parts = [part for part in typing.get_args(hint) if part is not ...]
+        return isinstance(value, list | tuple) and all(any(_has_type(v, part) for part in parts) for v in value)
     return isinstance(value, hint) if hint in (str, bool) else True
 
 
@@ -147,5 +150,8 @@ def _describe(hint: Any) -> str:
         return " or ".join(_describe(part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is Mapping:
         return "a name with options, such as {name: NAME}"
+    if typing.get_origin(hint) is tuple:
+        many = {int: "whole numbers", float: "numbers", str: "names"}
+        return f"a list of {many.get(typing.get_args(hint)[0], 'values')}"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     return names.get(hint, str(hint))

@@ -70,9 +70,21 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("inpainting", "fill"), "inpaint"),
         **dict.fromkeys(("interpolation", "lerp", "slerp"), "interpolate"),
     },
+    "objective": {
+        **dict.fromkeys(("cd", "consistency", "latent_consistency", "lcm"), "consistency_distillation"),
+        **dict.fromkeys(("ct", "consistency_model"), "consistency_training"),
+        **dict.fromkeys(("ict", "improved_consistency"), "improved_consistency_training"),
+        **dict.fromkeys(("ect", "easy_consistency", "ecm"), "easy_consistency_tuning"),
+        **dict.fromkeys(("scm", "sct", "simple_consistency"), "continuous_consistency_training"),
+        **dict.fromkeys(("scd",), "continuous_consistency_distillation"),
+        **dict.fromkeys(("progdist", "progressive", "distillation", "pd"), "progressive_distillation"),
+        **dict.fromkeys(("meanflows", "average_velocity"), "mean_flow"),
+        **dict.fromkeys(("shortcut_model", "shortcut_models", "one_step"), "shortcut"),
+        **dict.fromkeys(("diffusion", "flow_matching", "reflow", "rectified_flow", "none", "mse"), "regression"),
+    },
     "optimiser": {
-        "adam_w": "adamw",
-        **dict.fromkeys(("adamax", "adamw", "rmsprop", "adagrad", "amsgrad", "adam8bit"), "adam"),
+        **dict.fromkeys(("adam_w", "adamw_torch", "adamw8bit", "adamw_8bit"), "adamw"),
+        **dict.fromkeys(("adamax", "rmsprop", "adagrad", "amsgrad", "adam8bit"), "adam"),
         **dict.fromkeys(("gradient_descent", "momentum", "nesterov"), "sgd"),
         **dict.fromkeys(("shampoo",), "soap"),
         **dict.fromkeys(("schedulefree", "adamw_schedule_free", "schedule_free_adamw"), "schedule_free"),
@@ -86,6 +98,9 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("karras",), "edm"),
         **dict.fromkeys(("x0", "sample", "start"), "x0_cosine"),
     },
+    "process.coupling": dict.fromkeys(
+        ("ot", "exact", "exact_ot", "minibatch_ot", "assignment", "hungarian", "emd"), "optimal_transport"
+    ),
     "process.bound": dict.fromkeys(("rescaled_kl", "elbo", "vb", "l_vlb", "nll"), "vlb"),
     "process.variance": {
         **dict.fromkeys(("small", "sigma_small", "posterior"), "fixed_small"),

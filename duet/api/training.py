@@ -9,11 +9,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError
 from diffusion_core.data import Dataset
 from diffusion_core.diffusion.process import Process
 from diffusion_core.model.diffusion_model import DiffusionModel
-from diffusion_core.optim import OPTIMISERS, Ema, Optimiser, make_ema, make_optimiser
+from diffusion_core.optim import Ema, Optimiser, make_ema, make_optimiser
 from diffusion_core.optim.adam import LearningRate
 from diffusion_core.training.loop import TrainingConfig
 from diffusion_core.training.objective import OPTIONS, REGRESSION
@@ -143,7 +143,7 @@ def train(
         model, dataset, images=images, batch=batch, lr=lr, optimiser=optimiser, ema=ema, sampler=sampler,
         samples=samples, flip=flip, augment=augment, seed=seed,
         validation=None if validation is None else as_loaded(validation),
-        teacher=None if teacher is None else load_teacher(str(teacher)),
+        teacher=None if teacher is None else load_teacher(str(teacher), own=own),
         backend=backend_setup(backend, device, precision, compile, threads), **options,
     )  # fmt: skip
     start = {"resume": resume and str(resume), "change_objective": change_objective, "change_data": change_data}
@@ -207,9 +207,7 @@ def make_setup(
     config_names = {f.name for f in fields(TrainingConfig)} - {"images", "batch"}
     objective_names = set(OPTIONS)
     if isinstance(optimiser, str):
-        if optimiser not in OPTIMISERS:
-            raise one_of("optimiser", optimiser, OPTIMISERS)
-        optimiser = make_optimiser(optimiser)
+        optimiser = make_optimiser(**read_option("optimiser", optimiser))
     for name in options:
         if name in _OTHER_NAMES:
             raise DuetError(f"option of train: {name!r} was given; Duet calls it {_OTHER_NAMES[name]!r}")

@@ -299,7 +299,7 @@ def training_setup(cfg: DictConfig) -> TrainingSetup:
     """Return everything that a configuration of `experiments.train` describes, checked to fit together."""
     process, data, own = plain(cfg.process), cfg.data, own_network(cfg)
     objective = {"name": REGRESSION} | plain(cfg.objective)
-    teacher = _teacher(objective)
+    teacher = _teacher(objective, own)
     model = make_model(cfg) if own is None else None  # before the data are read, so that its mistakes come first
     source, validation = data_source(data), ValidationOptions(**plain(cfg.validation))
     dataset = source.load(process_group(cfg).is_main_process)
@@ -333,11 +333,11 @@ def training_setup(cfg: DictConfig) -> TrainingSetup:
     )
 
 
-def _teacher(objective: dict[str, Any]) -> TeacherRun | None:
+def _teacher(objective: dict[str, Any], own: OwnNetwork | None) -> TeacherRun | None:
     """Return the teacher of a group `objective`, whose keys are removed from it."""
     path, weights, start = (objective.pop(key, None) for key in ("teacher", "teacher_weights", "start"))
     if path is not None:
-        return load_teacher(path, weights, start)
+        return load_teacher(path, weights, start, own)
     for key, value in (("teacher_weights", weights), ("start", start)):
         if value is not None:
             raise DuetError(f"objective.{key}: {value} was given without a teacher; add objective.teacher=RUN")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ from diffusion_core.training.targets import METHODS
 from experiments.config.schema import MODELS, SCHEMAS
 from experiments.config.synonyms import other_name
 from experiments.features import FEATURES
+from experiments.runtime.options import CONFIGS
 from experiments.sampling.plans import shared_options
 
 __all__ = [
@@ -165,6 +167,9 @@ def key_hint(key: str, command: str | None = None) -> str:
         key: as typed.
         command: whose keys are known; None takes those of every command.
     """
+    has_group = key.rpartition(".")[0] in known_keys(command)
+    if has_group and key not in RENAMED_KEYS and (choices := _choices_with(key)):
+        return f" It is an option of {join_some(choices, 6)}."
     near, other = nearest_key(key, command), other_name(key, known_keys(command))
     others = [name for name in sorted(SCHEMAS) if name != command and key in known_keys(name)] if command else []
     if others and not other and ("." in key or near is None or near.rpartition(".")[2] != key):
@@ -174,6 +179,18 @@ def key_hint(key: str, command: str | None = None) -> str:
     note = other[1] if other and other[0] == near else ""
     near = "from" if near == "from_run" else near
     return f" Did you mean {near} ({note})?" if note else f" Did you mean {near}?"
+
+
+def _choices_with(key: str) -> list[str]:
+    """Return the choices of a group whose file has this option, as in ``optimiser=sgd`` for ``optimiser.momentum``;
+    of the networks, the architectures with this key.
+    """
+    group, _, option = key.rpartition(".")
+    if group == "model":
+        return [f"architecture {name!r}" for name, schema in MODELS.items() if option in schema.__dataclass_fields__]
+    files = sorted((CONFIGS / group).glob("*.yaml")) if group else []
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in files}
+    return [f"{group}={name}" for name, text in texts.items() if re.search(rf"^{re.escape(option)}:", text, re.M)]
 
 
 @functools.cache

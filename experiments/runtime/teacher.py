@@ -13,6 +13,7 @@ from diffusion_core.networks.weights import Weights
 from diffusion_core.runs.checkpoint import load_checkpoint
 from diffusion_core.training.objective import Objective
 from diffusion_core.training.targets import TrainedNetwork
+from experiments.runtime.own_networks import OwnNetwork, with_network
 
 __all__ = ["STARTS", "TeacherRun", "load_teacher"]
 
@@ -75,21 +76,27 @@ class TeacherRun:
         return self.network.weights if self.start != "fresh" and self._is_like(model) and means_same else None
 
 
-def load_teacher(path: str, weights: str | None = None, start: str | None = None) -> TeacherRun:
+def load_teacher(
+    path: str, weights: str | None = None, start: str | None = None, own: OwnNetwork | None = None
+) -> TeacherRun:
     """Read the run of a teacher.
 
     Args:
         path: a run directory, or one of its checkpoints.
         weights: ``"ema"``, a further average or ``"weights"``; None is what the run samples with.
         start: see `TeacherRun`.
+        own: the own network of the student, which a run of an own network needs, as it keeps no code.
 
     Raises:
-        DuetError: if there is no such run, or it is of an own network or a classifier.
+        DuetError: if there is no such run, or it is of another own network or of a classifier.
     """
-    checkpoint = load_checkpoint(path)
+    try:
+        checkpoint = load_checkpoint(path)
+        if isinstance(checkpoint.model.spec, OwnSpec):
+            checkpoint = with_network(checkpoint, own, path)
+    except DuetError as error:
+        raise DuetError(f"objective.teacher: {error}") from None
     model = checkpoint.model
-    if isinstance(model.spec, OwnSpec):
-        raise DuetError(f"objective.teacher: {path} is a run of an own network, whose code it does not keep")
     if model.classifies:
         raise DuetError(f"objective.teacher: {path} is a run of a classifier, which estimates no image")
     chosen = weights or checkpoint.notes.get("weights", "ema")

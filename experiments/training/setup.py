@@ -158,6 +158,7 @@ class TrainingSetup:
         _check_features(augment, dataset, model, made_objective)
         if dataset.noise is not None:
             _check_pairs(dataset, model, made_objective)
+        _check_times(model, made_objective)
         config.check(model.program, backend.group)
         learning_rate = (learning_rate or LearningRate(peak=1e-3)).for_run(config.images)
         _check_rate(learning_rate, config)
@@ -240,6 +241,17 @@ class TrainingSetup:
             "sample": asdict(self.sample),
             "ema": profile | {"extra": extra, "snapshot_images": self.ema.snapshot_images},
         }
+
+
+def _check_times(model: DiffusionModel, objective: Objective) -> None:
+    """Refuse a network of two times that would be given one."""
+    method = objective.training_method
+    if model.program.two_times and not (method is not None and method.two_times):
+        name = "regression" if method is None else method.name
+        raise DuetError(
+            f"objective: {name} was given for a network of two times, whose second one would always be 0; choose "
+            f"objective=mean_flow (with objective.same_time=1 for one time) or shortcut, or set model.second_time=false"
+        )
 
 
 def _check_features(augment: float, dataset: Dataset, model: DiffusionModel, objective: Objective) -> None:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from diffusion_core.backend.target import Distance, Target, Teacher
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
+from diffusion_core.common.registry import build
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.second_time import SecondTime
 from diffusion_core.networks.program import Program
@@ -171,15 +172,11 @@ def make_method(name: str, **options: Any) -> Method:
     """Return a training method by name.
 
     Raises:
-        DuetError: for a name or an option that does not exist.
+        DuetError: for a name or an option that does not exist, or a value of another type.
     """
     if name not in METHODS:
         raise one_of("objective.name", name, ("regression", *METHODS))
-    known = [f.name for f in fields(METHODS[name])]
-    for option in options:
-        if option not in known:
-            raise one_of(f"objective: option of {name}", option, known)
-    return METHODS[name](**options)
+    return build("objective", METHODS, name, options)
 
 
 def at_least(name: str, value: float, least: float) -> None:
