@@ -13,15 +13,18 @@ by the factor c_out^2,
 so that one definition means the same for every prediction. With SNR = alpha^2 / sigma^2, which is also 1 / sigma_edm^2
 for noise per unit of signal, and lambda = log SNR:
 
-    name       w(t)                              weight(t) for eps               for v, if alpha^2 + sigma^2 = 1
-    simple     1 / c_out^2                       1                               1
-    snr        SNR                               1                               SNR / (SNR + 1)
-    min_snr    min(SNR, gamma)                   min(SNR, gamma) / SNR           min(SNR, gamma) / (SNR + 1)
-    p2         SNR / (k + SNR)^gamma             1 / (k + SNR)^gamma
-    edm        SNR + 1 / sigma_data^2            1 + 1 / (SNR sigma_data^2)      1, if sigma_data = 1
-    velocity   (w / sigma)^2                     (w / alpha)^2                   w^2
-    likelihood w alpha / sigma^3                 w / (alpha sigma)               w alpha / sigma
-    sigmoid    SNR sigmoid(bias - lambda)        sigmoid(bias - lambda)
+    name           w(t)                          weight(t) for eps               for v, if alpha^2 + sigma^2 = 1
+    simple         1 / c_out^2                   1                               1
+    snr            SNR                           1                               SNR / (SNR + 1)
+    min_snr        min(SNR, gamma)               min(SNR, gamma) / SNR           min(SNR, gamma) / (SNR + 1)
+    p2             SNR / (k + SNR)^gamma         1 / (k + SNR)^gamma
+    edm            SNR + 1 / sigma_data^2        1 + 1 / (SNR sigma_data^2)      1, if sigma_data = 1
+    velocity       (w / sigma)^2                 (w / alpha)^2                   w^2
+    likelihood     w alpha / sigma^3             w / (alpha sigma)               w alpha / sigma
+    sigmoid        SNR sigmoid(bias - lambda)    sigmoid(bias - lambda)
+    uniform        1                             1 / SNR                         1 / (SNR + 1)
+    snr+1          SNR + 1                       1 + 1 / SNR                     1
+    truncated-snr  max(SNR, 1)                   max(1, 1 / SNR)                 max(SNR, 1) / (SNR + 1)
 
 In velocity and likelihood, w = alpha sigma' - sigma alpha' is the Wronskian of a continuous schedule (`continuous`).
 velocity is the simple weighting of prediction velocity, 1 / t^2 for x_0 on the straight line, and with prediction x0
@@ -29,9 +32,10 @@ and a `t_floor` the v-loss of JiT, 1 / max(t, t_floor)^2. likelihood is -SNR'(t)
 variational bound of continuous time up to constants; it is the weight `likelihood` of SiT.
 
 Each is written so that it is finite where SNR is 0: w is 0 there, except for edm, where it is 1 / sigma_data^2, for
-velocity and for simple. The equality holds for the squared distance; another distance of the target is multiplied by
-the same weights. All weights are float64; t = 0 means one noise step, and a continuous schedule has weights at every
-t of its span.
+velocity, for simple, and for the last three, the weights of OpenAI's consistency models and of progressive
+distillation (there constant, v_mse and snr_trunc), where it is 1. The equality holds for the squared distance; another
+distance of the target is multiplied by the same weights. All weights are float64; t = 0 means one noise step, and a
+continuous schedule has weights at every t of its span.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), eq. 14, https://arxiv.org/abs/2006.11239
@@ -72,6 +76,9 @@ __all__ = [
     "sigmoid",
     "simple",
     "snr",
+    "snr_plus_one",
+    "truncated_snr",
+    "uniform",
     "velocity",
 ]
 
@@ -129,6 +136,21 @@ def edm(process: Process, t: ArrayLike, sigma_data: float | None = None) -> Arra
     """
     scale = process.sigma_data if sigma_data is None else sigma_data
     return _on_target(process, t, _snr(process, t) + 1.0 / _positive("sigma_data", scale) ** 2)
+
+
+def uniform(process: Process, t: ArrayLike) -> Array:
+    """Return the weights for w = 1, the error of x_0 itself."""
+    return _on_target(process, t, np.ones(np.shape(t)))
+
+
+def snr_plus_one(process: Process, t: ArrayLike) -> Array:
+    """Return the weights for w = SNR + 1: the simple weighting of v, for any prediction (Salimans & Ho, section 4)."""
+    return _on_target(process, t, _snr(process, t) + 1.0)
+
+
+def truncated_snr(process: Process, t: ArrayLike) -> Array:
+    """Return the weights for w = max(SNR, 1) (Salimans & Ho, section 4)."""
+    return _on_target(process, t, np.maximum(_snr(process, t), 1.0))
 
 
 def velocity(process: Process, t: ArrayLike) -> Array:
@@ -193,6 +215,9 @@ WEIGHTINGS: Mapping[str, Callable[..., Array]] = {
     "sigmoid": sigmoid,
     "velocity": velocity,
     "likelihood": likelihood,
+    "uniform": uniform,
+    "snr+1": snr_plus_one,
+    "truncated-snr": truncated_snr,
 }
 
 

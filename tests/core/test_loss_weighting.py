@@ -18,7 +18,8 @@ from diffusion_core.training.objective import Objective
 CHOSEN = [
     {"name": "snr"}, {"name": "min_snr"}, {"name": "min_snr", "gamma": 0.3}, {"name": "p2"},
     {"name": "p2", "k": 0.5, "gamma": 2}, {"name": "edm"}, {"name": "edm", "sigma_data": 2.0}, {"name": "sigmoid"},
-    {"name": "sigmoid", "bias": -3.0}, {"name": "sigmoid", "bias": 2.0, "per_log_snr": True},
+    {"name": "sigmoid", "bias": -3.0}, {"name": "sigmoid", "bias": 2.0, "per_log_snr": True}, {"name": "uniform"},
+    {"name": "snr+1"}, {"name": "truncated-snr"},
 ]  # fmt: skip
 EACH = pytest.mark.parametrize("weighting", CHOSEN, ids=lambda w: " ".join(map(str, w.values())))
 SCHEDULES = [linear(), cosine(1000), flow(20)]
@@ -58,6 +59,21 @@ def test_the_loss_does_not_depend_on_the_prediction(schedule, weighting):
     assert losses["x0"] > 0
     for name, loss in losses.items():
         assert loss == pytest.approx(losses["x0"], rel=1e-8), name
+
+
+def test_the_weights_of_consistency_models_are_of_the_error_of_x0():
+    """get_weightings of openai/consistency_models e32b69e, at sigma = 0.01, 0.5, 3 and 80, and sigma_data = 0.5."""
+    process = Process(make_schedule("edm"), "edm")
+    t = np.array([0.01, 0.5, 3.0, 80.0])
+    for name, wanted in {
+        "uniform": [1, 1, 1, 1], "snr": [1e4, 4, 1 / 9, 1.5625e-4], "snr+1": [10001, 5, 10 / 9, 1.00015625],
+        "edm": [10004, 8, 37 / 9, 4.00015625], "truncated-snr": [1e4, 4, 1, 1],
+    }.items():  # fmt: skip
+        np.testing.assert_allclose(make(process, name)(t), wanted * np.square(process.columns(t).c_out), rtol=1e-12)
+
+
+def test_snr_plus_one_is_the_simple_weighting_of_v():
+    np.testing.assert_allclose(make_weights(Process(cosine(1000), "v"), "snr+1"), 1.0, rtol=1e-9)
 
 
 def test_the_simple_loss_depends_on_the_prediction():
@@ -159,7 +175,7 @@ def test_weights_without_signal_are_the_limit(prediction, weighting):
     )
     assert np.all(np.isfinite(exact)) and np.all(exact >= 0)
     np.testing.assert_allclose(near, exact, rtol=1e-6, atol=1e-15)
-    if weighting["name"] == "edm":
+    if weighting["name"] in ("edm", "uniform", "snr+1", "truncated-snr"):
         assert exact[-1] > 0
     elif not weighting.get("per_log_snr"):  # a difference of levels is not that of the last one alone
         assert exact[-1] == 0
