@@ -18,6 +18,7 @@ from typing import NamedTuple
 from unittest import mock
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
@@ -76,7 +77,9 @@ def composing() -> Iterator[None]:
     """Give Hydra's `compose` the configuration directory."""
     register()
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    # Each composition copies the store of all schemas, which takes a fifth of its time and which nothing changes.
+    shared = mock.patch.object(ConfigStore, "__deepcopy__", lambda store, memo: store, create=True)
+    with shared, initialize_config_dir(str(CONFIGS), version_base="1.3"):
         yield
 
 
