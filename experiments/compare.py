@@ -23,6 +23,7 @@ from experiments.comparison.verdict import describe_rungs
 from experiments.config.convert import plain
 from experiments.config.entry import command
 from experiments.report import write
+from experiments.report.comparison import difference_lines
 
 
 @command("compare", result=("report.html", "a report"))
@@ -40,6 +41,8 @@ def main(cfg: Any) -> None:
     with heartbeat("comparing", says_end=False):
         comparison = compare(**options)
     page = write(comparison.report, comparison.images, out)
+    for line in difference_lines(comparison.report["quality"]) if options["evaluations"] else ():
+        print(line)
     if comparison.agree is None:
         sentence = comparison.report["verdict"]["sentence"]
         print(f"No verdict: {sentence[0].lower()}{sentence[1:]}\npage: {page}")

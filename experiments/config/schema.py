@@ -274,7 +274,8 @@ class TrainSchema(OwnNetworkSchema, FromRunSchema):
     features: dict[str, Any] = field(default_factory=lambda: {"name": "none"})
     # measures of the final samples; several as metrics=[frechet,kernel]
     metrics: dict[str, Any] = field(default_factory=dict)
-    sets: int = 3  # independent sets that the samples are divided into, for the intervals
+    # disjoint sets that the samples are divided into, for the intervals; null: 20, or fewer for few samples
+    sets: int | None = None
     confidence: float = 0.95  # of the intervals
     # a service that also gets metrics and images
     tracker: dict[str, Any] = field(default_factory=lambda: {"name": "none"})

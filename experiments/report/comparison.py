@@ -20,7 +20,7 @@ from .ladder import ladder, read_checks, verdict
 from .page import Section, image_size, render_page, write_page
 from .text import number, percent, real, text, value
 
-__all__ = ["one_backend", "render", "write"]
+__all__ = ["difference_lines", "one_backend", "render", "write"]
 
 _VERDICTS = {
     True: ("agree", "✓", "{} agree"),
@@ -177,16 +177,23 @@ def _quality(report: Mapping) -> dict[str, Any] | None:
         floor = real(row.get("floor"))
         note = "" if floor is None else f"as many images of the reference itself: {number(floor)}"
         lines.append({"name": row.get("name"), "better": row.get("better"), "cells": cells, "note": note})
-    apart = [_difference(row.get("name"), entry) for row in rows for entry in row.get("differences") or []]
+    apart = difference_lines(quality)
     return {"columns": columns, "lines": lines, "note": quality.get("note"), "apart": apart} if lines else None
 
 
-def _difference(name: object, entry: Mapping) -> str:
-    """Return a difference of two subjects in a number as a line, with its intervals."""
-    ends = [f"[{number(low)}, {number(high)}]" for low, high in filter(None, [entry.get("interval")])]
-    ends += [f"[{number(low)}, {number(high)}] over draws of the reference too" for low, high in
-             filter(None, [entry.get("interval_both")])]  # fmt: skip
-    return f"{text(name)}: {entry['subject']} minus {entry['baseline']}: {', '.join([number(entry['value']), *ends])}"
+def difference_lines(quality: Mapping) -> list[str]:
+    """Return a line for each difference of two subjects in a number, with its own intervals."""
+    lines = []
+    for row in quality.get("rows") or []:
+        for entry in row.get("differences") or []:
+            ends = [
+                f"[{number(interval[0])}, {number(interval[1])}]{suffix}"
+                for key, suffix in (("interval", ""), ("interval_both", " over draws of the reference too"))
+                if (interval := entry.get(key))
+            ]
+            sides = f"{entry['subject']} minus {entry['baseline']}"
+            lines.append(f"{text(row.get('name'))}: {sides}: {', '.join([number(entry['value']), *ends])}")
+    return lines
 
 
 def _cost(report: Mapping, series: Mapping[str, Series], mark: str | None) -> list[dict[str, Any]]:

@@ -32,15 +32,21 @@ _GAIN = 64  # by which differences of pixels are multiplied
 
 
 def curves(plan: Plan, complete: Sequence[Outcome], drawings: Drawings) -> dict[str, Any] | None:
-    """Return the smoothed loss of each arm: its mean over seeds, with the interval of the mean as a band."""
+    """Return the smoothed loss of each arm: its mean over seeds, with the interval of the mean as a band.
+
+    The curve of an arm ends where the first of its runs diverges for good; a skipped update keeps the loss before it.
+    """
     series: dict[str, Any] = {}
     for arm in plan.arms:
         runs = [o.curves for o in complete if o.run.arm == arm and "loss" in o.curves]
         if not runs:
             continue
-        count = min(len(run["loss"]) for run in runs)
+        filled = [_until_divergence(run["loss"]) for run in runs]
+        count = min(map(len, filled))
+        if not count:
+            continue
         window = max(1, count // 40)
-        losses = np.stack([smooth(run["loss"][:count], window) for run in runs])
+        losses = np.stack([smooth(loss[:count], window) for loss in filled])
         mean = losses.mean(axis=0)
         kept = np.unique(np.concatenate([decimate(mean, _COLUMNS // 2), np.linspace(0, count - 1, 60).astype(int)]))
         ends = [_band(losses[:, k]) for k in kept]
@@ -61,6 +67,15 @@ def curves(plan: Plan, complete: Sequence[Outcome], drawings: Drawings) -> dict[
     ]
     drawings["curves"] = (lambda: figures.curves("training loss", series), rows)
     return {"series": series, "figures": ["curves"]}
+
+
+def _until_divergence(loss: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return a loss up to its last finite value; earlier values that are not finite become the one before them."""
+    known = np.flatnonzero(np.isfinite(loss))
+    if not len(known):
+        return loss[:0]
+    steps = np.arange(known[-1] + 1)
+    return loss[known[np.maximum(np.searchsorted(known, steps, side="right") - 1, 0)]]
 
 
 def _band(losses: NDArray[np.float64]) -> Interval:

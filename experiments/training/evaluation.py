@@ -23,12 +23,12 @@ class FinalEvaluation:
 
     Args:
         evaluator: metrics, features and reference.
-        sets: number of disjoint sets for the confidence intervals.
+        sets: number of disjoint sets for the confidence intervals; None means 20, or fewer for fewer than 40 samples.
         seed: of the sets.
     """
 
     evaluator: SampleEvaluator
-    sets: int = 3
+    sets: int | None = None
     seed: int = 0
 
     def check(self, image_shape: tuple[int, int, int], count: int) -> None:

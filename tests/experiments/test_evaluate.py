@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,6 +112,7 @@ def test_compare_puts_only_numbers_of_one_protocol_into_a_row(samples, tmp_path)
     ]
     filled = [[value is not None for value in row["values"]] for row in rows]
     assert filled == [[True, True, False], [False, False, True]]
+    assert re.search(r"^digits Fréchet distance \(.*b minus .*: 0, \[0, 0\]$", output, re.MULTILINE)
     (apart,) = rows[0]["differences"]  # the same samples twice: the interval of the difference is a point
     assert apart["value"] == 0 and apart["interval"] == [0, 0] and rows[1]["differences"] == []
     page = (tmp_path / "report" / "report.html").read_text()

@@ -178,6 +178,22 @@ def test_runs_that_end_in_nan_are_counted_as_an_outcome(tmp_path):
     )
 
 
+def test_the_curve_of_an_arm_ends_where_a_run_diverges(tmp_path):
+    plan, folder = made(tmp_path, without("speed", "parameters", "agreement"))
+    job = next(run for run in plan.runs if run.arm.name == "TensorFlow" and run.seed == 2).jobs[-1]
+    file = folder / "runs" / job.name / "metrics.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[3]["loss"] = None  # a skipped update
+    for line in lines[10:]:
+        line["loss"] = None
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n")
+    content, images, drawings = build(plan, outcomes(plan, folder / "runs"))
+    series = content["curves"]["series"]
+    assert series["TensorFlow"]["x"][-1] == 64 * 30 and series["PyTorch"]["x"][-1] == 64 * 40
+    assert np.isfinite(series["TensorFlow"]["mean"] + series["TensorFlow"]["low"]).all()
+    assert "TensorFlow" in render(content, images, {}) and drawings["curves"][0]()
+
+
 def test_p_values_are_adjusted_over_all_metrics_of_the_study(study):
     both = build(make_plan(make_study(STUDY)), outcomes(make_plan(make_study(STUDY)), study[0] / "runs"))[0]
     plan = make_plan(make_study(without("speed")))
