@@ -92,7 +92,8 @@ def _normal_cdf(x: Tensor) -> Tensor:
 
 
 def _tanh_cdf(x: Tensor) -> Tensor:
-    return 0.5 * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
+    # (1 + tanh z) / 2 = sigmoid(2 z), which keeps the digits of small probabilities.
+    return torch.sigmoid(2.0 * math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x))
 
 
 def _variational_bound(b: Batch, residual: Tensor, variance: Tensor) -> Tensor:

@@ -172,7 +172,8 @@ def _normal_cdf(x: Array) -> Array:
 
 
 def _tanh_cdf(x: Array) -> Array:
-    return 0.5 * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+    # (1 + tanh z) / 2 = 1 / (1 + exp(-2 z)), which keeps the digits of small probabilities.
+    return np.exp(-np.logaddexp(0.0, -2.0 * math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def variational_bound(batch: TrainBatch, residual: Array, detached: Array, variance: Array) -> Array:
