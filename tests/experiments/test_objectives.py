@@ -101,7 +101,7 @@ def test_a_distilled_student_starts_at_its_teacher_and_resumes_exactly(teacher, 
     assert samples.shape == (4, 8, 8, 1)
 
 
-@pytest.mark.backend
+@pytest.mark.either  # the backends' parts are held by tests/backend
 def test_the_validation_loss_of_a_run_is_that_of_its_evaluation(teacher, backend_name, tmp_path):
     given = (*words("consistency_distillation", teacher), "data.options.part=train", "validation.count=8")
     train(tmp_path / "run", backend_name, *given, "validation.batch=4", "trainer.images=32")
@@ -122,7 +122,7 @@ def test_the_validation_loss_of_a_run_is_that_of_its_evaluation(teacher, backend
     assert found["loss"] == pytest.approx(logged["validation_loss_ema"], rel=1e-6)
 
 
-@pytest.mark.backend
+@pytest.mark.either  # the backends' parts are held by tests/backend
 def test_a_step_that_is_not_finite_is_stored_and_replayed(teacher, backend_name, tmp_path):
     given = (
         *words("consistency_distillation", teacher),
