@@ -23,7 +23,7 @@ TINY = (
     "model.channel_multipliers=[1]", "model.middle=false", "trainer.images=96", "trainer.batch=16",
     "trainer.log_images=16", "lr.warmup_images=0", "lr.decay=constant", "sample.count=4", "sample.batch=4",
     "sampler.guidance_scale=1", "features=none", "metrics=[]", "tracker=none", "backend.threads=1",
-    "backend.device=cpu",
+    "backend.device=cpu", "validation.part=none",
 )  # fmt: skip
 # The groups of each method; those with a teacher need one of this process.
 GROUPS = {
@@ -74,7 +74,7 @@ def test_a_distilled_student_starts_at_its_teacher_and_resumes_exactly(teacher, 
     """Its targets depend on the average and on the teacher; the checkpoint keeps one and the hash of the other."""
     given = words("consistency_distillation", teacher)
     setup = build.training_setup(composed("train", f"backend={backend_name}", *given))
-    assert setup.averages == 2 and setup.validation.count == 512
+    assert setup.averages == 2
     start = setup.teacher.start_weights(setup.model)
     assert all(np.array_equal(start[n], w) for n, w in load_checkpoint(teacher).state.ema.items())
     uncertain = build.training_setup(composed("train", *words("continuous_consistency_distillation", teacher),
@@ -103,8 +103,9 @@ def test_a_distilled_student_starts_at_its_teacher_and_resumes_exactly(teacher, 
 
 @pytest.mark.either  # the backends' parts are held by tests/backend
 def test_the_validation_loss_of_a_run_is_that_of_its_evaluation(teacher, backend_name, tmp_path):
-    given = (*words("consistency_distillation", teacher), "data.options.part=train", "validation.count=8")
-    train(tmp_path / "run", backend_name, *given, "validation.batch=4", "trainer.images=32")
+    given = (*words("consistency_distillation", teacher), "data.options.part=train", "validation.part=auto")
+    sizes = "validation.count=8", "validation.batch=4", "trainer.images=32"
+    train(tmp_path / "run", backend_name, *given, *sizes)
     logged = list(read_metrics(tmp_path / "run" / "metrics.jsonl"))[-1]
     assert {"validation_loss", "validation_loss_ema", "validation_loss_ema1", "validation_loss_level4"} <= logged.keys()
     words_of = (
@@ -128,7 +129,6 @@ def test_a_step_that_is_not_finite_is_stored_and_replayed(teacher, backend_name,
         *words("consistency_distillation", teacher),
         "lr.peak=1e200",
         "optimiser.clip=null",
-        "validation.part=none",
     )
     code, _, err = call("train", f"backend={backend_name}", f"hydra.run.dir={tmp_path / 'run'}", *given)
     assert code == 2 and "to examine it: python3 -m duet replay" in err
