@@ -35,6 +35,7 @@ from diffusion_core.metrics.blocks import RowSelection
 from diffusion_core.metrics.classifier import CLASSIFIER, PIXEL_CLASSIFIER
 from diffusion_core.metrics.colour import COLOUR
 from diffusion_core.metrics.frechet import FRECHET, SPATIAL_FRECHET
+from diffusion_core.metrics.frechet_infinity import FRECHET_INFINITY
 from diffusion_core.metrics.gaussian_kernel import GAUSSIAN_KERNEL
 from diffusion_core.metrics.intervals import corrected_value, jackknife_interval, two_sample_interval
 from diffusion_core.metrics.kernel import KERNEL
@@ -85,6 +86,7 @@ METRICS: Mapping[str, Metric] = {
     "classifier": CLASSIFIER,
     "pixel_classifier": PIXEL_CLASSIFIER,
     "cmmd": GAUSSIAN_KERNEL,
+    "frechet_infinity": FRECHET_INFINITY,
 }
 
 

@@ -45,10 +45,12 @@ from diffusion_core.metrics.metric import NON_NEGATIVE, Arrays, Measure, Metric,
 
 __all__ = [
     "FRECHET",
+    "LARGEST_RATIO",
     "SPATIAL_FRECHET",
     "Gaussian",
     "distance",
     "fit_gaussian",
+    "fit_reference",
     "frechet_distance",
     "gaussian_from_statistics",
 ]
@@ -163,22 +165,26 @@ def distance(a: Gaussian, b: Gaussian) -> float:
 
 
 _REMAINING_BIAS = 0.09  # in units of (D/n)^2 tr(S): measured, see above
-_LARGEST_RATIO = 0.2  # D/n, above which terms of higher order matter too
+LARGEST_RATIO = 0.2  # D/n, above which terms of higher order matter too
 
 # What can replace features of the reference.
 _SUBSTITUTES = {"features": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
 
 
-def _fit(name: str, reference: Arrays) -> Measure:
+def fit_reference(name: str, reference: Arrays) -> Gaussian:
+    """Return the Gaussian of the features of a reference, or that of its published statistics."""
     if name in reference:
-        real = fit_gaussian(reference[name], f"{name} of the reference")
-    else:
-        real = gaussian_from_statistics(*(reference[part] for part in _SUBSTITUTES[name]), "the reference")
+        return fit_gaussian(reference[name], f"{name} of the reference")
+    return gaussian_from_statistics(*(reference[part] for part in _SUBSTITUTES[name]), "the reference")
+
+
+def _fit(name: str, reference: Arrays) -> Measure:
+    real = fit_reference(name, reference)
 
     def measure(samples: Arrays) -> MetricResult:
         fake = fit_gaussian(samples[name], f"{name} of the samples")
         ratio = len(fake.mean) / len(samples[name])
-        remaining = _REMAINING_BIAS * ratio**2 * float(np.sum(fake.factor**2)) if ratio < _LARGEST_RATIO else np.inf
+        remaining = _REMAINING_BIAS * ratio**2 * float(np.sum(fake.factor**2)) if ratio < LARGEST_RATIO else np.inf
         return MetricResult({"distance": distance(fake, real)}, remaining_bias={"distance": remaining})
 
     return measure

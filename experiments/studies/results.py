@@ -258,8 +258,16 @@ def value(outcome: Outcome, metric: Metric) -> float:
 
 
 def check_protocol(metric: Metric, outcomes: Sequence[Outcome]) -> None:
-    """Refuse to compare evaluations that were measured by different protocols."""
+    """Refuse to compare evaluations by different protocols, and Fréchet distances of different numbers of samples."""
     reader, *path = metric.read.split(".")
+    if metric.read == "digits.frechet":
+        drawn = {len(o.samples[0]): o.run.arm.name for o in outcomes if not o.problem and o.samples is not None}
+        if len(drawn) > 1:
+            counts = ", ".join(f"{count} in {arm!r}" for count, arm in drawn.items())
+            raise DuetError(
+                f"study.metrics.{metric.name}.read: {metric.read} was given, but the arms have different numbers of "
+                f"samples ({counts}), on which a Fréchet distance depends; set the same sample.count in all of them"
+            )
     if reader != "evaluation":
         return
     results = (READERS[reader](outcome, path) for outcome in outcomes if not outcome.problem)

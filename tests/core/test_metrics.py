@@ -51,6 +51,7 @@ def whitened(n: int, d: int, seed: int) -> np.ndarray:
     [
         ("frechet", "features"), ("spatial", "spatial"), ("kernel", "features"), ("manifold", "features"),
         ("score", "probabilities"), ("agreement", "probabilities"), ("classifier", "features"), ("cmmd", "features"),
+        ("frechet_infinity", "features"),
     ],
 )  # fmt: skip
 def test_values_that_are_not_finite_are_refused(metric, array, side, bad):
@@ -283,6 +284,23 @@ def test_gaussian_kernel_distance_is_the_mean_over_all_pairs_with_any_offset():
     result = measured("cmmd", {"features": a}, {"features": b}, sigma=1.5, scale=7.0)
     assert result.without(removed)["distance"] == pytest.approx(direct(rest[0], b), rel=1e-10)
     assert result.without_reference(removed)["distance"] == pytest.approx(direct(a, rest[1]), rel=1e-10)
+
+
+def test_extrapolated_frechet_distance_has_no_bias_of_first_order():
+    rng, d, values, plain = np.random.default_rng(0), 6, [], []
+    reference = {"mu": np.zeros(d), "sigma": np.eye(d)}
+    for _ in range(40):
+        samples = {"features": rng.normal(0.2, 1, (120, d))}
+        result = measured("frechet_infinity", samples, reference)
+        values.append(result.numbers["distance"])
+        plain.append(measured("frechet", samples, reference).numbers["distance"])
+    error = np.std(values) / np.sqrt(len(values))
+    truth = d * 0.2**2
+    assert abs(np.mean(values) - truth) < 3 * error + 0.01 and np.mean(plain) > truth + 0.08
+    line = np.polyfit(1 / result.arrays["sizes"], result.arrays["distances"], 1)
+    assert values[-1] == pytest.approx(line[1])
+    with pytest.raises(NotApplicable, match="need more than 5 per feature"):
+        measured("frechet_infinity", {"features": rng.normal(size=(59, d))}, reference)
 
 
 # Classifier two-sample test

@@ -291,6 +291,19 @@ def test_a_metric_with_an_unknown_source_is_refused_before_any_run():
             check_reads(make_study(STUDY | {"metrics": {"x": {"read": read}}}))
 
 
+def test_distances_of_different_numbers_of_samples_are_not_compared(tmp_path):
+    options = without("speed", "parameters", "loss", "agreement")
+    options["metrics"]["distance"] = {"read": "digits.frechet"}
+    plan, folder = made(tmp_path, options)
+    job = plan.runs[-1].jobs[-1]
+    file = folder / "runs" / job.name / "samples" / "samples.npz"
+    with np.load(file) as found:
+        arrays = dict(found)
+    np.savez(file, **arrays | {name: arrays[name][:12] for name in ("images", "labels")})
+    with pytest.raises(DuetError, match=r"20 in .*12 in 'hand-over'.*sample\.count"):
+        build(plan, outcomes(plan, folder / "runs"))
+
+
 def test_a_missing_key_of_a_file_is_named(study):
     plan = make_plan(make_study(STUDY | {"metrics": {"x": {"read": "result.objectve"}}}))
     with pytest.raises(DuetError, match=r"result\.json: key: 'objectve'.*Did you mean 'objective'"):
