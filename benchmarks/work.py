@@ -29,8 +29,9 @@ from diffusion_core.optim import make_ema
 from diffusion_core.optim.adam import Adam, LearningRate
 from diffusion_core.sampling.ddim import ddim
 from diffusion_core.sampling.ddpm import ddpm
-from diffusion_core.training.loop import TrainingConfig, make_batch, train
+from diffusion_core.training.loop import make_batch, train
 from diffusion_core.training.objective import Objective
+from diffusion_core.training.training_config import TrainingConfig
 
 __all__ = ["MATRIX", "PARTS", "WORK", "make_workloads"]
 

@@ -54,7 +54,7 @@ _PUBLIC = {
     "ScheduleFree": "diffusion_core.optim.schedule_free",
     "Objective": "diffusion_core.training.objective",
     "Optimiser": "diffusion_core.optim.optimiser",
-    "TrainingConfig": "diffusion_core.training.loop",
+    "TrainingConfig": "diffusion_core.training.training_config",
     "Run": "duet.api.runs",
     "load": "duet.api.runs",
     "make_ema": "diffusion_core.optim",

@@ -49,7 +49,7 @@ from diffusion_core.runs.checkpoint import (
     save_checkpoint,
 )
 from diffusion_core.runs.run_directory import write_json
-from diffusion_core.training.loop import NonFiniteStep
+from diffusion_core.training.events import NonFiniteStep
 from diffusion_core.training.objective import Objective
 from diffusion_core.training.targets import TrainedNetwork
 

@@ -46,7 +46,7 @@ from diffusion_core.files.lock import lock_directory
 from diffusion_core.files.safe_read import file_errors, open_npz, open_regular, parse_json, read_json
 from diffusion_core.runs.checkpoint import list_checkpoints, repair_checkpoints
 from diffusion_core.runs.ema_snapshots import delete_snapshots_after
-from diffusion_core.training.loop import Record
+from diffusion_core.training.events import Record
 
 __all__ = [
     "RunDirectory",

@@ -16,294 +16,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import NoReturn
 
 import numpy as np
 
-from diffusion_core.backend.interface import StepResult, TrainBatch, Trainer, average_names
-from diffusion_core.common.errors import DuetError, OutOfMemory, one_of
+from diffusion_core.backend.interface import StepResult, TrainBatch, Trainer
+from diffusion_core.common.errors import DuetError, OutOfMemory
 from diffusion_core.data import Loader
 from diffusion_core.diffusion.timestep_sampling import LossHistory
-from diffusion_core.networks.program import Program
 from diffusion_core.optim import Ema
 from diffusion_core.optim.adam import LearningRate
 from diffusion_core.runtime.distributed import Collective, ProcessGroup
+from diffusion_core.training.events import NonFiniteStep, Record, ResumeState, TrainingCallbacks
 from diffusion_core.training.objective import Objective
+from diffusion_core.training.training_config import TrainingConfig, can_halve
 
-__all__ = ["NonFiniteStep", "Record", "ResumeState", "TrainingCallbacks", "TrainingConfig", "make_batch", "train"]
-
-
-ON_OUT_OF_MEMORY = ("stop", "halve")
-NON_FINITE = ("stop", "skip")
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """The length of a run and the moments of its log, checkpoints and samples; every count is in images seen.
-
-    Args:
-        images: length of the run; a multiple of `batch`.
-        batch: images per step, summed over all processes.
-        micro_batch: images that a process computes at a time, a divisor of its part of the batch; None computes the
-            whole part at once. It is a size and not a number of micro-batches, since memory limits the size.
-        on_out_of_memory: ``"stop"``, or ``"halve"`` the micro-batch as often as needed.
-        non_finite: where a loss or a gradient is not finite, ``"stop"`` the run, or ``"skip"`` the update. ``"skip"``
-            reads the loss after every step.
-        max_skipped: the number of consecutive updates that may be skipped before training stops.
-        log_images: the metrics are read and written at least this often.
-        checkpoint_images: interval between checkpoints; 0 writes one at the end only.
-        sample_images: interval between sample images; 0 draws them at the end only.
-        validation_images: interval between evaluations of the validation loss; 0 evaluates it at the end only, None
-            chooses an interval that costs little, see `validation.Validation.interval`.
-        keep_checkpoints: the number of latest checkpoints to keep; None keeps all.
-
-    Raises:
-        DuetError: if a value is out of range; the message names the key, as in ``trainer.batch``.
-
-    Example:
-        >>> config = TrainingConfig(images=1280, batch=64, checkpoint_images=640)
-        >>> [n for n in range(64, 1281, 64) if config.is_due(config.checkpoint_images, n)]
-        [640, 1280]
-    """
-
-    images: int
-    batch: int = 128
-    micro_batch: int | None = None
-    on_out_of_memory: str = "stop"
-    non_finite: str = "stop"
-    max_skipped: int = 10
-    log_images: int = 6400
-    checkpoint_images: int = 0
-    sample_images: int = 0
-    validation_images: int | None = None
-    keep_checkpoints: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.keep_checkpoints is not None and self.keep_checkpoints < 1:
-            given = self.keep_checkpoints
-            raise DuetError(f"trainer.keep_checkpoints: {given} was given; it must be at least 1, or null to keep all")
-        for name in ("images", "batch", "log_images"):
-            if getattr(self, name) < 1:
-                raise DuetError(f"trainer.{name}: {getattr(self, name)} was given; it must be at least 1")
-        if self.images % self.batch:
-            below = self.images // self.batch * self.batch
-            fits = " or ".join(str(n) for n in (below, below + self.batch) if n)
-            raise DuetError(
-                f"trainer.images: {self.images} was given; it must be a multiple of trainer.batch={self.batch}, for "
-                f"example {fits}"
-            )
-        if self.micro_batch is not None and (self.micro_batch < 1 or self.batch % self.micro_batch):
-            raise DuetError(
-                f"trainer.micro_batch: {self.micro_batch} was given; it must divide the batch {self.batch}, or be null"
-            )
-        if self.on_out_of_memory not in ON_OUT_OF_MEMORY:
-            raise one_of("trainer.on_out_of_memory", self.on_out_of_memory, ON_OUT_OF_MEMORY)
-        if self.non_finite not in NON_FINITE:
-            raise one_of("trainer.non_finite", self.non_finite, NON_FINITE)
-        if self.max_skipped < 0:
-            raise DuetError(f"trainer.max_skipped: {self.max_skipped} was given; it must be at least 0")
-        if self.validation_images is not None and self.validation_images < 0:
-            given = self.validation_images
-            raise DuetError(
-                f"trainer.validation_images: {given} was given; it must be a number of images, 0 for the end only, or "
-                f"null for an interval that costs little; validation.part=none turns the validation loss off"
-            )
-
-    def images_per_process(self, group: ProcessGroup) -> int:
-        """Return the number of images of each batch that this process computes."""
-        own = group.slice_of(self.batch)
-        return own.stop - own.start
-
-    def micro_batches(self, group: ProcessGroup, max_size: int | None = None) -> int:
-        """Return the number of equal micro-batches per step in this process.
-
-        Args:
-            group: the processes of the run.
-            max_size: micro-batches with more images than this are halved while their size is even; None sets no limit.
-        """
-        size = self.images_per_process(group)
-        micro_batches = size // (self.micro_batch or size)
-        while max_size is not None and size // micro_batches > max_size and _can_halve(size, micro_batches):
-            micro_batches *= 2
-        return micro_batches
-
-    def check(self, program: Program, group: ProcessGroup | None = None) -> None:
-        """Refuse a batch that this number of processes or this network cannot split.
-
-        Raises:
-            DuetError: if a process would get no image, the micro-batches would be unequal, or a network with batch
-                statistics would see only a part of its batch.
-        """
-        group = group or ProcessGroup()
-        if self.batch < group.size:
-            raise DuetError(
-                f"trainer.batch: {self.batch} was given for {group.size} processes; each needs at least one image"
-            )
-        if self.micro_batch and self.batch % (group.size * self.micro_batch):
-            raise DuetError(
-                f"trainer.micro_batch: {self.micro_batch} was given for a batch of {self.batch} on {group.size} "
-                f"processes; it must divide the number of images of each process, or be null"
-            )
-        if not program.has_batch_statistics:
-            return
-        splits = {"micro_batch": self.micro_batches(group) > 1, "on_out_of_memory": self.on_out_of_memory == "halve"}
-        for key, allowed in (("micro_batch", "null"), ("on_out_of_memory", "stop")):
-            if splits[key]:
-                raise DuetError(
-                    f"trainer.{key}: {getattr(self, key)} was given, but the network has batch statistics, which "
-                    f"micro-batches would change; use {allowed}, or a network with group norms"
-                )
-        if group.size > 1:
-            raise DuetError(
-                f"parallel: {group.kind} was given, but the network has batch statistics, which several processes "
-                f"would change; use none, or a network with group norms"
-            )
-
-    def is_due(self, interval: int, images_seen: int) -> bool:
-        """Return whether something that happens every `interval` images happens after the step to `images_seen`.
-
-        Everything is due at the end of the run. An interval of 0 is due only then.
-        """
-        if images_seen >= self.images:
-            return True
-        return interval > 0 and images_seen // interval > (images_seen - self.batch) // interval
-
-    def is_in_last_log(self, images_seen: int) -> bool:
-        """Return whether the step that ends at `images_seen` is in the last group of steps that `log_images` makes."""
-        return images_seen - self.batch >= (self.images - self.batch) // self.log_images * self.log_images
-
-
-@dataclass(frozen=True)
-class Record:
-    """The logged numbers of one step.
-
-    Args:
-        images_seen: after the step.
-        loss: of the batch.
-        grad_norm: global norm of the gradient, before clipping.
-        lr: learning rate.
-        decays: one per moving average, in the order of `backend.interface.average_names`.
-        skipped: 1 if the update was skipped and 0 if not; None where updates are never skipped.
-        validation: the numbers of `validation.Validation.measure` after the step; empty if it was not due.
-    """
-
-    images_seen: int
-    loss: float
-    grad_norm: float
-    lr: float
-    decays: tuple[float, ...]
-    skipped: int | None = None
-    validation: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether the loss and the gradient are numbers."""
-        return math.isfinite(self.loss + self.grad_norm)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The numbers by name; the decays are called ema_decay, ema1_decay, ema2_decay ..."""
-        numbers = asdict(self)
-        decays, validation = numbers.pop("decays"), numbers.pop("validation")
-        if self.skipped is None:
-            del numbers["skipped"]
-        numbers |= {f"{name}_decay": d for name, d in zip(average_names(len(decays)), decays, strict=True)}
-        return numbers | validation
-
-
-@dataclass(frozen=True, repr=False)
-class NonFiniteStep:
-    """A step whose loss or gradient is not finite.
-
-    Args:
-        images_seen: before the step.
-        batch: images of the step.
-        updates: before the step.
-        lr: learning rate.
-        decays: of the averages.
-        loss: of the batch.
-        grad_norm: global norm of the gradient, before clipping.
-        history: the losses that the timesteps of its batch depend on, or None.
-        stops_training: whether training stops at this step; otherwise its update is skipped.
-        micro_batches: the smallest number of equal micro-batches of the whole batch of which none is larger than what a
-            process computed at a time.
-    """
-
-    images_seen: int
-    batch: int
-    updates: int
-    lr: float
-    decays: tuple[float, ...]
-    loss: float
-    grad_norm: float
-    history: LossHistory | None = None
-    stops_training: bool = False
-    micro_batches: int = 1
-
-    def __repr__(self) -> str:
-        return f"NonFiniteStep(images_seen={self.images_seen}, loss={self.loss}, grad_norm={self.grad_norm})"
-
-    @property
-    def description(self) -> str:
-        """The loss, the gradient norm and the moment, as a part of a sentence."""
-        seen = self.images_seen + self.batch
-        return f"the loss is {self.loss} and the gradient norm {self.grad_norm} at {seen} images seen"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class ResumeState:
-    """What a resumed run needs in addition to the state of its trainer.
-
-    Args:
-        history: the losses so far, for an objective whose timestep distribution depends on them.
-        skipped: the number of consecutive updates that were just skipped.
-        reduced_micro_batch: images computed at a time after the micro-batch was halved; None if it never was.
-    """
-
-    history: LossHistory | None = None
-    skipped: int = 0
-    reduced_micro_batch: int | None = None
-
-    def __repr__(self) -> str:
-        history = "None" if self.history is None else f"{int(self.history.counts.sum())} losses"
-        return f"ResumeState(history={history}, skipped={self.skipped}, reduced_micro_batch={self.reduced_micro_batch})"
-
-
-@dataclass(frozen=True, repr=False)
-class TrainingCallbacks:
-    """Functions that the training loop calls; none of them can change the numbers of the run.
-
-    Args:
-        on_log: called with the records since the last call and the recent speed in images per second.
-        on_checkpoint: called with images seen and the `ResumeState` to store.
-        on_sample: called with images seen.
-        on_snapshot: called with images seen; before a checkpoint of the same moment.
-        on_validation: called with images seen; returns the validation loss by name, which is logged with the step. None
-            trains without it. It is called before the other callbacks of the step, in every process.
-        on_step_end: called with images seen, after each step and the other callbacks of that step.
-        on_notice: called with a line of text for the terminal.
-        on_non_finite: called with a step that is not finite, while the trainer holds its state before the step. Returns
-            text that is appended to the message, for example where the step was stored.
-        should_stop: returns whether to stop early, after a checkpoint; called after each step and after samples.
-    """
-
-    on_log: Callable[[list[Record], float], None] = lambda records, speed: None
-    on_checkpoint: Callable[[int, ResumeState], None] = lambda images_seen, resume_state: None
-    on_sample: Callable[[int], None] = lambda images_seen: None
-    on_snapshot: Callable[[int], None] = lambda images_seen: None
-    on_validation: Callable[[int], Mapping[str, float]] | None = None
-    on_step_end: Callable[[int], None] = lambda images_seen: None
-    on_notice: Callable[[str], None] = lambda line: None
-    on_non_finite: Callable[[NonFiniteStep], str] = lambda step: ""
-    should_stop: Callable[[], bool] = lambda: False
-
-    def __repr__(self) -> str:
-        own = [name for name, value in vars(self).items() if value is not getattr(TrainingCallbacks, name)]
-        return f"TrainingCallbacks({', '.join(own)})"
+__all__ = ["make_batch", "train"]
 
 
 def make_batch(
@@ -542,7 +273,7 @@ class _Loop:
             try:
                 return self.trainer.step(batch, lr, decays, self.micro_batches, halves)
             except OutOfMemory:
-                if not halves or not _can_halve(batch.size, self.micro_batches):
+                if not halves or not can_halve(batch.size, self.micro_batches):
                     raise
                 self.micro_batches *= 2
                 size = batch.size // self.micro_batches
@@ -648,10 +379,6 @@ class _Loop:
             f"training: {step.description}{more}; a lower learning rate (lr.peak) or a gradient clip (optimiser.clip) "
             f"may help, or, for single steps, trainer.non_finite=skip{stored}"
         )
-
-
-def _can_halve(size: int, micro_batches: int) -> bool:
-    return size // micro_batches % 2 == 0
 
 
 def _agreed_micro_batch(config: TrainingConfig, collective: Collective, micro_batches: int) -> int | None:

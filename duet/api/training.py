@@ -15,8 +15,8 @@ from diffusion_core.diffusion.process import Process
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.optim import Ema, Optimiser, make_ema, make_optimiser
 from diffusion_core.optim.adam import LearningRate
-from diffusion_core.training.loop import TrainingConfig
 from diffusion_core.training.objective import OPTIONS, REGRESSION
+from diffusion_core.training.training_config import TrainingConfig
 from duet.api.backends import backend_setup
 from duet.api.data import as_loaded
 from duet.api.options import check_types, plain_values, unknown_option

@@ -26,8 +26,8 @@ from diffusion_core.optim import OPTIMISERS, Optimiser, make_ema, make_optimiser
 from diffusion_core.optim.adam import LearningRate
 from diffusion_core.runs.checkpoint import list_checkpoints
 from diffusion_core.runtime.distributed import ProcessGroup, find_parallel_launch
-from diffusion_core.training.loop import TrainingConfig
 from diffusion_core.training.objective import REGRESSION
+from diffusion_core.training.training_config import TrainingConfig
 from experiments.config.convert import plain
 from experiments.config.schema import OWN_MODEL, ProcessSchema
 from experiments.data.inspection import InspectionSetup

@@ -26,7 +26,7 @@ from diffusion_core.backend.interface import BackendConfig
 from diffusion_core.convert import SOURCES
 from diffusion_core.networks import ARCHITECTURES
 from diffusion_core.optim.adam import LearningRate
-from diffusion_core.training.loop import TrainingConfig
+from diffusion_core.training.training_config import TrainingConfig
 from experiments.data.latents import LatentOptions
 from experiments.export.targets import TARGETS
 from experiments.sampling.options import RUN

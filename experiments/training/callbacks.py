@@ -21,7 +21,8 @@ from diffusion_core.runs.manifest import Manifest, checkpoint_hashes
 from diffusion_core.runs.run_directory import RunDirectory
 from diffusion_core.runtime import signals
 from diffusion_core.runtime.heartbeat import heartbeat
-from diffusion_core.training.loop import NonFiniteStep, Record, ResumeState, TrainingCallbacks, make_batch
+from diffusion_core.training.events import NonFiniteStep, Record, ResumeState, TrainingCallbacks
+from diffusion_core.training.loop import make_batch
 from diffusion_core.training.validation import metric_name
 from experiments.runtime.backends import sampling_calls
 from experiments.runtime.processes import stop_check, stop_requested

@@ -22,7 +22,8 @@ from diffusion_core.files.safe_read import read_json
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.optim import profile_options
 from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
-from diffusion_core.training.loop import ResumeState, TrainingConfig
+from diffusion_core.training.events import ResumeState
+from diffusion_core.training.training_config import TrainingConfig
 from experiments.training.changes import changed_objective, check_data, check_process, objective_notes, with_slots
 from experiments.training.record import fresh_record
 from experiments.training.setup import TrainingSetup

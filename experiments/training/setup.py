@@ -19,8 +19,8 @@ from diffusion_core.optim.adam import Adam, LearningRate
 from diffusion_core.optim.normalisation import check_optimiser
 from diffusion_core.runtime.distributed import ProcessGroup
 from diffusion_core.sampling import SamplerPlan
-from diffusion_core.training.loop import TrainingConfig
 from diffusion_core.training.objective import Objective
+from diffusion_core.training.training_config import TrainingConfig
 from diffusion_core.training.validation import Validation
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import HeldOut, check_data

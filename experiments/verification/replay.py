@@ -20,7 +20,7 @@ from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.runs.run_directory import plain_data
 from diffusion_core.runtime import signals
 from diffusion_core.training import loop
-from diffusion_core.training.loop import Record, ResumeState, TrainingCallbacks
+from diffusion_core.training.events import Record, ResumeState, TrainingCallbacks
 from experiments.runtime.progress import Counter
 from experiments.training.callbacks import RunCallbacks
 from experiments.training.record import fresh_record, record_at

@@ -65,7 +65,8 @@ from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_che
 from diffusion_core.runs.ema_snapshots import find_snapshots, save_snapshots
 from diffusion_core.runs.failure_bundle import load_bundle, save_bundle
 from diffusion_core.runs.run_directory import read_metrics, read_samples, write_json, write_samples
-from diffusion_core.training.loop import NonFiniteStep, make_batch
+from diffusion_core.training.events import NonFiniteStep
+from diffusion_core.training.loop import make_batch
 from diffusion_core.training.objective import Objective
 
 SECONDS, MEMORY = 20, 1 << 30

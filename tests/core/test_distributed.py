@@ -27,8 +27,10 @@ from diffusion_core.optim import Ema, Warmup
 from diffusion_core.optim.adam import LearningRate
 from diffusion_core.runtime.distributed import LAUNCHERS, Collective, ProcessGroup, find_parallel_launch
 from diffusion_core.sampling.ddim import ddim
-from diffusion_core.training.loop import TrainingCallbacks, TrainingConfig, _agreed_micro_batch, make_batch, train
+from diffusion_core.training.events import TrainingCallbacks
+from diffusion_core.training.loop import _agreed_micro_batch, make_batch, train
 from diffusion_core.training.objective import Objective
+from diffusion_core.training.training_config import TrainingConfig
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), np.uint8)
 LOADER = Loader(Dataset(IMAGES, np.arange(13) % 3, ("a", "b", "c"), "toy"), seed=1, flip=True, dtype=np.float64)

@@ -29,7 +29,8 @@ from diffusion_core.runs.failure_bundle import (
     select_images,
     should_keep,
 )
-from diffusion_core.training.loop import NonFiniteStep, make_batch
+from diffusion_core.training.events import NonFiniteStep
+from diffusion_core.training.loop import make_batch
 from diffusion_core.training.objective import Objective
 from diffusion_core.training.targets import TrainedNetwork
 

@@ -39,8 +39,9 @@ from diffusion_core.runs.checkpoint import (
 from diffusion_core.runs.ema_snapshots import save_snapshots
 from diffusion_core.runs.run_directory import RunDirectory, exclusive_directory
 from diffusion_core.training import loop as training
-from diffusion_core.training.loop import TrainingCallbacks, TrainingConfig
+from diffusion_core.training.events import TrainingCallbacks
 from diffusion_core.training.objective import Objective
+from diffusion_core.training.training_config import TrainingConfig
 from experiments.training.resume import find_source
 
 SPEC = PlainSpec(4, 1, 1, channels=(4,), bottleneck=4)

@@ -23,7 +23,7 @@ from diffusion_core.runs.run_directory import (
     write_json,
     write_samples,
 )
-from diffusion_core.training.loop import Record
+from diffusion_core.training.events import Record
 
 
 def records(*images_seen: int) -> list[Record]:

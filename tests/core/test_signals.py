@@ -13,7 +13,8 @@ from test_training_loop import Recorder, run
 
 from diffusion_core.runtime import signals
 from diffusion_core.runtime.signals import SIGNALS, Stopped, flag_on_signal, raise_on_signal
-from diffusion_core.training.loop import TrainingCallbacks, TrainingConfig
+from diffusion_core.training.events import TrainingCallbacks
+from diffusion_core.training.training_config import TrainingConfig
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138, signal.SIGUSR2: 140}
 

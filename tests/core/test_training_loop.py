@@ -22,16 +22,10 @@ from diffusion_core.optim import Ema, Power, Warmup
 from diffusion_core.optim.adam import LearningRate
 from diffusion_core.runtime.distributed import Collective, ProcessGroup
 from diffusion_core.training import loop as training
-from diffusion_core.training.loop import (
-    NonFiniteStep,
-    Record,
-    ResumeState,
-    TrainingCallbacks,
-    TrainingConfig,
-    make_batch,
-    train,
-)
+from diffusion_core.training.events import NonFiniteStep, Record, ResumeState, TrainingCallbacks
+from diffusion_core.training.loop import make_batch, train
 from diffusion_core.training.objective import Objective
+from diffusion_core.training.training_config import TrainingConfig
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (13, 2, 2, 1), np.uint8)
 LOADER = Loader(Dataset(IMAGES, np.arange(13) % 3, ("a", "b", "c"), "toy"), seed=1, flip=True)

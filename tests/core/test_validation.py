@@ -24,8 +24,10 @@ from diffusion_core.parity import cases
 from diffusion_core.parity.compare import compare_arrays
 from diffusion_core.runs.run_directory import RunDirectory, read_metrics
 from diffusion_core.runtime.distributed import Collective, ProcessGroup
-from diffusion_core.training.loop import Record, TrainingCallbacks, TrainingConfig, train
+from diffusion_core.training.events import Record, TrainingCallbacks
+from diffusion_core.training.loop import train
 from diffusion_core.training.objective import Objective
+from diffusion_core.training.training_config import TrainingConfig
 from diffusion_core.training.validation import Validation, metric_name
 from experiments.config import build
 from experiments.runtime.data import DataSource, HeldOut

@@ -22,7 +22,7 @@ from diffusion_core.optim.ema import Fixed, Warmup
 from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import read_samples
 from diffusion_core.runs.training_record import DataRecord, TrainingRecord
-from diffusion_core.training.loop import TrainingConfig
+from diffusion_core.training.training_config import TrainingConfig
 from duet.api.sampling import sample
 from experiments.editing.setup import EditContext, EditSetup, SourceImages
 from experiments.evaluation.context import EvaluationContext

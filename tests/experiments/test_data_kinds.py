@@ -17,7 +17,7 @@ from diffusion_core.metrics.frechet import frechet_distance
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import PlainSpec, UNetSpec
 from diffusion_core.runs.run_directory import write_samples
-from diffusion_core.training.loop import TrainingConfig
+from diffusion_core.training.training_config import TrainingConfig
 from experiments.config.arguments import read_arguments
 from experiments.config.build import data_source
 from experiments.data.inspection import InspectionSetup, inspect_dataset

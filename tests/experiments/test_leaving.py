@@ -23,7 +23,8 @@ from diffusion_core.runs.checkpoint import Checkpoint
 from diffusion_core.runtime import signals
 from diffusion_core.runtime.distributed import Collective, ProcessGroup
 from diffusion_core.training import loop
-from diffusion_core.training.loop import TrainingCallbacks, TrainingConfig
+from diffusion_core.training.events import TrainingCallbacks
+from diffusion_core.training.training_config import TrainingConfig
 from experiments.config.build import process_group
 from experiments.config.resume_command import resume_command
 from experiments.runtime.processes import main_process_prints

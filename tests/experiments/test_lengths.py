@@ -15,7 +15,7 @@ from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import PlainSpec
 from diffusion_core.optim import initial_weight, make_ema, make_profile, step_weights
 from diffusion_core.optim.adam import LearningRate
-from diffusion_core.training.loop import TrainingConfig
+from diffusion_core.training.training_config import TrainingConfig
 from experiments.config import build
 from experiments.training.lengths import describe_lengths
 from experiments.training.setup import TrainingSetup

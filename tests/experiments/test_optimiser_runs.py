@@ -16,7 +16,7 @@ from diffusion_core.networks import PlainSpec
 from diffusion_core.networks.weights import initial_weights
 from diffusion_core.optim import OPTIMISERS, Optimiser, make_optimiser, profile_options, role_of, start_slots
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from diffusion_core.training.loop import TrainingConfig
+from diffusion_core.training.training_config import TrainingConfig
 from experiments.training import resume
 from experiments.training.changes import describe_changes, objective_notes
 from experiments.training.record import record_at

@@ -15,7 +15,7 @@ import yaml
 
 from diffusion_core.parity import record as climb
 from diffusion_core.runtime.heartbeat import heartbeat
-from diffusion_core.training.loop import Record
+from diffusion_core.training.events import Record
 from diffusion_core.training.validation import metric_name
 from experiments.config import entry
 from experiments.config.entry import CONFIGS

@@ -19,7 +19,7 @@ from diffusion_core.optim import make_ema
 from diffusion_core.optim.adam import LearningRate
 from diffusion_core.runs.checkpoint import load_checkpoint
 from diffusion_core.runs.run_directory import read_samples
-from diffusion_core.training.loop import TrainingConfig
+from diffusion_core.training.training_config import TrainingConfig
 from experiments.config import build
 from experiments.config.safe_yaml import read_config
 from experiments.runtime.backends import BackendSetup

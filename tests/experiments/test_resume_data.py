@@ -23,7 +23,7 @@ from diffusion_core.optim import profile_options
 from diffusion_core.optim.adam import Adam, LearningRate
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import read_json, write_json
-from diffusion_core.training.loop import TrainingConfig
+from diffusion_core.training.training_config import TrainingConfig
 from experiments.training import resume
 from experiments.training.changes import describe_changes, objective_notes
 from experiments.training.record import record_at

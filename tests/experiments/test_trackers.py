@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.runs.run_directory import RunDirectory
-from diffusion_core.training.loop import Record
+from diffusion_core.training.events import Record
 from experiments.config.convert import plain
 from experiments.training import trackers
 from experiments.training.trackers import StartTracker, make_tracker
