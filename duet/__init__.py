@@ -69,6 +69,9 @@ _PUBLIC = {
     "kernel_distance": "diffusion_core.metrics.kernel",
     "log_likelihood": "duet.api.likelihood",
     "sample": "duet.api.sampling",
+    # evidence that a run was made as it says
+    "certify": "duet.api.verification",
+    "verify": "duet.api.verification",
     # images that agree with a measurement
     "LinearOperator": "diffusion_core.sampling.linear_operators",
     "Measurement": "diffusion_core.sampling.measurement",

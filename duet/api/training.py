@@ -125,6 +125,39 @@ def train(
     """
     if isinstance(options.get("objective"), str):
         options["objective"] = {"name": options["objective"]}
+    setup, own = prepare(
+        model, process, dataset, options, images=images, batch=batch, lr=lr, optimiser=optimiser, ema=ema,
+        sampler=sampler, samples=samples, flip=flip, augment=augment, seed=seed, validation=validation,
+        teacher=teacher, backend=backend, device=device, precision=precision, compile=compile, threads=threads,
+    )  # fmt: skip
+    start = {"resume": resume and str(resume), "change_objective": change_objective, "change_data": change_data}
+    with discard_output() if quiet else nullcontext():
+        if out is not None:
+            out = Path(out).expanduser()
+            runs.train(setup, out, **start)
+            return load_run(out, own)
+        with tempfile.TemporaryDirectory(prefix="duet-run-") as directory:
+            record = runs.RunRecord.from_setup(setup, is_temporary=True)
+            runs.train(replace(setup, plan=None), directory, record=record, **start)
+            return load_run(directory, own)
+
+
+def prepare(
+    model: Any,
+    process: Any,
+    dataset: Any,
+    options: dict[str, Any],
+    *,
+    backend: str | None,
+    device: str,
+    precision: str | None,
+    compile: bool | str,
+    threads: int | None,
+    validation: Any,
+    teacher: str | Path | None,
+    **arguments: Any,
+) -> tuple[TrainingSetup, OwnNetwork | None]:
+    """Return what `train` trains with these arguments, and the own network, if it is one."""
     own = None
     if isinstance(model, DiffusionModel):
         if dataset is not None:
@@ -140,22 +173,12 @@ def train(
         backend, precision = own.framework, precision or own.manifest.precision
     precision = precision or "float32"
     setup = make_setup(
-        model, dataset, images=images, batch=batch, lr=lr, optimiser=optimiser, ema=ema, sampler=sampler,
-        samples=samples, flip=flip, augment=augment, seed=seed,
+        model, dataset, **arguments,
         validation=None if validation is None else as_loaded(validation),
         teacher=None if teacher is None else load_teacher(str(teacher), own=own),
         backend=backend_setup(backend, device, precision, compile, threads), **options,
     )  # fmt: skip
-    start = {"resume": resume and str(resume), "change_objective": change_objective, "change_data": change_data}
-    with discard_output() if quiet else nullcontext():
-        if out is not None:
-            out = Path(out).expanduser()
-            runs.train(setup, out, **start)
-            return load_run(out, own)
-        with tempfile.TemporaryDirectory(prefix="duet-run-") as directory:
-            record = runs.RunRecord.from_setup(setup, is_temporary=True)
-            runs.train(replace(setup, plan=None), directory, record=record, **start)
-            return load_run(directory, own)
+    return setup, own
 
 
 # What other libraries call the arguments of `train`.

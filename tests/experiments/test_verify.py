@@ -12,6 +12,7 @@ import pytest
 from commands import call, composed
 from tampering import CHANGES, CLAIMS, rehash, settle
 
+import duet
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.networks.weights import hash_weights
 from diffusion_core.runs.manifest import MANIFEST
@@ -210,6 +211,29 @@ def test_a_run_with_everything_is_verified_across_its_resumes(backend_name, tmp_
     shutil.rmtree(run / "checkpoints")
     code, out, _ = call("verify", f"run={run}", f"backend={backend_name}")
     assert code == 0 and "not checked: the final samples and their evaluation: the final checkpoint is not here" in out
+
+
+def test_a_run_of_python_is_verified_by_the_arguments_of_its_training(backend_name, tmp_path):
+    """Its data and its network are objects, which only their owner can give again."""
+    data = duet.load_dataset(np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1)).astype(np.uint8))
+    spec = duet.PlainSpec(image_size=8, in_channels=1, out_channels=1, channels=(4,), bottleneck=4)
+    model = duet.Model(spec, schedule="cosine", prediction="v")
+    arguments = {
+        "images": 16,
+        "batch": 8,
+        "checkpoint_images": 8,
+        "samples": 4,
+        "sampler": {"name": "ddim", "steps": 2},
+    }
+    here = {"backend": backend_name, "threads": 1, "quiet": True}
+    duet.train(model, data, out=tmp_path / "run", **arguments, **here)
+    assert duet.certify(tmp_path / "run")["claims"]["images_seen"] == 16
+    verdict = duet.verify(tmp_path / "run", model, data, **arguments, **here)
+    assert verdict.verdict == BIT_EXACT and len(verdict.results) == 3, list(verdict.lines())
+    verdict = duet.verify(tmp_path / "run", model, data, **arguments | {"batch": 4}, **here)
+    assert verdict.verdict == DIFFERS and verdict.problems[0].what == "part 1, training.batch"
+    code, _, err = call("verify", f"run={tmp_path / 'run'}", f"backend={backend_name}")
+    assert code == 2 and "Python code started it" in err and "duet.verify" in err
 
 
 @pytest.mark.slow
