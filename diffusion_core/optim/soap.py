@@ -11,7 +11,8 @@ k + 1 makes step k of Adam, with g' the gradient in the basis Q of each axis::
     Q <- orthogonal(C Q)                                    by QR, if k is a multiple of `frequency`
 
 When Q is refreshed, its columns and the entries of v are ordered by q^T C q, the largest first, and m moves to the new
-basis. Vectors have no basis, so they take Adam (a step later), unless `vectors` is true.
+basis. Vectors have no basis, so they take Adam (a step later), unless `vectors` is true. With `merge_axes` neighbouring
+axes are one as long as their product is at most `largest`, so that a kernel has fewer and larger bases.
 
 The eigenvectors of equal eigenvalues are arbitrary, and a gradient of few samples leaves C many zeros. There each
 framework would choose others, and training would differ. So the columns of Q whose eigenvalue is only rounding are
@@ -52,6 +53,7 @@ class SOAP(Optimiser):
         frequency: updates between two refreshes of the basis.
         largest: the largest axis that has a basis.
         vectors: whether vectors have a basis too.
+        merge_axes: whether neighbouring axes have one basis together, up to `largest`.
         normalise: whether each step of a parameter has root mean square 1 before the rate.
         correct_bias: whether the moments are bias-corrected.
         complete: whether columns without an eigenvalue are the same in every framework; false leaves them as its
@@ -76,6 +78,7 @@ class SOAP(Optimiser):
     frequency: int = 10
     largest: int = 10_000
     vectors: bool = False
+    merge_axes: bool = False
     normalise: bool = False
     correct_bias: bool = True
     complete: bool = True
@@ -93,13 +96,27 @@ class SOAP(Optimiser):
         """Return the axes that have a basis."""
         if len(role.shape) == 1 and not self.vectors:
             return ()
-        return tuple(axis for axis, size in enumerate(role.shape) if size <= self.largest)
+        return tuple(axis for axis, size in enumerate(self._shape(role)) if size <= self.largest)
+
+    def _shape(self, role: Role) -> tuple[int, ...]:
+        """Return the shape whose axes have bases."""
+        if not self.merge_axes:
+            return role.shape
+        merged, product = [], 1
+        for size in role.shape:
+            if product * size <= self.largest:
+                product *= size
+            elif product > 1:
+                merged, product = [*merged, product], size
+            else:  # an axis that is too large by itself
+                merged.append(size)
+        return tuple(merged if merged and product == 1 else [*merged, product])
 
     def slots(self, role: Role) -> dict[str, Slot]:
         """See `Optimiser.slots`."""
         slots = {name: Slot(role.shape) for name in ("moment1", "moment2")}
         for axis in self._axes(role):
-            square = (role.shape[axis],) * 2
+            square = (self._shape(role)[axis],) * 2
             slots |= {f"outer{axis}": Slot(square), f"basis{axis}": Slot(square, "identity")}
         return slots
 
@@ -117,18 +134,19 @@ class SOAP(Optimiser):
     ) -> tuple[Any, dict[str, Any]]:
         """See `Optimiser.update`."""
         axes, beta = self._axes(role), self.beta2 if self.shampoo_beta is None else self.shampoo_beta
-        outer = {a: beta * slots[f"outer{a}"] + (1.0 - beta) * _outer(ops, role.shape, g, a) for a in axes}
+        shape = self._shape(role)
+        p, g, m, v = (ops.reshape(x, shape) for x in (p, g, slots["moment1"], slots["moment2"]))
+        outer = {a: beta * slots[f"outer{a}"] + (1.0 - beta) * _outer(ops, shape, g, a) for a in axes}
         old = {a: slots[f"basis{a}"] for a in axes}
-        m, v = slots["moment1"], slots["moment2"]
 
         def begin() -> tuple:
             return p, m, v, *(_first_basis(ops, outer[a], old[a], self.complete) for a in axes)
 
         def step() -> tuple:
-            turned = _turned(ops, role.shape, g, old)
+            turned = _turned(ops, shape, g, old)
             moment1 = self.beta1 * m + (1.0 - self.beta1) * turned
             moment2 = self.beta2 * v + (1.0 - self.beta2) * ops.square(turned)
-            direction = _turned(ops, role.shape, moment1 / (ops.sqrt(moment2) + self.eps), old, back=True)
+            direction = _turned(ops, shape, moment1 / (ops.sqrt(moment2) + self.eps), old, back=True)
             if self.normalise:
                 direction = direction / (ops.sqrt(ops.mean(ops.square(direction))) + 1e-30)
             moved = p - s["rate"] * direction
@@ -138,11 +156,12 @@ class SOAP(Optimiser):
                 return moved, moment1, moment2
             return moved, *ops.choose(
                 s["refresh"],
-                lambda: _refreshed(ops, role.shape, moment1, moment2, outer, old, self.complete),
+                lambda: _refreshed(ops, shape, moment1, moment2, outer, old, self.complete),
                 lambda: (moment1, moment2, *old.values()),
             )
 
         p, m, v, *bases = ops.choose(s["first"], begin, step)
+        p, m, v = (ops.reshape(x, role.shape) for x in (p, m, v))
         new = {"moment1": m, "moment2": v} | {f"outer{a}": outer[a] for a in axes}
         return p, new | {f"basis{a}": basis for a, basis in zip(axes, bases, strict=True)}
 

@@ -16,6 +16,7 @@ from diffusion_core.common.random import Stream
 from diffusion_core.networks.weights import Weights
 from diffusion_core.optim import OPTIMISERS as BY_NAME
 from diffusion_core.optim import make_optimiser, optimiser_update, role_of
+from diffusion_core.optim.soap import SOAP
 from diffusion_core.parity import cases
 from diffusion_core.parity.ladder import check
 from diffusion_core.parity.optimisers import OPTIMISERS, SMALL, optimiser_errors
@@ -30,6 +31,13 @@ def test_rung_5_of_every_optimiser(open_backend, title, precision):
     backend = open_backend(precision)
     for name, kind, error in optimiser_errors(backend, title):
         assert check(5, name, precision, "this", kind, error).passed, (name, error)
+
+
+def test_soap_with_merged_axes(open_backend, monkeypatch):
+    backend, soap = open_backend("float64"), SOAP(frequency=2, eps=1e-3, weight_decay=0.1, merge_axes=True, largest=20)
+    monkeypatch.setitem(OPTIMISERS, "soap", soap)
+    for name, kind, error in optimiser_errors(backend, "soap"):
+        assert check(5, name, "float64", "this", kind, error).passed, (name, error)
 
 
 def test_every_optimiser_is_on_the_ladder():

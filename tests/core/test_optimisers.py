@@ -344,6 +344,36 @@ def test_soap():
     assert_agrees(loop, ("kernel", "bias", "gain"), name="soap", weight_decay=DECAY)
 
 
+def test_soap_merges_axes_as_its_authors_do():
+    """12 steps of nikhilvyas/SOAP a1e5535 with merge_dims, max_precond_dim=4 and precondition_frequency=3."""
+    index, role = np.arange(16), role_of(Parameter("k", (2, 2, 2, 2), "o i kh kw", ("given", 0.0)))
+    optimiser = make_optimiser("soap", merge_axes=True, largest=4, frequency=3, clip=None)
+    weights = {"k": np.cos(1.0 * index).reshape(role.shape)}
+    slots = start_slots(optimiser, {"k": role}, weights, {})
+    for k in range(1, 13):
+        g = (np.sin(1.7 * index * index + k) + 0.3 * np.cos(index * k)).reshape(role.shape)
+        weights, slots = optimiser_update(optimiser, {"k": role}, weights, slots, {"k": g}, k, 0.01)
+    theirs = [0.9237503694076936, 0.23202174966459685, -0.8337521188504288, -0.7893047345380109]
+    np.testing.assert_allclose(weights["k"].ravel()[[0, 5, 10, 15]], theirs, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "shape, largest, merged",
+    [
+        ((64, 3, 3, 3), 100, (64, 27)),
+        ((5, 7, 2), 6, (5, 7, 2)),
+        ((2, 9, 2, 2), 4, (2, 9, 4)),
+        ((9, 1), 4, (9,)),
+        ((3,), 1, (3,)),
+    ],
+)
+def test_the_axes_that_soap_merges(shape, largest, merged):
+    optimiser = make_optimiser("soap", merge_axes=True, largest=largest)
+    slots = optimiser.slots(role_of(Parameter("k", shape, "", ("given", 0.0))))
+    kept = [size for size in merged if size <= largest] if len(shape) > 1 else []
+    assert [slot.shape[0] for name, slot in slots.items() if name.startswith("basis")] == kept
+
+
 def test_soap_does_not_depend_on_what_a_decomposition_makes_of_equal_eigenvalues():
     """A gradient of rank 1 along each axis leaves most eigenvectors open; another framework chooses others."""
     from dataclasses import replace
