@@ -18,6 +18,7 @@ forward passes per image, where a backward pass counts as two and a derivative a
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -37,7 +39,7 @@ from diffusion_core.images import render  # noqa: E402
 from diffusion_core.runs.checkpoint import load_checkpoint  # noqa: E402
 from experiments.report.plots import INK, STYLE, encode  # noqa: E402
 
-COUNT, SEED, SHOWN = 2000, 7, 10
+COUNT, SETS, SEED, SHOWN = 2000, 5, 7, 10
 RESULTS = HERE / "few_steps.json"
 METRICS = ("frechet", "spread", "manifold", "agreement")
 
@@ -84,11 +86,13 @@ METHODS: dict[str, FewSteps] = {
     "cosine": FewSteps("v, cosine, DDIM", DDIM, (1, 2, 4, 8, 25), 3),
     "mean_flow": FewSteps("MeanFlow", {"name": "mean_flow"}, (1, 2, 4), 4),
     "mean_flow_guided": FewSteps("MeanFlow, guided targets", {"name": "mean_flow"}, (1, 2, 4), 6),
-    "shortcut": FewSteps("shortcut", {"name": "shortcut"}, (1, 2, 4, 8), 5),
+    "shortcut": FewSteps("shortcut", {"name": "shortcut"}, (1, 2, 4, 8), 3.5),  # two more for one image in four
     "consistency_training": FewSteps("consistency training", CONSISTENCY, (1, 2, 4), 4, sigmas=LEVELS),
     "improved_consistency": FewSteps("iCT", CONSISTENCY, (1, 2, 4), 4, sigmas=LEVELS),
     "easy_consistency": FewSteps("ECT", CONSISTENCY, (1, 2, 4), 4, ("edm",), LEVELS, True),
     "consistency_distillation": FewSteps("consistency distillation", CONSISTENCY, (1, 2, 4), 6, ("edm",), LEVELS, True),
+    "trigflow": FewSteps("TrigFlow, DPM-Solver++", {"name": "dpm_solver", "spacing": "karras"}, (25,), 3),
+    "continuous_consistency": FewSteps("sCM distillation", CONSISTENCY, (1, 2, 4), 5, ("trigflow",), LEVELS, True),
     "progressive_8": FewSteps("progressive distillation", DDIM, (8,), 5, ("cosine",), None, True),
     "progressive_4": FewSteps("progressive distillation", DDIM, (4,), 5, ("progressive_8",), None, True),
     "progressive_2": FewSteps("progressive distillation", DDIM, (2,), 5, ("progressive_4",), None, True),
@@ -103,6 +107,8 @@ def measure(folder: Path, runs: Mapping[str, str]) -> None:
     digits, labels = duet.load_dataset("digits", part="train"), np.arange(COUNT) % 10
     held_out = duet.load_dataset("digits", part="held_out")
     real = numbers(held_out.images, digits, held_out.labels)
+    drawn = np.resize(digits.images, (COUNT, *digits.images.shape[1:]))  # only their number matters for the floor
+    floor = duet.evaluate(drawn, digits, features="digits", floors=20)["digits Fréchet distance"].floor
     for name, run in runs.items():
         checkpoint, rows = load_checkpoint(run), []
         for steps in METHODS[name].steps:
@@ -112,7 +118,7 @@ def measure(folder: Path, runs: Mapping[str, str]) -> None:
             print(name, rows[-1], flush=True)
         backend = json.loads((Path(run) / "environment.json").read_text())["backend"]
         found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
-        found["held_out"] = real
+        found["held_out"], found["floor"] = real, round(floor, 3)
         found["runs"][name] = {"images": checkpoint.images_seen, "backend": backend, "results": rows}
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
 
@@ -133,7 +139,7 @@ def sample(run: str, sampler: Mapping[str, Any]) -> tuple[NDArray[np.uint8], int
 
 def numbers(images: NDArray[np.uint8], digits: Any, labels: NDArray) -> dict[str, Any]:
     """Return the distance with its interval, and what it does not show."""
-    scores = duet.evaluate(images, digits, features="digits", metrics=METRICS, labels=labels)
+    scores = duet.evaluate(images, digits, features="digits", metrics=METRICS, labels=labels, sets=SETS)
     distance = scores["digits Fréchet distance"]
     return {
         "distance": round(distance.value, 3),
@@ -172,7 +178,8 @@ def figure(found: Mapping[str, Any]) -> bytes:
             panel(axes, {t: rows for t, rows in lines.items() if rows[0][0].teacher == teacher or is_diffusion(t)})
             axes.set_title("from a teacher" if teacher else "from data alone", loc="left", fontweight="bold")
             real = found["held_out"]["distance"]
-            axes.axhline(real, color=INK, linewidth=0.8, linestyle=(0, (1, 3)), label="360 held-out digits")
+            for value, dots, title in ((real, 3, "360 held-out digits"), (found["floor"], 1, "training images, drawn")):
+                axes.axhline(value, color=INK, linewidth=0.8, linestyle=(0, (1, dots)), label=title)
             axes.set_xlabel("network evaluations per image")
             axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
         drawn.axes[0].set_ylabel("digits Fréchet distance to the training images")
@@ -185,6 +192,7 @@ MARKS = "osD^vP"
 GREYS = {
     "flow, Euler": ("#404040", "--"), "flow, Euler, guidance 1.5": ("#404040", ":"),
     "EDM, DPM-Solver++": ("#8a8a8a", "--"), "v, cosine, DDIM": ("#b4b4b4", "--"),
+    "TrigFlow, DPM-Solver++": ("#8a8a8a", ":"),
 }  # fmt: skip
 
 
@@ -261,7 +269,7 @@ def main(action: str, folder: str, *runs: str) -> None:
         measure(Path(folder), dict(run.split("=", 1) for run in runs))
         return
     found = json.loads(RESULTS.read_text())
-    (HERE / "few_steps.png").write_bytes(figure(found))
+    Image.open(io.BytesIO(figure(found))).convert("RGB").quantize(64).save(HERE / "few_steps.png", optimize=True)
     (HERE / "few_steps-samples.png").write_bytes(sheet(Path(folder), found["runs"]))
 
 
