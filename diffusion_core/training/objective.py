@@ -8,22 +8,7 @@ seen before it):
     drop   whether the class is dropped, with probability p         "train/drop_label"     per image, not per batch
 
 A batch is therefore a function of (seed, images seen, size) and of nothing else. The loss of each image is multiplied
-by the weight of its noise level, see `loss_weighting`. Offset noise adds one more normal number per image and channel,
-the same at all pixels,
-
-    eps + s offset                                  "train/offset_noise"
-
-and counts as noise: x_t and the target both contain it. Input perturbation adds noise to x_t that the target does not
-contain, gamma times another normal number xi per pixel, drawn in "train/perturbation":
-
-    x_t = alpha x_0 + sigma (eps + gamma xi),       target = target_x0 x_0 + target_eps eps
-
-A batch holds one image and one noise per example, which the backend mixes to both x_t and the target. Solve both
-equations for image and noise: with the determinant ``d = alpha target_eps - sigma target_x0`` they are
-
-    x_0 + (target_eps/d) sigma gamma xi      and      eps - (target_x0/d) sigma gamma xi
-
-and the batch holds these.
+by the weight of its noise level, see `loss_weighting`. `batch_noise` has offset noise and input perturbation.
 
 A coupling (`coupling`) says which noise of a batch belongs to which image; by default each image has the noise of its
 own position. It needs the whole batch.
@@ -38,9 +23,6 @@ A method of `targets` has a target that needs the network: it draws the noise le
 distribution, from "train/t" and streams of its own, and weights them itself. Its batches have the columns and times of
 that target.
 
-Data sets count their classes 0 .. K-1. A network's label for "no class" is either its last one, K, and then
-class k has label k; or it is 0, and then class k has label k + 1.
-
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), algorithm 1 and eq. 14, https://arxiv.org/abs/2006.11239
     Classifier-Free Diffusion Guidance (Ho & Salimans, 2022), algorithm 1, https://arxiv.org/abs/2207.12598
@@ -48,9 +30,6 @@ References:
     image's norm and here of each pixel, https://arxiv.org/abs/2310.14189
     Analog Bits: Generating Discrete Data using Diffusion Models with Self-Conditioning (Chen et al., 2022),
     algorithm 1, https://arxiv.org/abs/2208.04202
-    Input Perturbation Reduces Exposure Bias in Diffusion Models (Ning et al., 2023), algorithm 1,
-    https://arxiv.org/abs/2301.11706
-    Diffusion with Offset Noise (Guttenberg, 2023), https://www.crosslabs.org/blog/diffusion-with-offset-noise
 """
 
 from __future__ import annotations
@@ -81,12 +60,14 @@ from diffusion_core.diffusion.variational import BOUNDS, CDFS, VARIANCES, bound_
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.own_call import samples_to_images
 from diffusion_core.networks.program import Program
+from diffusion_core.training.batch_noise import BatchNoise
 from diffusion_core.training.coupling import Coupling, make_coupling
+from diffusion_core.training.labels import network_labels
 from diffusion_core.training.path_noise import PathNoise, add_to_path, make_path_noise
 from diffusion_core.training.targets import METHODS, Method, Progress, Setting, TrainedNetwork, make_method
 from diffusion_core.training.targets.method import check_teacher, check_times
 
-__all__ = ["OPTIONS", "REGRESSION", "Objective", "network_labels"]
+__all__ = ["OPTIONS", "REGRESSION", "Objective"]
 
 # Options that the user sets; everything else follows from the model.
 OPTIONS = (
@@ -100,35 +81,6 @@ _OF_REGRESSION = (
     "distance", "first_t", "weighting", "timestep_sampling", "input_perturbation", "path_noise", "bound",
 )  # fmt: skip
 REGRESSION = "regression"
-
-
-def network_labels(labels: ArrayLike, classes: int, null_label: int | None) -> NDArray[np.int32]:
-    """Return the network's labels for the classes of a data set, with the shape of `labels`.
-
-    Args:
-        labels: class ids in 0..classes-1; ignored for a network without classes.
-        classes: the number of classes; 0 for a network without classes.
-        null_label: the network's label for "no class": `classes`, 0, or None if it has none.
-
-    Raises:
-        DuetError: if a label is out of range, or `null_label` is the label of a class.
-
-    Example:
-        >>> network_labels([0, 2], classes=3, null_label=0)
-        array([1, 3], dtype=int32)
-    """
-    if null_label is not None and (classes < 1 or null_label not in (0, classes)):
-        raise DuetError(
-            f"null label {null_label} with {classes} classes: there must be at least one class, "
-            f"and the null label must be 0 or the number of classes"
-        )
-    labels = np.asarray(labels)
-    if not classes:
-        return np.zeros(labels.shape, np.int32)
-    wrong = labels[(labels < 0) | (labels >= classes)]
-    if wrong.size:
-        raise DuetError(f"label {wrong[0]} was given; it must be 0 to {classes - 1}")
-    return (labels + (1 if null_label == 0 else 0)).astype(np.int32)
 
 
 @dataclass(frozen=True, repr=False)
@@ -445,6 +397,11 @@ class Objective:
         """The noise around the path between image and noise; None without it."""
         return make_path_noise(self.process, **self.path_noise)
 
+    @cached_property
+    def noises(self) -> BatchNoise:
+        """How the noise of a batch is made."""
+        return BatchNoise(self.seed, self.offset_noise, self.coupled, self.coupling["name"])
+
     @property
     def reads_images(self) -> bool:
         """Whether what is drawn for a batch depends on its images, or changes them."""
@@ -478,66 +435,6 @@ class Objective:
         is_used = Stream(self.seed, f"{streams}/self_condition").uniform(positions, 1)[:, 0] < 0.5
         return np.stack(np.broadcast_arrays(columns.c_skip, columns.c_out, is_used, *self.value_range), axis=1)
 
-    def _noise(self, streams: str, positions: NDArray, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
-        stream = Stream(self.seed, f"{streams}/noise")
-        if not self.offset_noise:
-            return stream.normal(positions, shape, dtype=dtype)
-        offset = Stream(self.seed, f"{streams}/offset_noise").normal(positions, (1, 1, shape[-1]))
-        return (stream.normal(positions, shape) + self.offset_noise * offset).astype(dtype)
-
-    def check_pairs(self) -> None:
-        """Refuse options that would change the noise of stored pairs.
-
-        Raises:
-            DuetError: for a coupling, or offset noise.
-        """
-        for name in ("coupling", "offset_noise"):
-            if self.needs_whole_batch if name == "coupling" else self.offset_noise:
-                given = self.coupling["name"] if name == "coupling" else self.offset_noise
-                raise DuetError(
-                    f"process.{name}: {given} was given, but the data are pairs of noise and image; use "
-                    f"{'independent' if name == 'coupling' else 0}, or data.options.pairs=false to draw other noise"
-                )
-
-    def _given(
-        self, streams: str, noise: NDArray | None, positions: NDArray, images: NDArray, dtype: DTypeLike
-    ) -> NDArray:
-        """Return the noise of stored pairs, or drawn noise."""
-        if noise is None:
-            return self._noise(streams, positions, images.shape[1:], dtype)
-        self.check_pairs()
-        return samples_to_images(noise, "channels_last").astype(dtype, copy=False)
-
-    def _paired(
-        self,
-        streams: str,
-        images: NDArray,
-        noise: NDArray,
-        labels: NDArray,
-        positions: NDArray,
-        features: NDArray | None,
-    ) -> tuple[NDArray, NDArray, NDArray, NDArray | None]:
-        """Return images, noise, labels and features as the coupling pairs them."""
-        if not self.needs_whole_batch:
-            return images, noise, labels, features
-
-        def u() -> NDArray[np.float64]:
-            return Stream(self.seed, f"{streams}/coupling").uniform(positions, 1)[:, 0]
-
-        i, j = self.coupled.pairs(images, noise, labels, u)
-        return images[j], noise[i], labels[j], None if features is None else features[j]
-
-    def _perturbed(self, images: NDArray, noise: NDArray, positions: NDArray, t: NDArray) -> tuple[NDArray, NDArray]:
-        """Return the (images, noise) in float64 whose x_t contains more noise than their target."""
-        (alpha, sigma), columns = self.process.schedule(t), self.process.columns(t)
-        determinant = alpha * columns.target_eps - sigma * columns.target_x0
-        xi = Stream(self.seed, "train/perturbation").normal(positions, images.shape[1:])
-        more = (self.input_perturbation * sigma / determinant)[:, None, None, None] * xi
-        x0 = images.astype(np.float64)
-        return x0 + columns.target_eps[:, None, None, None] * more, noise - columns.target_x0[
-            :, None, None, None
-        ] * more
-
     def _labels(self, labels: ArrayLike) -> NDArray[np.int32]:
         return network_labels(labels, self.classes or self.null_label or 0, self.null_label)
 
@@ -570,8 +467,8 @@ class Objective:
         """
         images, labels = samples_to_images(images, "channels_last"), self._labels(labels)
         is_exact = self.input_perturbation or self.around_path is not None
-        noise = self._given("train", noise, positions, images, np.float64 if is_exact else dtype)
-        images, noise, labels, features = self._paired("train", images, noise, labels, positions, features)
+        noise = self.noises.given("train", noise, positions, images, np.float64 if is_exact else dtype)
+        images, noise, labels, features = self.noises.paired("train", images, noise, labels, positions, features)
         dropped = np.zeros(len(labels), bool)
         if self.label_dropout:
             dropped = Stream(self.seed, "train/drop_label").uniform(positions, 1)[:, 0] < self.label_dropout
@@ -581,7 +478,7 @@ class Objective:
         t, importance = self.draw_timesteps(positions, history)
         labels = np.where(dropped, self.null_label, labels) if self.label_dropout else labels
         if self.input_perturbation:
-            images, noise = self._perturbed(images, noise, positions, t)
+            images, noise = self.noises.perturbed(self.process, self.input_perturbation, images, noise, positions, t)
         if self.around_path is not None:
             xi = Stream(self.seed, "train/path_noise").normal(positions, images.shape[1:])
             images, noise = add_to_path(self.process, t, images, noise, xi, *self.around_path(t))
@@ -685,8 +582,8 @@ class Objective:
             DuetError: if a label is out of range, or the features have another shape than the network takes.
         """
         images = samples_to_images(images, "channels_last")
-        noise = self._given(streams, noise, positions, images, dtype)
-        pairs = self._paired(streams, images, noise, self._labels(labels), positions, features)
+        noise = self.noises.given(streams, noise, positions, images, dtype)
+        pairs = self.noises.paired(streams, images, noise, self._labels(labels), positions, features)
         images, noise, labels, features = pairs
         if self.training_method is not None:
             return self.target_batch(

@@ -20,7 +20,7 @@ from diffusion_core.networks.own import OwnSpec
 from diffusion_core.networks.own_call import samples_to_images
 from diffusion_core.networks.program import Program
 from diffusion_core.runs.checkpoint import Checkpoint
-from diffusion_core.training.objective import network_labels
+from diffusion_core.training.labels import network_labels
 from duet.api.options import check_types, unknown_option
 from duet.api.own import CALL, check_has_labels, read_labels, split_call
 from duet.api.runs import Run, load_run, run_setup

@@ -21,7 +21,7 @@ from diffusion_core.images.files import is_image_file, readable_name, scan
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint
 from diffusion_core.sampling import SamplerPlan
-from diffusion_core.training.objective import network_labels
+from diffusion_core.training.labels import network_labels
 from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import DataSource, check_data
 from experiments.runtime.own_networks import OwnNetwork, with_network

@@ -33,7 +33,7 @@ from diffusion_core.likelihood import bits_per_dimension, dequantize, flow_densi
 from diffusion_core.likelihood.bound import FIXED, check_variance, with_fixed_variance
 from diffusion_core.likelihood.flow import ODE_METHODS
 from diffusion_core.runs.run_directory import write_arrays
-from diffusion_core.training.objective import network_labels
+from diffusion_core.training.labels import network_labels
 from experiments.evaluation.context import EvaluationContext, Measure, Measurement
 from experiments.runtime.data import check_data
 from experiments.runtime.progress import Counter

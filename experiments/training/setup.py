@@ -285,7 +285,7 @@ def _check_features(augment: float, dataset: Dataset, model: DiffusionModel, obj
 
 def _check_pairs(dataset: Dataset, model: DiffusionModel, objective: Objective) -> None:
     """Refuse pairs of noise and image of another value range, in which they are no pairs of their teacher."""
-    objective.check_pairs()
+    objective.noises.check_pairs()
     if dataset.value_range not in (None, tuple(model.value_range)):
         (low, high), (black, white) = dataset.value_range, model.value_range
         raise DuetError(

@@ -16,7 +16,8 @@ from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import cosine, flow, linear
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import PlainSpec, UNetSpec
-from diffusion_core.training.objective import Objective, network_labels
+from diffusion_core.training.labels import network_labels
+from diffusion_core.training.objective import Objective
 
 PROCESS = Process(linear(), "v")
 OBJECTIVE = Objective(PROCESS, seed=3, null_label=4, label_dropout=0.25)
