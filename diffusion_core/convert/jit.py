@@ -8,9 +8,9 @@
         norm2, mlp.w12, .w3                                     mlp.norm, .dense0, .dense1
     final_layer: norm_final, adaLN_modulation.1, linear     final: norm, modulation, dense
 
-Names and shapes determine everything except the block in front of which the tokens of the class are added, which is a
-third of the depth in the published networks. A checkpoint of a training holds the weights and two moving averages, of
-which the first is imported, as its sampler uses it.
+Names and shapes determine everything except the block before which the class tokens are added; in the published
+networks it is block number depth / 3. A training checkpoint holds the weights and two moving averages, of which the
+authors' sampler uses the first; that one is imported.
 
 Reference: Back to Basics: Let Denoising Generative Models Denoise (Li & He, 2025), https://arxiv.org/abs/2511.13720,
 and its code (LTH14/JiT)
@@ -79,12 +79,12 @@ def import_jit(
         path: a `.pth` (read by `read`), `.npz` or `.safetensors` file.
         read: reads a `.pth` file.
         process: see `names.make_model`.
-        context_start: the block in front of which the tokens of the class are added; None is a third of the depth.
-        noise_scale: standard deviation of the starting noise; None is 2 for images of 512 pixels, otherwise 1.
-        dropout: that of the training, `--proj_dropout`.
-        attention_dropout: that of the training, `--attn_dropout`.
+        context_start: the block before which the class tokens are added; None is a third of the depth.
+        noise_scale: standard deviation of the starting noise; None is 2 for images of 512 pixels, else 1.
+        dropout: `--proj_dropout` of the training.
+        attention_dropout: `--attn_dropout` of the training.
         ema: a second file with the moving average.
-        key: which network of a file that holds several, such as model_ema2, see `state_dicts`.
+        key: which network to read from a file that holds several, as in model_ema2; see `state_dicts`.
 
     Raises:
         DuetError: if a file or an option does not fit.

@@ -1,7 +1,7 @@
 """How the images of a data set were found: what was recognised, what was left out, and which part was read.
 
-A folder of images is never read in silence. `Reading.lines` says everything that a person cannot see from the number
-of images: how folders became classes and parts, what was left out and of what kind, and which classes are empty.
+Reading a folder always leaves a report. `Reading.lines` tells what the number of images does not show: how folders
+became classes and parts, which files were left out and why, and which classes are empty.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 UNREADABLE = "unreadable images"
-# Kinds of files that are used, with a remark.
+# Kinds of files that are read, but with a remark.
 METADATA, BY_CONTENT = "used: images with damaged metadata", "used: files without the suffix of an image"
 _NAMED, _LISTED = 3, 100
 
@@ -35,9 +35,9 @@ class Reading:
 
     Args:
         remarks: one sentence each.
-        left_out: the names of files and folders that are no part of the data set, or were read with a remark, by kind.
-            A data set may lie among a million other files, so the first hundred of each kind are kept.
-        counts: how many there are of each kind.
+        left_out: by kind, the names of files and folders that are not part of the data set, or were read with a remark.
+            A data set may lie among a million other files, so only the first hundred names of each kind are kept.
+        counts: the number of files of each kind.
         part: the part that was read, if there are several.
         parts: the names of all parts.
     """
@@ -63,7 +63,7 @@ class Reading:
 
     @property
     def lines(self) -> tuple[str, ...]:
-        """What a person should know, one line each; empty if there is nothing to say."""
+        """The remarks and the files left out, one line each; empty if there are none."""
         return reading_lines(self.plain)
 
     @property
@@ -74,9 +74,9 @@ class Reading:
 
 
 def merge_readings(plains: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the plain data of the readings of several parts as one.
+    """Merge the plain data of the readings of several parts.
 
-    Parts of one folder share its remarks and what was left out; only unreadable images and damaged metadata are theirs.
+    Parts of one folder share its remarks and the files left out; each has its own unreadable images and metadata.
     """
     merged: dict[str, Any] = {"remarks": [], "left_out": {}}
     for plain in plains:
@@ -90,7 +90,7 @@ def merge_readings(plains: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def reading_lines(plain: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what a person should know of the plain data of a reading, as it stands in a data card."""
+    """Return the lines of a reading from its plain data, as a data card shows them."""
     lines = list(plain.get("remarks", ()))
     for kind, facts in plain.get("left_out", {}).items():
         more = f", and {facts['count'] - _NAMED:,} more" if facts["count"] > _NAMED else ""
@@ -108,16 +108,16 @@ def check_max_unreadable(max_unreadable: float) -> None:
 
 
 def check_unreadable(what: str, failed: Sequence[tuple[str, str]], total: int, max_unreadable: float) -> None:
-    """Refuse a part of which too many images cannot be read.
+    """Refuse a part with too many unreadable images.
 
     Args:
-        what: the data set or its part, with which the error begins.
+        what: the data set or its part; the error begins with it.
         failed: names and reasons.
         total: the number of images of the part.
         max_unreadable: the largest fraction that may be unreadable.
 
     Raises:
-        DuetError: if there are more, the first three of which it names; or if that is no fraction.
+        DuetError: if more are unreadable (it names the first three), or if `max_unreadable` is not a fraction.
     """
     check_max_unreadable(max_unreadable)
     if len(failed) > max_unreadable * total:

@@ -1,11 +1,11 @@
 """Draw points of the plane: scatter plots, paths and arrows.
 
 An image of one pixel with three channels is a point (x, y): red is x, green is y, both from -1 (0) to 1 (255); blue is
-ignored. `diffusion_core.data.toys` makes such data. A square of colour would hide where a point lies, so these images
-are drawn as points instead.
+ignored. `diffusion_core.data.toys` makes such data. These images are drawn as points, because a square of colour does
+not show where a point lies.
 
-Coordinates have shape (N, 2), x to the right and y up. A `Plane` is drawn in several times its size and reduced at the
-end, which smooths all edges; what is drawn later lies on top.
+Coordinates have shape (N, 2), x to the right and y up. A `Plane` is drawn at several times its size and then reduced,
+which smooths all edges. Later drawings cover earlier ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Colour = tuple[int, int, int]
 
 INK: Colour = (56, 60, 68)
 _PAPER, _GRID, _FRAME = (252, 252, 253), (232, 234, 238), (186, 190, 198)
-# Colours that are told apart by hue and by lightness.
+# Colours that differ in hue and in lightness.
 _COLOURS: tuple[Colour, ...] = (
     (31, 95, 191), (226, 108, 20), (28, 140, 92), (200, 48, 84), (124, 80, 190), (150, 106, 40), (20, 150, 176),
     (214, 84, 170), (110, 128, 24), (90, 100, 120),
@@ -51,7 +51,7 @@ def point_coordinates(images: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def class_colours(count: int) -> list[Colour]:
-    """Return a colour for each of `count` classes; many classes get neighbouring hues of changing lightness."""
+    """Return a colour for each of `count` classes; many classes get neighbouring hues of alternating lightness."""
     if count <= len(_COLOURS):
         return list(_COLOURS[:count])
     hues = [colorsys.hls_to_rgb(k / count, (0.36, 0.5)[k % 2], 0.68) for k in range(count)]
@@ -64,7 +64,7 @@ class Plane:
     Args:
         size: height and width in pixels.
         limit: the largest coordinate.
-        numbers: whether -1, 0 and 1 are written on the axes.
+        numbers: whether to write -1, 0 and 1 on the axes.
     """
 
     def __init__(self, size: int = 240, limit: float = 1.25, numbers: bool = False) -> None:
@@ -206,7 +206,7 @@ def scatter(
     present = np.unique(labels)
     colours = class_colours(1 + int(present.max(initial=0)))
     plane = Plane(size, limit, numbers=size >= 240)
-    # Fewer points are drawn larger and denser.
+    # Draw few points larger and more opaque.
     radius, opacity = (2.6, 0.85) if len(points) <= 300 else (2.0, 0.6) if len(points) <= 2000 else (1.4, 0.4)
     image = plane.dots(points, [colours[k] for k in labels], radius * max(1.0, size / 420), opacity).pixels()
     if not legend or not 1 < len(present) <= _MOST_NAMES:
@@ -216,7 +216,7 @@ def scatter(
 
 
 def panels(images: NDArray[np.uint8], size: int = 96) -> NDArray[np.uint8]:
-    """Return a small plot of each point, with shape (N, size, size, 3), where images stand side by side.
+    """Return one small plot per point, with shape (N, size, size, 3), for use in an image grid.
 
     Args:
         images: uint8 with shape (N, 1, 1, 3).
@@ -226,7 +226,7 @@ def panels(images: NDArray[np.uint8], size: int = 96) -> NDArray[np.uint8]:
 
 
 def shifts(left: NDArray[np.uint8], right: NDArray[np.uint8], gain: float, size: int = 420) -> NDArray[np.uint8]:
-    """Return a plot of how far points are from others: a line from each, `gain` times as long as the distance.
+    """Return a plot of the differences between two sets of points: one line per pair, `gain` times the difference long.
 
     Args:
         left: uint8 with shape (N, 1, 1, 3).

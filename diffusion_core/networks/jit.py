@@ -1,15 +1,15 @@
-"""JiT: a transformer of large patches of the image, with rotary positions and the class as tokens in its context.
+"""JiT: a transformer on large image patches, with rotary positions and class tokens.
 
-embed:  p x p patches through a bottleneck as tokens  + a fixed table of sines           the patches
+embed:  p x p patches, through a bottleneck, as tokens  + a fixed sine table              the patches
         c = MLP(time features) + class                                                    a vector per image
 block:  x + gate attention(modulate(RMSNorm(x))), then x + gate SwiGLU(modulate(RMSNorm(x))); shift, scale and gate of
         both are Linear(SiLU(c))
         q and k of each head are normalised, then rotated by the row and the column of their patch
-before block `context_start`:  tokens of the class, each plus its row of a learned table, are put in front; they are
-        not rotated, and are cut off at the end
+before block `context_start`:  put class tokens, each plus its row of a learned table, in front of the patches; they
+        are not rotated, and are cut off at the end
 final:  RMSNorm -> modulate -> Linear -> the patches as an image
 
-Only the middle half of the blocks has dropout. The network predicts x_0 and receives the time from noise to data, see
+Only the middle half of the blocks has dropout. The network predicts x_0; its time runs from noise (0) to data (1), see
 `process=jit`.
 
 Reference: Back to Basics: Let Denoising Generative Models Denoise (Li & He, 2025), https://arxiv.org/abs/2511.13720,
@@ -49,7 +49,7 @@ _STD = 0.02
 
 @dataclass(frozen=True, repr=False)
 class JiTSpec(NetworkSpec):
-    """A JiT.
+    """The options of a JiT.
 
     Args:
         image_size: height and width in pixels, divisible by `patch_size`.
@@ -61,12 +61,12 @@ class JiTSpec(NetworkSpec):
         channels: width of the tokens, a multiple of 4.
         depth: number of blocks.
         heads: attention heads; each has a multiple of 4 channels.
-        mlp_ratio: hidden width of the MLPs in widths, of which SwiGLU takes two thirds.
-        context: number of tokens with the class; 0 for none.
-        context_start: the block in front of which they are added.
+        mlp_ratio: hidden width of the MLPs, in units of `channels`; SwiGLU uses two thirds of it.
+        context: number of class tokens; 0 for none.
+        context_start: the block before which the class tokens are added.
         dropout: dropout probability of the attention's output and of the MLP's hidden values, in the middle half of the
             blocks.
-        attention_dropout: the same of the weights of the attention.
+        attention_dropout: dropout probability of the attention weights, in the same blocks.
 
     Example:
         >>> from diffusion_core.networks import lower
@@ -159,7 +159,7 @@ class _Lowering(TokenBuilder):
         return self.program(spec.num_classes or None, spec.num_classes)
 
     def embedding(self) -> str:
-        """Add the vector of the time and the class, after its SiLU."""
+        """Add the embedding of the time and the class, followed by SiLU."""
         spec, width = self.spec, self.spec.channels
         h = self.time("embed", "c_noise", _FEATURES, _FEATURES / 2, width)
         if spec.num_classes:
@@ -168,7 +168,7 @@ class _Lowering(TokenBuilder):
         return self.act("embed.act1", h)
 
     def patches(self) -> str:
-        """Add the tokens of the patches with their table of positions."""
+        """Add the patch tokens with their table of positions."""
         spec, no_padding = self.spec, (0, 0, 0, 0)
         x = self.conv("patch.conv0", self.image(), spec.bottleneck, spec.patch_size, spec.patch_size, no_padding, False)
         x = self.add("patch.tokens", Patchify(1), self.conv("patch.conv1", x, spec.channels, kernel=1))

@@ -1,8 +1,8 @@
 """The whole comparison of two recordings, and its findings.
 
-forward     B is walked on A's values (`walk`); where the sides part, the catalogue is asked for the cause (`explain`)
-gradient    where the forward passes agree: gradients of parameters, then of the values on both sides
-training    a pass in training mode, walked in the same way, and what it leaves in the buffers
+forward     evaluate B on A's values (`walk`); where the sides differ, search the catalogue for the cause (`explain`)
+gradient    if the forward passes agree: gradients of the parameters, then of the values on both sides
+training    the same for a pass in training mode, and for the buffers that it updates
 steps       what optimisers read and wrote
 """
 
@@ -36,11 +36,11 @@ from diffusion_core.parity.diff.walk import Walk
 
 __all__ = ["compare"]
 
-# So many findings are enough for one comparison, and so many places; a recurrent layer has one per step.
+# The largest number of findings per comparison, and of places per finding; a recurrent layer has one per step.
 _MOST, _MOST_PLACES = 12, 100
-# So many operations in front of a region that only move numbers are looked at with it.
+# The largest number of operations before a region that only move numbers and are searched with it.
 _MOVES = 16
-# Recorded outputs that agree so closely are equal, whatever the walk says: a form that it does not see through.
+# Recorded outputs that agree to this are equal, even where the walk does not recognise the form of the other side.
 _AGREE = {"float64": 1e-11, "float32": 1e-6}
 
 MODES = ("forward", "gradient", "training", "steps")
@@ -53,11 +53,11 @@ def compare(
 
     Args:
         a, b: the recordings.
-        user_map: names of parameters of A and the names in B that the user says they have.
-        modes: what to compare of what was recorded.
+        user_map: names of parameters in A, and their names in B as the user gives them.
+        modes: which of the recorded parts to compare.
 
     Returns:
-        the findings in the order in which they should be mended, and what a report shows around them.
+        the findings, in the order in which to fix them, and what else a report shows.
     """
     findings: list[Finding] = []
     compared: dict[str, str] = {}
@@ -96,7 +96,7 @@ def compare(
 
 
 def _with_gradients(record: Pass, evaluation: Pass | None) -> Pass:
-    """Return a pass in training mode with the gradients of evaluation: they help to pair weights that differ."""
+    """Return a training pass with the gradients of evaluation, which help to pair weights that differ."""
     if record.gradients or evaluation is None:
         return record
     shared = [
@@ -125,7 +125,7 @@ def _common(a: Recording, b: Recording, names: Sequence[str]) -> str | None:
 
 
 def said(findings: Sequence[Finding]) -> str:
-    """Say in words what a part of the comparison came to."""
+    """Return the result of a part of the comparison in words."""
     count = len(real(findings))
     return f"{count} difference{'s' if count > 1 else ''}" if count else "equal to rounding"
 
@@ -138,7 +138,7 @@ def real(findings: Sequence[Finding]) -> list[Finding]:
 def compare_pass(
     a: Pass, b: Pass, user_map: Mapping[str, str] | None, mode: str, causes: Sequence[str] = ()
 ) -> PassComparison:
-    """Compare two passes, operation by operation; `causes` are those that are tried first."""
+    """Compare two passes, operation by operation; the causes in `causes` are tried first."""
     graph_a, graph_b = to_graph(a), to_graph(b)
     alignment = weights.align(a, b, user_map)
     names_a, names_b = ({**p.parameters, **p.buffers} for p in (a, b))
@@ -187,7 +187,7 @@ def compare_pass(
                 break
             exits.update({exit_.b: findings[-1] for exit_ in found.exits})
             if set(found.changes) <= set((walk.b if found.of_b else walk.a).changes):
-                found = replace(found, exits=parting.exits)  # it has been changed before, and that was not enough
+                found = replace(found, exits=parting.exits)  # an earlier change of it did not remove the difference
             else:
                 walk.change(found.changes, found.of_b)
             walk.give([exit_ for exit_ in found.exits if not walk.found(exit_.b)])
@@ -206,7 +206,7 @@ def compare_pass(
 def same_weights(
     alignment: weights.Alignment, a: Graph, names_a: Mapping[str, int], names_b: Mapping[str, int]
 ) -> dict[int, NDArray]:
-    """Return the parameters of B that are A's to rounding, written in terms of A's, by value number."""
+    """Return the parameters of B that equal A's to rounding, written in terms of A's, by value number."""
     agree = ("equal", "equal up to rounding")
     state = {name: a.values[number] for name, number in names_a.items() if number in a.values}
     computed = {item.name for item in alignment.derived if item.side == "b"}
@@ -228,11 +228,11 @@ def outputs_agree(
 
 
 def first_parting(walk: Walk, partner: Mapping[int, tuple[int, tuple[int, int] | None]]) -> Parting | None:
-    """Return the first place where the sides part, or None."""
+    """Return the first place where the sides differ, or None."""
     still = walk.open()
-    # What only moves found numbers is no difference by itself, though nothing on the other side has that order.
+    # An operation that only reorders found numbers is no difference, even if the other side never has that order.
     moved: set[int] = set()
-    # A lookup by data, such as that of words, does more than that.
+    # A lookup by data, as of words, is more than a reordering.
     data = {n for i in reached(walk.b, walk.b.record.inputs) for n in walk.b.operations[i].outputs}
     data.update(walk.b.record.inputs)
     for operation in walk.b.operations:
@@ -248,7 +248,7 @@ def first_parting(walk: Walk, partner: Mapping[int, tuple[int, tuple[int, int] |
     ]
     if not starts:
         return first_end(walk)
-    # An operation that reads something comes before one that makes a constant of the code.
+    # Prefer an operation that reads values to one that makes a constant.
     reading = [
         i for i in starts if any(n in walk.b.producer or n in walk.b.record.inputs for n in walk.b.operations[i].inputs)
     ]
@@ -266,7 +266,7 @@ def first_parting(walk: Walk, partner: Mapping[int, tuple[int, tuple[int, int] |
 
 
 def with_moves(graph: Graph, region: Collection[int]) -> tuple[int, ...]:
-    """Return a region together with what moves numbers for it alone: their order is found only where they are used."""
+    """Return a region with the operations before it that only reorder its inputs; only their use shows the order."""
     result, todo = set(region), list(region)
     while todo and len(result) < len(region) + _MOVES:
         for number in graph.operations[todo.pop()].inputs:
@@ -282,7 +282,7 @@ def with_moves(graph: Graph, region: Collection[int]) -> tuple[int, ...]:
 
 
 def first_end(walk: Walk) -> Parting | None:
-    """Return the first output of B that is found before A returns: what A does from there on is the difference."""
+    """Return the first output of B that A computes before its own output; the difference is what A does after it."""
     for here, there in walk.early.items():
         theirs, mine = walk.a.values[there], walk.values[here]
         exits = (Exit(there, here, likely_layout(theirs, mine)),) if theirs.size == mine.size else ()
@@ -293,7 +293,7 @@ def first_end(walk: Walk) -> Parting | None:
 
 
 def together(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Put findings of the same cause and the same numbers together: the first stands for all."""
+    """Merge findings with the same cause and the same numbers into the first of them."""
     result: list[Finding] = []
     for finding in findings:
         for i, earlier in enumerate(result):
@@ -306,7 +306,7 @@ def together(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def said_of(finding: Finding) -> tuple:
-    """Return what a finding says, apart from its place unless that is all that it says."""
+    """Return the content of a finding without its place; with its place if it has no other content."""
     place = () if finding.kind else (finding.a, finding.b)
     return (finding.kind, finding.status, finding.a_does, finding.b_does, finding.mode, *place)
 
@@ -317,12 +317,12 @@ def places(finding: Finding) -> str:
 
 
 def rows_of(walk: Walk, exits: Mapping[int, Finding], findings: Sequence[Finding]) -> tuple[Row, ...]:
-    """Return one row for each value that both sides have and that is more than another order of an earlier one.
+    """Return one row for each value that both sides have, except for values that only reorder an earlier one.
 
     Args:
         walk: after the findings.
-        exits: the finding before each value of B where A's numbers were put in.
-        findings: put together.
+        exits: for each value of B that was replaced by A's numbers, the finding before it.
+        findings: the merged findings.
     """
     position = {said_of(finding): i for i, finding in reversed(list(enumerate(findings)))}
     rows = []
@@ -339,7 +339,7 @@ def rows_of(walk: Walk, exits: Mapping[int, Finding], findings: Sequence[Finding
             inherited = float("nan")
             recorded = recorded_a is not None and recorded_b is not None
             if recorded and all(
-                np.size(x) == np.size(graph.values[n])  # a cause that was found may have changed the shape
+                np.size(x) == np.size(graph.values[n])  # a cause that was applied may have changed the shape
                 for x, graph, n in ((recorded_a, walk.a, there), (recorded_b, walk.b, number))
             ):
                 inherited = relative(np.asarray(recorded_b), to_b(np.asarray(recorded_a)))
@@ -366,7 +366,7 @@ def training_part(
     user_map: Mapping[str, str] | None,
     forward: PassComparison | None,
 ) -> list[Finding]:
-    """Compare the passes in training mode, and what they leave in the buffers; what evaluation showed is left out."""
+    """Compare the training passes and the buffers that they update; leave out what evaluation already showed."""
     before = real(forward.findings) if forward else ()
     causes = tuple(dict.fromkeys(f.kind for f in before if f.status == "verified"))
     compared = compare_pass(pass_a, pass_b, user_map, "training", causes)
@@ -375,7 +375,7 @@ def training_part(
     found = [f for f in found if f.kind or not any(same_place(f, g) for g in before)]
     buffers = training.training_findings(a, b, compared.alignment, compared.dropouts)
     if buffers:
-        # What a norm leaves in its buffers says more than that its output differs.
+        # A difference in the buffers of a norm says more than one in its output.
         found = [f for f in found if f.kind]
     layers = {f.b.layer for f in found if f.b}
     return [*found, *(f for f in buffers if f.b is None or f.b.layer not in layers)]
@@ -389,7 +389,7 @@ def same_place(one: Finding, other: Finding) -> bool:
 
 
 def words_of(forward: PassComparison) -> list[str]:
-    """Say how the outputs of both sides belong together, and their random numbers."""
+    """Return notes on how the outputs of both sides were paired, and on their random numbers."""
     count = len(forward.walk.drawn)
     what = f"{count} times, and B was run with A's numbers" if count > 1 else "and B was run with A's numbers"
     drawn = [f"both sides draw random numbers {what}"] if drawn_apart(forward.walk) else []
@@ -397,7 +397,7 @@ def words_of(forward: PassComparison) -> list[str]:
 
 
 def drawn_apart(walk: Walk) -> bool:
-    """Return whether the two sides drew other random numbers, of which B was given A's."""
+    """Return whether the two sides drew different random numbers, so that B was run with A's."""
     return any(
         not np.array_equal(walk.values[here], walk.b.values[here]) for here in walk.drawn if here in walk.b.values
     )
