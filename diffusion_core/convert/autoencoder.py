@@ -23,7 +23,7 @@ from safetensors import numpy as tensors
 
 from diffusion_core.common.errors import DuetError
 from diffusion_core.convert.arrays import Reader, describe_folder, read_config
-from diffusion_core.convert.diffusers_files import find_weight_files
+from diffusion_core.convert.diffusers_files import current_name, find_weight_files
 from diffusion_core.convert.names import (
     DENSE_1X1,
     SAME,
@@ -67,8 +67,6 @@ _BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecode
 # What decides a number type or cuts images into tiles, but changes no function.
 _IGNORED = ("force_upcast", "_class_name")
 _LEAVES = {"norm0": ".norm1", "conv0": ".conv1", "norm1": ".norm2", "conv1": ".conv2", "shortcut": ".conv_shortcut"}
-# The names of attention layers until 2023.
-_FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def import_autoencoder(path: str | Path, read: Reader) -> Autoencoder:
@@ -91,7 +89,7 @@ def import_autoencoder(path: str | Path, read: Reader) -> Autoencoder:
         )
     spec = _read_spec(read_config(folder / "config.json"), str(folder / "config.json"))
     files = find_weight_files(folder)
-    arrays = {_current_name(name): array for name, array in files.read(read).items()}
+    arrays = {current_name(name): array for name, array in files.read(read).items()}
     known = {name for part in ("encoder", "decoder") for entry in _names(spec, part).values() for name in entry.names}
     if other := [name for name in arrays if name not in known]:
         raise DuetError(f"{files.source}: {other[0]} is no part of this {_CLASS} ({len(other)} such arrays)")
@@ -169,9 +167,3 @@ def _names(spec: AutoencoderSpec, part: str) -> NameMap:
         return Entry((f"{module}.{parameter}",), dense if node.name == "mid.attn.proj" else SAME)
 
     return name_map(program, modules | join_names(units, _LEAVES), make_entry, _CLASS)
-
-
-def _current_name(name: str) -> str:
-    """Return the name that present versions of diffusers give an array."""
-    *module, leaf, parameter = name.split(".") if name.count(".") > 1 else ("", "", name)
-    return ".".join([*module, _FORMER[leaf], parameter]) if ".attentions." in name and leaf in _FORMER else name

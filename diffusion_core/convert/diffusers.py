@@ -23,7 +23,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.convert import diffusers_dit
 from diffusion_core.convert.arrays import Reader, describe_folder, read_config
 from diffusion_core.convert.diffusers_config import read_spec
-from diffusion_core.convert.diffusers_files import WeightFiles, find_weight_files
+from diffusion_core.convert.diffusers_files import WeightFiles, current_name, find_weight_files
 from diffusion_core.convert.diffusers_process import read_process
 from diffusion_core.convert.diffusers_sampler import read_sampler
 from diffusion_core.convert.names import (
@@ -53,8 +53,6 @@ _LEAVES = {
     "proj": ".to_out.0",
     "conv": ".conv",
 }
-# The names of attention layers until 2023.
-_FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 def import_diffusers(
@@ -100,7 +98,7 @@ def import_diffusers(
     title, form = ("DiTTransformer2DModel", "diffusers_dit") if is_dit else ("UNet2DModel", "diffusers")
 
     def read_one(files: WeightFiles) -> StateDicts:
-        arrays = {_current_name(name): array for name, array in files.read(read).items()}
+        arrays = {current_name(name): array for name, array in files.read(read).items()}
         return choose_state_dicts(arrays, form, f"a state dict of {title}", files.source, key)
 
     found = read_one(files)
@@ -198,9 +196,3 @@ def make_name_map(spec: UNetSpec, program: Program) -> NameMap:
         return Entry((f"{module}.{parameter}",), DENSE_1X1 if is_dense else SAME)
 
     return name_map(program, modules, make_entry, "diffusers")
-
-
-def _current_name(name: str) -> str:
-    """Return the name that present versions of diffusers give an array."""
-    *module, leaf, parameter = name.split(".") if name.count(".") > 1 else ("", "", name)
-    return ".".join([*module, _FORMER[leaf], parameter]) if ".attentions." in name and leaf in _FORMER else name

@@ -24,7 +24,10 @@ from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.convert.arrays import Reader, describe_folder, read_arrays
 from diffusion_core.files.safe_read import read_json
 
-__all__ = ["WeightFiles", "find_weight_files"]
+__all__ = ["WeightFiles", "current_name", "find_weight_files"]
+
+# The names of attention layers until 2023, and the present ones.
+_FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 # The second stem is that of models saved by other libraries of the same authors.
 _FILE = re.compile(
@@ -146,3 +149,9 @@ def _shards(folder: Path, matches: list[re.Match[str]]) -> tuple[str, ...]:
             f"{f' (and {len(missing) - 1} more)' if len(missing) > 1 else ''}; {describe_folder(folder)}"
         )
     return tuple(names[number] for number in range(1, count + 1))
+
+
+def current_name(name: str) -> str:
+    """Return the name that present versions of diffusers give an array."""
+    *module, leaf, parameter = name.split(".") if name.count(".") > 1 else ("", "", name)
+    return ".".join([*module, _FORMER[leaf], parameter]) if ".attentions." in name and leaf in _FORMER else name

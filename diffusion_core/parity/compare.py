@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -131,13 +132,14 @@ def pixel_difference(a: NDArray, b: NDArray, images: Sequence[NDArray] = (), all
     return float(np.mean(differs))
 
 
+def _add_check(checks: list[Check], precision: str, pair: str, rung: int, name: str, kind: str, error: float) -> None:
+    checks.append(check(rung, name, precision, pair, kind, error))
+
+
 def compare_arrays(a: Arrays, b: Arrays, precision: str, pair: str) -> list[Check]:
     """Return the checks of rungs 0, 2, 4 and 7, and of the likelihoods of rung 6, for two records."""
     checks: list[Check] = []
-
-    def judge(rung: int, name: str, kind: str, error: float) -> None:
-        checks.append(check(rung, name, precision, pair, kind, error))
-
+    judge = partial(_add_check, checks, precision, pair)
     for group in ("schedule", "process", "plan", "batch", "weights", "data order", "decays"):
         judge(0, group, "bits", differing(under(a, f"0/{group}"), under(b, f"0/{group}")))
     for case in cases.BLOCKS:
@@ -189,10 +191,7 @@ def _sampled(names: Iterable[str]) -> list[str]:
 def compare_handover(uninterrupted: Arrays, taken: Arrays, precision: str, pair: str) -> list[Check]:
     """Return the checks of rungs 6 and 8: an uninterrupted run, and the other framework's run from its state."""
     checks: list[Check] = []
-
-    def judge(rung: int, name: str, kind: str, error: float) -> None:
-        checks.append(check(rung, name, precision, pair, kind, error))
-
+    judge = partial(_add_check, checks, precision, pair)
     # All that either record has, and at least those of a quick climb.
     for plan in _sampled(uninterrupted.keys() | taken.keys()):
         images = [under(record, f"6/{plan}/").get("images", np.full(1, np.nan)) for record in (uninterrupted, taken)]

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from diffusion_core.parity.diff.translations import Translations
+
 __all__ = ["TRANSLATIONS", "Node", "Sink", "Value", "short", "translates"]
 
 # A value is the name that it has in the file, or the number of an intermediate result.
@@ -96,17 +98,8 @@ class Node:
 
 
 Translation = Callable[[Node], None]
-TRANSLATIONS: dict[str, Translation] = {}
-
-
-def translates(*names: str) -> Callable[[Translation], Translation]:
-    """Register a function for operators."""
-
-    def register(function: Translation) -> Translation:
-        TRANSLATIONS.update(dict.fromkeys(names, function))
-        return function
-
-    return register
+TRANSLATIONS = Translations()
+translates = TRANSLATIONS.register
 
 
 def short(number: float) -> float:

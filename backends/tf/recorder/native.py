@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
 
+from diffusion_core.parity.diff.translations import Translations
+
 __all__ = ["TRANSLATIONS", "Native", "Value", "translates"]
 
 
@@ -103,14 +105,5 @@ class Native:
 
 
 Translation = Callable[[Native], None]
-TRANSLATIONS: dict[str, Translation] = {}
-
-
-def translates(*names: str) -> Callable[[Translation], Translation]:
-    """Register the translation of native operations."""
-
-    def register(function: Translation) -> Translation:
-        TRANSLATIONS.update(dict.fromkeys(names, function))
-        return function
-
-    return register
+TRANSLATIONS = Translations()
+translates = TRANSLATIONS.register

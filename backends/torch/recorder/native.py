@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diffusion_core.parity.diff.translations import Translations
+
 __all__ = ["TRANSLATIONS", "Native", "Sink", "Translation", "Unknown", "translates"]
 
 
@@ -111,14 +113,5 @@ class Native:
 
 
 Translation = Callable[[Native], None]
-TRANSLATIONS: dict[str, Translation] = {}
-
-
-def translates(*names: str) -> Callable[[Translation], Translation]:
-    """Register a function as the translation of operations of these names."""
-
-    def register(function: Translation) -> Translation:
-        TRANSLATIONS.update(dict.fromkeys(names, function))
-        return function
-
-    return register
+TRANSLATIONS = Translations()
+translates = TRANSLATIONS.register

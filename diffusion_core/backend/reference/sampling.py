@@ -58,6 +58,24 @@ def _jacobian(function: Callable[[Array, NDArray], Array], x: Array) -> Array:
     return (total.reshape(batch, size, size) / (12 * h[:, None, None])).swapaxes(1, 2)
 
 
+def _pull_back(jacobian: Array, cotangent: Array) -> Array:
+    """Return the product of a cotangent, with the shape of the images, and the derivatives of `_jacobian`."""
+    return np.einsum("boi,bo->bi", jacobian, cotangent.reshape(len(cotangent), -1)).reshape(cotangent.shape)
+
+
+def _next_registers(
+    plan: SamplerPlan, i: int, registers: list[Array], history: list[Array], unclipped: Array, z: Array
+) -> list[Array]:
+    """Return state X + denoised D + unclipped U + noise z of row i, one register after another."""
+    return [
+        sum(plan.state[i, r, q] * registers[q] for q in range(plan.registers))
+        + sum(plan.denoised[i, r, h] * history[h] for h in range(plan.history))
+        + (0.0 if plan.unclipped is None else plan.unclipped[i, r] * unclipped)
+        + plan.noise[i, r] * z
+        for r in range(plan.registers)
+    ]
+
+
 def sample(
     program: Program,
     weights: Mapping[str, NDArray],
@@ -129,12 +147,8 @@ def sample(
                 estimate = evaluate(i, x, rows)[0]
                 return clip_estimate(plan, estimate) if measurement.moves_state else estimate
 
-            jacobian = _jacobian(followed, x)
-            pull_back = partial(np.einsum, "boi,bo->bi", jacobian)
-            shift = measurement.shift(
-                plan, i, clip_estimate(plan, estimate) if measurement.moves_state else estimate,
-                lambda v: pull_back(v.reshape(len(v), -1)).reshape(v.shape),  # noqa: B023 - it is called in this row
-            )  # fmt: skip
+            target = clip_estimate(plan, estimate) if measurement.moves_state else estimate
+            shift = measurement.shift(plan, i, target, partial(_pull_back, _jacobian(followed, x)))
             if not measurement.moves_state:
                 estimate = estimate + shift
         unclipped = estimate
@@ -145,13 +159,7 @@ def sample(
         z = np.asarray(noise(i), np.float64) if plan.is_noisy[i] else np.zeros(())
         if plan.learned is not None and plan.is_noisy[i]:
             z = np.exp(plan.learned[i, 0] + plan.learned[i, 1] * rest) * z
-        registers = [
-            sum(plan.state[i, r, q] * registers[q] for q in range(plan.registers))
-            + sum(plan.denoised[i, r, h] * history[h] for h in range(plan.history))
-            + (0.0 if plan.unclipped is None else plan.unclipped[i, r] * unclipped)
-            + plan.noise[i, r] * z
-            for r in range(plan.registers)
-        ]
+        registers = _next_registers(plan, i, registers, history, unclipped, z)
         if measurement is not None and measurement.moves_state:
             registers[0] = registers[0] + shift
         if mask is not None:

@@ -6,6 +6,7 @@ no framework, and its modules import those above them only:
     vocabulary    the kinds of operations that a recording is made of, and their attributes
     call_stack    where an operation comes from: the layers that are called, and the author's line
     generators    the generators from which an author's code may draw
+    translations  a table: how each operation of a framework is written in the vocabulary
     recording     what one side did: values, operations, parameters, gradients; to and from files
     operations/   each kind of operation in NumPy, and fused operations as a list of simple ones
     layouts       which arrays are the same numbers in another order
@@ -19,6 +20,6 @@ no framework, and its modules import those above them only:
     causes/       the catalogue of causes: one change of an operation that makes the two sides agree
     comparison    the whole comparison, and its findings
 
-`recording`, `vocabulary`, `call_stack` and `generators` need NumPy alone, since they also run in the interpreter of the
-model's author.
+`recording`, `vocabulary`, `call_stack`, `generators` and `translations` need NumPy alone, since they also run in the
+interpreter of the model's author.
 """
