@@ -70,7 +70,7 @@ def look_levels(
 
     Example:
         >>> [round(level, 3) for level in look_levels((5, 10), planned=10, alpha=0.05)]
-        [0.031, 0.029]
+        [0.031, 0.027]
     """
     if spending not in SPENDING:
         raise one_of("spending", spending, SPENDING)

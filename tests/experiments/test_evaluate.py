@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +31,9 @@ from diffusion_core.networks.weights import Weights, initial_weights
 from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import read_samples, write_samples
 from diffusion_core.runtime.distributed import Collective
-from diffusion_core.statistics import Interval
+from diffusion_core.statistics import Interval, wilson_interval
+from experiments.evaluation.context import EvaluationContext
+from experiments.evaluation.setup import EvaluationSetup
 from experiments.evaluation.table import number_table
 from experiments.features import FEATURES
 from experiments.runtime.backends import BackendSetup
@@ -167,6 +170,29 @@ def test_likelihood_has_an_interval_over_sets_of_its_images(tmp_path, monkeypatc
     assert number.protocol["variance"] == "fixed_small" and other.protocol["variance"] == "fixed_large"
     assert np.isfinite(other.value) and other.value != number.value and other.name in output
     assert "bits/dim" in output
+
+
+def test_the_accuracy_of_a_checkpoint_has_wilsons_interval():
+    correct = np.ones(50, bool)
+    number = EvaluationContext(EvaluationSetup()).mean_number("accuracy", correct, "t = 0", {}, "higher")
+    expected = wilson_interval(50, 50)
+    assert (number.interval.low, number.interval.high) == (expected.low, 1.0) and number.trials == 50
+    assert number_table([number])[-1] == "fractions of independent samples have Wilson's interval"
+
+
+def test_the_table_says_what_an_interval_is_for_and_what_a_value_means():
+    protocol = {"metric": "frechet", "number": "distance", "samples": {"count": 40, "sets": {"count": 20}}}
+    number = Number(
+        "FID", 3.0, protocol | {"reference": {}}, Interval(2.0, 4.0, 0.95), interval_both=Interval(1.5, 4.5, 0.95),
+        floor=1.25, corrected=1.75,
+    )  # fmt: skip
+    value, details, note = number_table([number])
+    assert value.split() == ["FID", "3.0000", "[2.0000,", "4.0000]"]
+    for part in ("[1.5000, 4.5000] over draws of the reference too", "1.2500 for 40 images of the reference itself",
+                 "1.7500 without the bias of 40 samples"):  # fmt: skip
+        assert part in details
+    assert "from 20 disjoint sets; they hold the expected value at this number of samples for this reference" in note
+    assert "too few for these features" in number_table([replace(number, corrected=None)])[1]
 
 
 def test_features_in_files_are_called_by_their_network(tmp_path):
