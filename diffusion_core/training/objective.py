@@ -35,14 +35,14 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from diffusion_core.backend.interface import CROSS_ENTROPY, DISTANCES, TrainBatch
+from diffusion_core.backend.interface import CROSS_ENTROPY, TrainBatch
 from diffusion_core.backend.target import Target
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.random import Stream
@@ -56,16 +56,16 @@ from diffusion_core.diffusion.timestep_sampling import (
     LossHistory,
     make_timestep_sampler,
 )
-from diffusion_core.diffusion.variational import BOUNDS, CDFS, VARIANCES, bound_columns
+from diffusion_core.diffusion.variational import bound_columns
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks.own_call import samples_to_images
 from diffusion_core.networks.program import Program
 from diffusion_core.training.batch_noise import BatchNoise
 from diffusion_core.training.coupling import Coupling, make_coupling
 from diffusion_core.training.labels import network_labels
+from diffusion_core.training.objective_checks import check_options, check_together
 from diffusion_core.training.path_noise import PathNoise, add_to_path, make_path_noise
 from diffusion_core.training.targets import METHODS, Method, Progress, Setting, TrainedNetwork, make_method
-from diffusion_core.training.targets.method import check_teacher, check_times
 
 __all__ = ["OPTIONS", "REGRESSION", "Objective"]
 
@@ -76,10 +76,6 @@ OPTIONS = (
 )  # fmt: skip
 # Options with a name and options of their own.
 _NAMED = ("weighting", "timestep_sampling", "coupling", "path_noise", "objective")
-# Options of the regression, which a method of `targets` has in a way of its own or cannot have.
-_OF_REGRESSION = (
-    "distance", "first_t", "weighting", "timestep_sampling", "input_perturbation", "path_noise", "bound",
-)  # fmt: skip
 REGRESSION = "regression"
 
 
@@ -162,95 +158,10 @@ class Objective:
             if isinstance(value := getattr(self, name), str):  # a name alone is given the default options
                 object.__setattr__(self, name, {"name": value})
         check_fields("process", self)
-        if self.distance not in (*DISTANCES, CROSS_ENTROPY):
-            raise one_of("process.distance", self.distance, (*DISTANCES, CROSS_ENTROPY))
-        if not 0 <= self.label_dropout <= 1:
-            raise DuetError(f"process.label_dropout: {self.label_dropout} was given; it must be a probability, 0 to 1")
-        if self.label_dropout and self.null_label is None:
-            what = 'no label for "no class"' if self.classes else "no classes to drop"
-            instead = "model.null_class=last" if self.classes else "model.num_classes"
-            raise DuetError(f"process.label_dropout: the network has {what}; use 0, or set {instead}")
-        if self.classes < 0:
-            raise DuetError(f"classes: {self.classes} was given; it must be 0 or the number of classes")
-        for name in ("offset_noise", "input_perturbation"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise DuetError(f"process.{name}: {getattr(self, name)} was given; it must be 0 or a positive number")
-        self._labels([])
-        if self.variance not in VARIANCES:
-            raise one_of("process.variance", self.variance, VARIANCES)
-        if self.variance != "fixed" and self.input_perturbation:
-            raise DuetError("process.input_perturbation: use 0 with the variational bound, which needs uint8 images")
-        self._check_bound()
-        if self.is_vlb_only and (self.uncertainty or self.weighting.get("name") != "simple"):
-            what = (
-                "process.uncertainty: true" if self.uncertainty else f"process.weighting: {self.weighting.get('name')}"
-            )
-            raise DuetError(f"{what} was given, but process.bound={self.bound} ignores it; use hybrid")
-        self._check_method()
+        check_options(self)
         # Computed here so that a mistake is found before training starts.
         _ = self.loss_weights, self.timestep_sampler, self.variational, self.loss, self.around_path
-        if self.variance != "fixed" and self.around_path is not None:
-            raise DuetError("process.path_noise: use none with the variational bound, which needs uint8 images")
-        if self.coupled.per_class and not (self.classes or self.null_label):
-            raise DuetError("process.coupling.per_class: true was given, but the network has no classes; use false")
-        if self.needs_whole_batch and self.variance != "fixed":
-            raise DuetError(
-                f"process.coupling: {self.coupling['name']} was given with process.variance={self.variance}, but the "
-                "variational bound needs noise that is independent of the images; use independent, or variance=fixed"
-            )
-
-    def _check_method(self) -> None:
-        """Refuse a method on what it cannot be used on, and options of the regression beside it."""
-        if (method := self.training_method) is None:
-            return
-        name, regression = self.objective["name"], {f.name: f for f in fields(Objective)}
-        for option in _OF_REGRESSION:
-            default = regression[option].default
-            default = regression[option].default_factory() if default is MISSING else default
-            if (value := getattr(self, option)) != default:
-                value = value["name"] if isinstance(value, Mapping) else value
-                raise DuetError(
-                    f"process.{option}: {value} was given with objective={name}, which has its own; leave it out, or "
-                    f"use the options of the objective"
-                )
-        for option, what, use in (
-            ("uncertainty", "an uncertainty", "process.uncertainty=false, or model.logvar_channels=0 for EDM2"),
-            ("self_conditioned", "self-conditioning", "model.self_conditioning=false"),
-        ):
-            if getattr(self, option) and not (option == "uncertainty" and method.uses_uncertainty):
-                raise DuetError(
-                    f"objective: {name} was given for a network with {what}, which it does not train; use {use}"
-                )
-        if self.variance != "fixed":
-            raise DuetError(f"process.variance: {self.variance} was given with objective={name}; use fixed")
-        if self.setting is None:
-            raise DuetError(f"objective: {name} needs the network; make it with Objective.for_model")
-        check_teacher(method, self.setting)
-        method.check(self.setting)
-        check_times(method, self.setting)
-
-    def _check_bound(self) -> None:
-        """Refuse options of the variational bound that the loss would ignore."""
-        if self.bound not in BOUNDS:
-            raise one_of("process.bound", self.bound, BOUNDS)
-        if self.variance == "fixed" and self.bound != "hybrid":
-            raise DuetError(
-                f"process.bound: {self.bound} was given, but process.variance=fixed trains without the bound; use "
-                "process.variance=fixed_small or fixed_large, or learned_range"
-            )
-        if self.bound_cdf not in CDFS:
-            raise one_of("process.bound_cdf", self.bound_cdf, CDFS)
-        if self.bound_cdf != Objective.bound_cdf and self.variance == "fixed":
-            raise DuetError(
-                f"process.bound_cdf: {self.bound_cdf} was given, but process.variance=fixed trains without the bound; "
-                "leave it out, or use process.variance=learned_range"
-            )
-        if self.bound_weight != Objective.bound_weight and (self.variance == "fixed" or self.bound != "hybrid"):
-            what = "process.variance=fixed" if self.variance == "fixed" else f"process.bound={self.bound}"
-            raise DuetError(
-                f"process.bound_weight: {self.bound_weight} was given, but {what} ignores it; leave it out, or use "
-                "process.variance=learned_range process.bound=hybrid"
-            )
+        check_together(self)
 
     def __repr__(self) -> str:
         process = f"{self.process.prediction} on {self.process.schedule.name}"
