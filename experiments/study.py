@@ -35,9 +35,11 @@ def main(cfg: Any) -> None:
         sys.exit(jobs.perform_named(options))
     plan, runs = make_plan(make_study(options["study"])), jobs.runs_directory(options["out"])
     check_reads(plan.study)
-    next_look(plan.study, runs.parent)  # refuses another plan of looks before anything runs
+    look = next_look(plan.study, runs.parent)  # refuses another plan of looks before anything runs
     jobs.check(plan)
     print(table(plan, runs))
+    if plan.study.looks:
+        print(look.remark or f"Look at all {look.planned} planned seeds, the only one")
     if options["dry_run"]:
         return
     jobs.launch(plan, runs)

@@ -6,8 +6,8 @@ follows, and what it is for.
 
 Measuring the sets separately would be S times cheaper but less accurate, because a Fréchet distance or a recall
 depends on the number of samples. A 95 % interval of the recall of 300 samples from five sets covered the truth in 83 %
-of cases, and in 95 % with pseudo-values; of a Fréchet distance, in 92 and 93 %. Five sets make an interval 1.6 times
-as wide as the ideal one, and 20 sets 1.1 times. A metric that draws a subset of many samples draws different ones
+of cases, and in 95 % with pseudo-values; of a Fréchet distance, in 92 and 93 %. Five sets make an interval 1.5 times
+as wide as the ideal one, and 20 sets 1.2 times. A metric that draws a subset of many samples draws different ones
 without a set, so its interval is too wide: by half, for precision from 500 of 2,500.
 
 **Floors.** Some numbers are not perfect for perfect samples, because both sets are finite. The floor of a number is
