@@ -40,8 +40,8 @@ class DiffusionModel:
     Args:
         spec: the network, see `networks.make_spec`.
         schedule: name and options of the schedule, see `diffusion.schedule.make_schedule`; a name alone is given the
-            default options.
-        prediction: the parameterisation, as in "eps" or "v", see `diffusion.process.Process`.
+            default options. Or a process whose schedule was made by name, which has the prediction and its numbers.
+        prediction: the parameterisation, as in "eps" or "v", see `diffusion.process.Process`; None with a process.
         value_range: the values of black and white at the input of the network.
         time_scale: factor of t at the input of the network, see `diffusion.process.Process`.
         sigma_data: standard deviation of the data, for the parameterisation of EDM, see `diffusion.process.Process`.
@@ -72,7 +72,7 @@ class DiffusionModel:
 
     spec: NetworkSpec
     schedule: str | Mapping[str, Any]
-    prediction: str
+    prediction: str | None = None
     value_range: tuple[float, float] = VALUE_RANGE
     time_scale: float = 1.0
     sigma_data: float = 0.5
@@ -84,6 +84,10 @@ class DiffusionModel:
     second_time: SecondTime | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.schedule, Process):
+            self._take_process(self.schedule)
+        if self.prediction is None:
+            raise DuetError("process.prediction: nothing was given; it is what the network predicts, such as v")
         if isinstance(self.schedule, str):
             object.__setattr__(self, "schedule", {"name": self.schedule})
         if not isinstance(self.schedule, Mapping) or not isinstance(self.schedule.get("name"), str):
@@ -121,6 +125,23 @@ class DiffusionModel:
         shape = "x".join(map(str, self.spec.image_shape))
         size = pluralize(parameter_count(self.program), "parameter")
         return f"DiffusionModel({self.architecture}, {shape}, {size}, {self.prediction} on {self.schedule['name']})"
+
+    def _take_process(self, process: Process) -> None:
+        """Take schedule, prediction and numbers of a process.
+
+        Raises:
+            DuetError: if the schedule was not made by name, or a number was given too.
+        """
+        if process.schedule.options is None:
+            raise DuetError(
+                f"process: its schedule {process.schedule.name} was not made by name, so a checkpoint could not keep "
+                f"it; use duet.process('cosine', 'v'), or the schedule 'betas' with a list of betas"
+            )
+        for name in ("prediction", *_PROCESS_NUMBERS):
+            if (value := getattr(self, name)) != getattr(DiffusionModel, name):
+                raise DuetError(f"process.{name}: {value} was given beside a process, which has its own; leave it out")
+            object.__setattr__(self, name, getattr(process, name))
+        object.__setattr__(self, "schedule", dict(process.schedule.options))
 
     @property
     def classifies(self) -> bool:

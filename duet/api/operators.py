@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from numbers import Integral
+from typing import Any
 
-from diffusion_core.common.errors import one_of
+from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.sampling.linear_operators import OPERATORS, LinearOperator
 
 __all__ = ["operators"]
@@ -26,13 +29,25 @@ class _Operators:
             raise AttributeError(name)
         if name not in OPERATORS:
             raise AttributeError(str(one_of("duet.operators", name, OPERATORS)))
-        return OPERATORS[name]
+        return _with_shape(OPERATORS[name])
 
     def __dir__(self) -> list[str]:
         return sorted(OPERATORS)
 
     def __repr__(self) -> str:
         return f"duet.operators: {', '.join(OPERATORS)}"
+
+
+def _with_shape(make: Callable[..., LinearOperator]) -> Callable[..., LinearOperator]:
+    """Let a function refuse what is no shape of an image."""
+
+    @functools.wraps(make)
+    def checked(shape: Any, *arguments: Any, **options: Any) -> LinearOperator:
+        if not isinstance(shape, tuple | list) or len(shape) != 3 or not all(isinstance(n, Integral) for n in shape):
+            raise DuetError(f"shape: {shape!r} was given; it must be that of an image, such as (32, 32, 3)")
+        return make(tuple(shape), *arguments, **options)
+
+    return checked
 
 
 operators = _Operators()

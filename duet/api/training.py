@@ -196,11 +196,6 @@ def own_model(own: OwnNetwork, process: Process, dataset: Dataset, options: dict
             f"process: {process!r} was given; an own network needs a process, as in "
             f"duet.train(network, duet.process('cosine', 'v'), dataset)"
         )
-    if process.schedule.options is None:
-        raise DuetError(
-            f"process: its schedule {process.schedule.name} was not made by name, so a checkpoint could not keep it; "
-            f"use duet.process('cosine', 'v'), or the schedule 'betas' with a list of betas"
-        )
     model_options = {name: options.pop(name) for name in _MODEL_OPTIONS if name in options}
     objective = options.get("objective", {}).get("name", REGRESSION)
     named = {"label_dropout": options.get("label_dropout", 0.0), "objective": objective}

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from diffusion_core.backend.interface import Backend
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.convert.autoencoder import export_autoencoder, import_autoencoder
 from diffusion_core.data import Dataset, from_uint8
@@ -33,7 +35,7 @@ from experiments.runtime.backends import BackendSetup
 from experiments.runtime.data import DataSource
 from experiments.runtime.progress import Counter
 
-__all__ = ["LatentOptions", "LatentSetup", "encode_dataset"]
+__all__ = ["LatentOptions", "LatentSetup", "encode_dataset", "encode_images"]
 
 # The folder of a prepared data set that holds the autoencoder.
 _AUTOENCODER = "autoencoder"
@@ -151,6 +153,54 @@ def encode_dataset(setup: LatentSetup) -> dict[str, Any]:
     return card
 
 
+def encode_images(dataset: Dataset, path: str, options: LatentOptions, backend: Backend) -> Dataset:
+    """Return the latents of a data set in memory.
+
+    Args:
+        dataset: the images.
+        path: the folder of the autoencoder, see `LatentSetup`.
+        options: how images are encoded.
+        backend: runs the encoder.
+
+    Raises:
+        DuetError: if the images do not fit the autoencoder.
+    """
+    autoencoder = options.scale(import_autoencoder(path, backend.read_arrays))
+    _check(dataset, autoencoder)
+    codec = LatentCodec(autoencoder, backend, options.batch)
+    made = [
+        _encode(codec, dataset, np.arange(at, min(at + options.batch, len(dataset))), options)
+        for at in range(0, len(dataset), options.batch)
+    ]
+    means, stds = zip(*made, strict=True)
+    record = _record(codec, str(Path(path).expanduser().resolve()), dataset.shape, options)
+    return Dataset(
+        np.concatenate(means), dataset.labels, dataset.class_names, f"{dataset.name} latents",
+        conditions=dataset.conditions, condition_names=dataset.condition_names, latents=record,
+        std=np.concatenate(stds) if options.sample == "always" else None,
+    )  # fmt: skip
+
+
+def _encode(
+    codec: LatentCodec, dataset: Dataset, index: NDArray, options: LatentOptions, first: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    """Return the latents of some images, and their deviations if these are kept."""
+    images = from_uint8(dataset.pictures(index), np.float64, VALUE_RANGE)
+    if options.sample == "always":
+        mean, std = codec.posterior(images)
+        return mean.astype(np.float32), std.astype(np.float32)
+    seed = options.seed if options.sample == "once" else None
+    return codec.encode(images, seed, first + index).astype(np.float32), None
+
+
+def _record(codec: LatentCodec, path: str, shape: tuple[int, ...], options: LatentOptions) -> LatentRecord:
+    spec = codec.autoencoder.spec
+    return LatentRecord(
+        path, codec.autoencoder.sha256, spec.scaling_factor, spec.shift_factor, options.sample != "mean", options.seed,
+        shape, spec.latents_mean, spec.latents_std, spec.image_range,
+    )  # fmt: skip
+
+
 def _load(source: DataSource, part: str | None) -> Dataset:
     chosen = source if part is None else replace(source, options={**source.options, "part": part})
     return chosen.load(announce=part is None)
@@ -203,28 +253,21 @@ def _encode_part(
     spec, lengths = codec.autoencoder.spec, []
     directory.mkdir()
     step = shard_length(4 * math.prod(spec.latent_shape(*dataset.shape[:2])))
-    seed, keeps = options.seed if options.sample == "once" else None, options.sample == "always"
+    keeps = options.sample == "always"
     with Counter(f"{dataset.name}, {part}: latents", len(dataset)) as progress:
         for start in range(0, len(dataset), step):
             shard, spread = [], []
             for at in range(start, min(start + step, len(dataset)), codec.batch):
                 index = np.arange(at, min(at + codec.batch, start + step, len(dataset)))
-                images = from_uint8(dataset.pictures(index), np.float64, (-1.0, 1.0))
-                if keeps:
-                    mean, std = codec.posterior(images)
-                    spread.append(std.astype(np.float32))
-                else:
-                    mean = codec.encode(images, seed, first + index)
-                shard.append(mean.astype(np.float32))
+                mean, std = _encode(codec, dataset, index, options, first)
+                shard.append(mean)
+                spread.append(std)
                 progress(int(index[-1]) + 1)
             write_array(directory / shard_name(len(lengths)), np.concatenate(shard))
             if keeps:
                 write_array(directory / shard_name(len(lengths), STD), np.concatenate(spread))
             lengths.append(sum(map(len, shard)))
-    record = LatentRecord(
-        f"../{_AUTOENCODER}", codec.autoencoder.sha256, spec.scaling_factor, spec.shift_factor,
-        options.sample != "mean", options.seed, dataset.shape, spec.latents_mean, spec.latents_std, spec.image_range,
-    )  # fmt: skip
+    record = _record(codec, f"../{_AUTOENCODER}", dataset.shape, options)
     return finish_store(
         directory, lengths, dataset.labels, dataset.class_names, f"{dataset.name} latents", None, None,
         dataset.conditions, dataset.condition_names, latents=record, std=keeps,

@@ -372,11 +372,7 @@ def own_model(
         two_times=objective in METHODS and METHODS[objective].two_times,
         learned=options.get("variance") in LEARNED, owned=True,
     )  # fmt: skip
-    return DiffusionModel(
-        spec, dict(process.schedule.options or {}), process.prediction, time_scale=process.time_scale,
-        sigma_data=process.sigma_data, time_offset=process.time_offset, t_floor=process.t_floor,
-        boundary=process.boundary, **options,
-    )  # fmt: skip
+    return DiffusionModel(spec, process, **options)
 
 
 def pack_conditions(

@@ -9,13 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import duet
+from diffusion_core.backend.interface import TrainerState
 from diffusion_core.common.errors import DuetError, name_arguments, name_keys
+from diffusion_core.diffusion.continuous import CONTINUOUS
+from diffusion_core.parity.cases import scattered_weights
+from diffusion_core.runs.checkpoint import Checkpoint, save_checkpoint
 from diffusion_core.runs.run_directory import read_samples
 from duet.api.training import make_setup
 from experiments.runtime.backends import BackendSetup
+from experiments.runtime.options import CONFIGS
 
 
 @pytest.fixture(autouse=True)
@@ -235,3 +241,63 @@ def test_images_are_saved_as_files_and_evaluated_from_them(tmp_path):
     other = duet.save_images(tmp_path / "other", images, labels % 2, ["odd", "even"])
     with pytest.warns(UserWarning, match="the reference has no class 'even', 'odd'"):
         duet.evaluate(other, digits, metrics=["colour"])
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted((CONFIGS / "process").glob("*.yaml"))])
+def test_every_process_of_the_configuration_is_one_in_python(name):
+    options = yaml.safe_load((CONFIGS / "process" / f"{name}.yaml").read_text())
+    if name in duet.SCHEDULES or name in CONTINUOUS:  # the schedule of this name
+        return
+    given = {"shift_to": 64} if name == "v_cosine_shifted" else {}
+    made = duet.process(name, **given)
+    assert made.prediction == options["prediction"] and made.schedule.options["name"] == options["schedule"]["name"]
+    assert made.time_scale == options.get("time_scale", 1.0) and made.boundary == options.get("boundary", 0.0)
+
+
+def test_options_take_the_place_of_those_of_a_process_by_name():
+    with pytest.raises(DuetError, match="shift_to: nothing was given; it is that of the network"):
+        duet.process("v_cosine_shifted")
+    made = duet.process("shortcut", time_scale=2.0, t_min=1e-3)
+    assert (made.prediction, made.time_scale, made.time_offset) == ("velocity_to_data", 2.0, 1.0)
+    assert made.schedule.options["t_min"] == 1e-3
+
+
+def test_a_model_takes_a_process_as_a_whole():
+    spec, process = duet.network("toy"), duet.process("sit")
+    model = duet.Model(spec, process)
+    assert model == duet.Model(
+        spec, dict(process.schedule.options), process.prediction, time_scale=process.time_scale,
+        time_offset=process.time_offset,
+    )  # fmt: skip
+    assert model.process.time_offset == process.time_offset
+    with pytest.raises(DuetError, match="prediction: v was given beside a process"):
+        duet.Model(spec, process, "v")
+    with pytest.raises(DuetError, match="prediction: nothing was given"):
+        duet.Model(spec, "cosine")
+
+
+def test_an_operator_needs_the_shape_of_an_image():
+    with pytest.raises(DuetError, match="shape: 2 was given; it must be that of an image"):
+        duet.operators.downsample(2)
+    assert duet.operators.downsample([4, 4, 1], factor=2).forward(np.ones((1, 4, 4, 1))).shape == (1, 2, 2, 1)
+
+
+@pytest.mark.backend
+def test_weights_are_written_and_read_again(tmp_path, backend_name):
+    spec = duet.network("dit_digits", channels=8, depth=1, heads=2)
+    model = duet.Model(spec, duet.process("cosine", "v"))
+    state = TrainerState.fresh(scattered_weights(model.program, dtype=np.float32))
+    save_checkpoint(tmp_path / "run" / "checkpoints", Checkpoint(0, model, 0, state, {}))
+    state_dict = duet.export_weights(
+        tmp_path / "run", "state_dict", tmp_path / "net.safetensors", project="dit", backend=backend_name
+    )
+    run = duet.import_weights("dit", state_dict, tmp_path / "again", process=duet.process("cosine", "v"), heads=2)
+    for name, array in state.parts["weights"].items():
+        np.testing.assert_array_equal(run.state.parts["weights"][name], array)
+    assert run.model.process.prediction == "v"
+    with pytest.raises(DuetError, match="holds checkpoints already"):
+        duet.import_weights("dit", state_dict, tmp_path / "again")
+    with pytest.raises(DuetError, match="source.*: .dti. was given"):
+        duet.import_weights("dti", state_dict, tmp_path / "new")
+    if backend_name == "torch":
+        assert duet.export_weights(tmp_path / "run", "torch", tmp_path / "net2.safetensors").exists()

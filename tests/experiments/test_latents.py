@@ -200,6 +200,36 @@ def test_latents_of_edm2_are_encoded_and_decoded_as_the_store_says(latents, back
     np.testing.assert_array_equal(images, np.clip(np.rint((wanted + 1) * 127.5), 0, 255).astype(np.uint8))
 
 
+def test_python_encodes_as_the_command_and_decodes_what_a_network_samples(latents, backend_name):
+    options = {"backend": backend_name, "precision": "float64", "threads": 1}
+    vae, digits = latents / "autoencoder", load_dataset("digits", part="held_out").select(np.arange(6))
+    made = duet.encode(digits, vae, sample="always", batch=4, **options)
+    np.testing.assert_allclose(made.images, open_store(latents).images[:6], rtol=1e-6, atol=1e-6)
+    _, std = LatentCodec(AUTOENCODER, NumpyBackend()).posterior(PICTURES / 127.5 - 1)
+    np.testing.assert_allclose(made.std, std, rtol=1e-5)
+    codec = LatentCodec(AUTOENCODER, NumpyBackend())
+    wanted = np.clip(np.rint((codec.decode(made.images) + 1) * 127.5), 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(duet.decode(made, **options), wanted)
+    np.testing.assert_array_equal(duet.decode(made.images, vae, **options), wanted)
+    spec = duet.network("plain", image_size=4, in_channels=2, out_channels=2, channels=[4], bottleneck=8)
+    sampler = {"name": "ddim", "steps": 1, "clip": None}
+    run = duet.train(
+        duet.Model(spec, duet.process("cosine", "v")), made, images=8, batch=8, sampler=sampler, samples=1, quiet=True,
+        compile=False, **options,
+    )  # fmt: skip
+    images = run.sample(2, compile=False, **options)
+    assert images.shape == (2, 8, 8, 1) and images.dtype == np.uint8
+    for wrong, message in (
+        (lambda: duet.encode(digits, vae, sample="often", **options), "latents.sample: 'often'"),
+        (lambda: duet.encode(made, vae, **options), "holds no pictures"),
+        (lambda: duet.decode(made.images, **options), "autoencoder: nothing was given"),
+        (lambda: duet.decode(made.images[0], vae, **options), "must be .N, h, w, channels."),
+        (lambda: duet.decode(made.images[..., :1], vae, **options), "latents have 2 channels"),
+    ):
+        with pytest.raises(DuetError, match=message):
+            wrong()
+
+
 def test_records_of_before_have_one_factor_and_one_shift():
     old = {"autoencoder": "a", "sha256": "b", "scaling_factor": 0.5, "shift_factor": 0.1, "sampled": False, "seed": 0,
            "image_shape": [8, 8, 1]}  # fmt: skip
