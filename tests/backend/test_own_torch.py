@@ -12,7 +12,9 @@ import pytest
 
 import duet
 from diffusion_core.backend.interface import BackendConfig, load_backend
+from diffusion_core.common.errors import DuetError
 from diffusion_core.likelihood import dequantize, flow_density
+from experiments.runtime.teacher import load_teacher
 
 pytestmark = [
     pytest.mark.backend,
@@ -89,6 +91,19 @@ def test_training_leaves_the_module_and_the_random_numbers_of_the_process_alone(
     torch.manual_seed(7)
     duet.train(module, PROCESS, data, **{**TRAINING, "images": 8})
     assert torch.equal(torch.rand(3), wanted)
+
+
+def test_a_run_of_an_own_network_teaches_the_same_network(run: Any, data: Any) -> None:
+    module, trained, out = run
+    with pytest.raises(DuetError, match=r"^objective.teacher: network: .* is of an own network"):
+        load_teacher(str(out))
+    student = duet.process("edm", "edm", sigma_min=0.05, sigma_max=20.0, boundary=0.05)
+    options = {**TRAINING, "images": 8, "sampler": {"name": "consistency", "steps": 1}, "classes": 3}
+    taught = duet.train(module, student, data, objective="consistency_distillation", teacher=out, **options)
+    teacher = load_teacher(str(out), own=duet.adapt(module))
+    for name, array in trained.state.ema.items():
+        np.testing.assert_array_equal(teacher.network.weights[name], array)
+    assert taught.notes["trained_for"]["objective"]["teacher"] == teacher.network.sha256
 
 
 def losses_of(out: Path) -> list[float]:

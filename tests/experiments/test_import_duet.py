@@ -297,7 +297,7 @@ def test_weights_are_written_and_read_again(tmp_path, backend_name):
     assert run.model.process.prediction == "v"
     with pytest.raises(DuetError, match="holds checkpoints already"):
         duet.import_weights("dit", state_dict, tmp_path / "again")
-    with pytest.raises(DuetError, match="source.*: .dti. was given"):
+    with pytest.raises(DuetError, match=r"source.*: .dti. was given"):
         duet.import_weights("dti", state_dict, tmp_path / "new")
     if backend_name == "torch":
         assert duet.export_weights(tmp_path / "run", "torch", tmp_path / "net2.safetensors").exists()
