@@ -37,7 +37,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.networks.program import Program
 from diffusion_core.networks.weights import Weights
 
@@ -161,8 +161,7 @@ class Distance:
     eps: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.name not in DISTANCES:
-            raise one_of("objective.distance", self.name, DISTANCES)
+        check_choice("objective.distance", self.name, DISTANCES)
         for name in ("c", "power", "eps"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise DuetError(f"objective.{name}: {getattr(self, name)} was given; it must be 0 or a positive number")
@@ -254,8 +253,7 @@ class Target:
         ):
             if column is not None:
                 _check(step.name, column, self.times, "no column of times")
-        if step.network not in NETWORKS:
-            raise one_of(f"target: network of {step.name}", step.network, NETWORKS)
+        check_choice(f"target: network of {step.name}", step.network, NETWORKS)
         if step.gradient and step.network != "trained":
             raise DuetError(f"target: {step.name} is a pass of {step.network}, which has no gradient")
         if step.rows is not None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from diffusion_core.common.synonyms import VALUES
 
-__all__ = ["DuetError", "OutOfMemory", "name_arguments", "name_keys", "one_of", "out_of_memory_error"]
+__all__ = ["DuetError", "OutOfMemory", "check_choice", "name_arguments", "name_keys", "one_of", "out_of_memory_error"]
 
 # `trainer.batch` in a message is a configuration key; in Python it is the argument `batch`. A file such as model.npz is
 # neither.
@@ -73,6 +73,21 @@ def out_of_memory_error(device: str, reason: object, changes: bool = False) -> D
         f"trainer.on_out_of_memory=halve find how many), draw fewer with sample.batch and evaluate fewer with "
         f"validation.batch, loss.batch, likelihood.batch or accuracy.batch{after} ({quoted})"
     )
+
+
+def check_choice(what: str, given: object, allowed: Iterable[object]) -> None:
+    """Raise the error of `one_of` for a value that is none of the allowed ones.
+
+    Args:
+        what: the configuration key.
+        given: its value.
+        allowed: its values.
+
+    Example:
+        >>> check_choice("optimiser.decay", "l2", ("decoupled", "l2"))
+    """
+    if given not in (allowed := tuple(allowed)):
+        raise one_of(what, given, allowed)
 
 
 def one_of(what: str, given: object, allowed: Iterable[object], synonyms: Mapping[str, str] | None = None) -> DuetError:

@@ -30,8 +30,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from diffusion_core.common.errors import check_choice
 from diffusion_core.optim.ops import ArrayOps
-from diffusion_core.optim.optimiser import Optimiser, Role, Slot, check_choice, check_common, check_range
+from diffusion_core.optim.optimiser import Optimiser, Role, Slot, check_common, check_range
 
 __all__ = ["Adafactor"]
 
@@ -80,7 +81,7 @@ class Adafactor(Optimiser):
 
     def __post_init__(self) -> None:
         check_common({} if self.beta1 is None else {"beta1": self.beta1}, 1.0, self.weight_decay, self.clip)
-        check_choice("convention", self.convention, _CONVENTIONS)
+        check_choice("optimiser.convention", self.convention, _CONVENTIONS)
         check_range(
             beta2_decay=(self.beta2_decay, self.beta2_decay < 0, "negative"),
             eps1=(self.eps1, self.eps1 is None or self.eps1 > 0, "positive, or null"),

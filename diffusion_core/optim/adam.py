@@ -33,14 +33,13 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice, one_of
 from diffusion_core.optim.ops import ArrayOps
 from diffusion_core.optim.optimiser import (
     Arrays,
     Optimiser,
     Role,
     Slot,
-    check_choice,
     check_common,
     clip_factor,
     correction,
@@ -85,9 +84,9 @@ class Adam(Optimiser):
 
     def __post_init__(self) -> None:
         check_common({"beta1": self.beta1, "beta2": self.beta2}, self.eps, self.weight_decay, self.clip)
-        check_choice("epsilon", self.epsilon, ("torch", "keras"))
-        check_choice("decay", self.decay, ("decoupled", "l2"))
-        check_choice("amsgrad", self.amsgrad, ("none", "torch", "optax"))
+        check_choice("optimiser.epsilon", self.epsilon, ("torch", "keras"))
+        check_choice("optimiser.decay", self.decay, ("decoupled", "l2"))
+        check_choice("optimiser.amsgrad", self.amsgrad, ("none", "torch", "optax"))
         if self.amsgrad == "optax" and self.epsilon == "keras":
             raise DuetError("optimiser.epsilon: keras was given with amsgrad optax, which needs epsilon torch")
 

@@ -27,10 +27,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffusion_core.common.errors import DuetError
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.optim.adam import decayed
 from diffusion_core.optim.ops import ArrayOps
-from diffusion_core.optim.optimiser import Optimiser, Role, Slot, check_choice, check_common, check_range, correction
+from diffusion_core.optim.optimiser import Optimiser, Role, Slot, check_common, check_range, correction
 
 __all__ = ["NAdam", "RAdam"]
 
@@ -70,8 +70,8 @@ class RAdam(Optimiser):
 
     def __post_init__(self) -> None:
         check_common({"beta1": self.beta1, "beta2": self.beta2}, self.eps, self.weight_decay, self.clip)
-        check_choice("epsilon", self.epsilon, ("torch", "optax"))
-        check_choice("decay", self.decay, ("decoupled", "l2"))
+        check_choice("optimiser.epsilon", self.epsilon, ("torch", "optax"))
+        check_choice("optimiser.decay", self.decay, ("decoupled", "l2"))
 
     def slots(self, role: Role) -> dict[str, Slot]:
         """See `Optimiser.slots`."""
@@ -135,8 +135,8 @@ class NAdam(Optimiser):
 
     def __post_init__(self) -> None:
         check_common({"beta1": self.beta1, "beta2": self.beta2}, self.eps, self.weight_decay, self.clip)
-        check_choice("convention", self.convention, _MOMENTUM_DECAYS)
-        check_choice("decay", self.decay, ("decoupled", "l2"))
+        check_choice("optimiser.convention", self.convention, _MOMENTUM_DECAYS)
+        check_choice("optimiser.decay", self.decay, ("decoupled", "l2"))
         given = self.momentum_decay
         check_range(momentum_decay=(given, given is None or given >= 0, "at least 0, or null"))
         if given is not None and self.convention == "optax":

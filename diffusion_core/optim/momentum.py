@@ -28,10 +28,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from diffusion_core.common.errors import DuetError
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.optim.adam import decayed
 from diffusion_core.optim.ops import ArrayOps
-from diffusion_core.optim.optimiser import Optimiser, Role, Slot, check_choice, check_common, check_range
+from diffusion_core.optim.optimiser import Optimiser, Role, Slot, check_common, check_range
 
 __all__ = ["SGD", "Lion"]
 
@@ -68,8 +68,8 @@ class SGD(Optimiser):
     def __post_init__(self) -> None:
         check_common({"momentum": self.momentum}, 1.0, self.weight_decay, self.clip)
         check_range(dampening=(self.dampening, 0 <= self.dampening <= 1, "between 0 and 1"))
-        check_choice("decay", self.decay, ("decoupled", "l2"))
-        check_choice("buffer", self.buffer, ("gradients", "steps"))
+        check_choice("optimiser.decay", self.decay, ("decoupled", "l2"))
+        check_choice("optimiser.buffer", self.buffer, ("gradients", "steps"))
         if self.nesterov and not (self.momentum > 0 and self.dampening == 0):
             raise DuetError(
                 f"optimiser.nesterov: true was given with momentum {self.momentum} and dampening {self.dampening}; it "

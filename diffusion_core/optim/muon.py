@@ -43,11 +43,11 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any, ClassVar
 
-from diffusion_core.common.errors import DuetError
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.optim.adam import Adam
 from diffusion_core.optim.adam_variants import NAdam
 from diffusion_core.optim.ops import ArrayOps
-from diffusion_core.optim.optimiser import Optimiser, Role, Slot, check_choice, check_common, check_range
+from diffusion_core.optim.optimiser import Optimiser, Role, Slot, check_common, check_range
 
 __all__ = ["Muon"]
 
@@ -107,9 +107,9 @@ class Muon(Optimiser):
         object.__setattr__(self, "adam_for", tuple(self.adam_for))
         betas = {"momentum": self.momentum, "beta1": self.beta1, "beta2": self.beta2}
         check_common(betas, self.eps, self.weight_decay, self.clip)
-        check_choice("convention", self.convention, _EPS)
+        check_choice("optimiser.convention", self.convention, _EPS)
         if self.scale is not None:
-            check_choice("scale", self.scale, ("rows", "columns", "adam", "none"))
+            check_choice("optimiser.scale", self.scale, ("rows", "columns", "adam", "none"))
         check_range(
             steps=(self.steps, 1 <= self.steps < 100, "between 1 and 99"),
             adam_lr_ratio=(self.adam_lr_ratio, self.adam_lr_ratio > 0, "positive"),

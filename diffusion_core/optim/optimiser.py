@@ -25,14 +25,13 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError
 from diffusion_core.optim.ops import NUMPY, ArrayOps
 
 __all__ = [
     "Optimiser",
     "Role",
     "Slot",
-    "check_choice",
     "check_common",
     "check_range",
     "clip_factor",
@@ -187,12 +186,6 @@ def check_common(betas: Mapping[str, float], eps: float, weight_decay: float, cl
         weight_decay=(weight_decay, weight_decay >= 0, "at least 0"),
         clip=(clip, clip is None or clip > 0, "positive, or null"),
     )
-
-
-def check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
-    """Raise a `DuetError` for a value of an option of an optimiser that is not one of those allowed."""
-    if value not in tuple(allowed):
-        raise one_of(f"optimiser.{name}", value, tuple(allowed))
 
 
 def correction(beta: float, update: int) -> float:

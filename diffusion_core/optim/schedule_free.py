@@ -23,8 +23,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from diffusion_core.common.errors import check_choice
 from diffusion_core.optim.ops import ArrayOps
-from diffusion_core.optim.optimiser import Optimiser, Role, Slot, check_choice, check_common, check_range, correction
+from diffusion_core.optim.optimiser import Optimiser, Role, Slot, check_common, check_range, correction
 
 __all__ = ["ScheduleFree"]
 
@@ -65,7 +66,7 @@ class ScheduleFree(Optimiser):
     def __post_init__(self) -> None:
         check_common({"beta1": self.beta1, "beta2": self.beta2}, self.eps, self.weight_decay, self.clip)
         check_range(r=(self.r, self.r >= 0, "at least 0"), power=(self.power, self.power >= 0, "at least 0"))
-        check_choice("decay_at", self.decay_at, ("y", "z"))
+        check_choice("optimiser.decay_at", self.decay_at, ("y", "z"))
 
     def slots(self, role: Role) -> dict[str, Slot]:
         """See `Optimiser.slots`."""

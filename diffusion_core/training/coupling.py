@@ -40,7 +40,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.registry import build
 
 __all__ = [
@@ -201,8 +201,7 @@ def optimal_transport(draw: str = "assignment", per_class: bool = False) -> Coup
     Raises:
         DuetError: for another draw.
     """
-    if draw not in DRAWS:
-        raise one_of("process.coupling.draw", draw, DRAWS)
+    check_choice("process.coupling.draw", draw, DRAWS)
     return Coupling(exact_plan, draw == "replacement", per_class)
 
 

@@ -44,7 +44,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from diffusion_core.backend.interface import CROSS_ENTROPY, TrainBatch
 from diffusion_core.backend.target import Target
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.random import Stream
 from diffusion_core.common.registry import check_fields
 from diffusion_core.diffusion.loss_weighting import Weighting, make_weights
@@ -202,8 +202,7 @@ class Objective:
             2
         """
         for name in options:
-            if name not in OPTIONS:
-                raise one_of("option of the objective", name, OPTIONS)
+            check_choice("option of the objective", name, OPTIONS)
         program = model.program
         options = {"distance": CROSS_ENTROPY if model.classifies else "mse"} | options
         model.check_distance(options["distance"])

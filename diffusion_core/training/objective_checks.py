@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_core.backend.interface import CROSS_ENTROPY, DISTANCES
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.diffusion.variational import BOUNDS, CDFS, VARIANCES
 from diffusion_core.training.labels import network_labels
 from diffusion_core.training.targets.method import check_teacher, check_times
@@ -31,8 +31,7 @@ def check_options(objective: Any) -> None:
     Raises:
         DuetError: the message names the configuration key.
     """
-    if objective.distance not in (*DISTANCES, CROSS_ENTROPY):
-        raise one_of("process.distance", objective.distance, (*DISTANCES, CROSS_ENTROPY))
+    check_choice("process.distance", objective.distance, (*DISTANCES, CROSS_ENTROPY))
     if not 0 <= objective.label_dropout <= 1:
         raise DuetError(f"process.label_dropout: {objective.label_dropout} was given; it must be a probability, 0 to 1")
     if objective.label_dropout and objective.null_label is None:
@@ -45,8 +44,7 @@ def check_options(objective: Any) -> None:
         if not 0 <= getattr(objective, name) < np.inf:
             raise DuetError(f"process.{name}: {getattr(objective, name)} was given; it must be 0 or a positive number")
     network_labels([], objective.classes or objective.null_label or 0, objective.null_label)
-    if objective.variance not in VARIANCES:
-        raise one_of("process.variance", objective.variance, VARIANCES)
+    check_choice("process.variance", objective.variance, VARIANCES)
     if objective.variance != "fixed" and objective.input_perturbation:
         raise DuetError("process.input_perturbation: use 0 with the variational bound, which needs uint8 images")
     _check_bound(objective)
@@ -105,15 +103,13 @@ def _check_method(objective: Any) -> None:
 
 def _check_bound(objective: Any) -> None:
     """Refuse options of the variational bound that the loss would ignore."""
-    if objective.bound not in BOUNDS:
-        raise one_of("process.bound", objective.bound, BOUNDS)
+    check_choice("process.bound", objective.bound, BOUNDS)
     if objective.variance == "fixed" and objective.bound != "hybrid":
         raise DuetError(
             f"process.bound: {objective.bound} was given, but process.variance=fixed trains without the bound; use "
             "process.variance=fixed_small or fixed_large, or learned_range"
         )
-    if objective.bound_cdf not in CDFS:
-        raise one_of("process.bound_cdf", objective.bound_cdf, CDFS)
+    check_choice("process.bound_cdf", objective.bound_cdf, CDFS)
     if objective.bound_cdf != _default(objective, "bound_cdf") and objective.variance == "fixed":
         raise DuetError(
             f"process.bound_cdf: {objective.bound_cdf} was given, but process.variance=fixed trains without the bound; "

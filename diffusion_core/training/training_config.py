@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.networks.program import Program
 from diffusion_core.runtime.distributed import ProcessGroup
 
@@ -73,10 +73,8 @@ class TrainingConfig:
             raise DuetError(
                 f"trainer.micro_batch: {self.micro_batch} was given; it must divide the batch {self.batch}, or be null"
             )
-        if self.on_out_of_memory not in ON_OUT_OF_MEMORY:
-            raise one_of("trainer.on_out_of_memory", self.on_out_of_memory, ON_OUT_OF_MEMORY)
-        if self.non_finite not in NON_FINITE:
-            raise one_of("trainer.non_finite", self.non_finite, NON_FINITE)
+        check_choice("trainer.on_out_of_memory", self.on_out_of_memory, ON_OUT_OF_MEMORY)
+        check_choice("trainer.non_finite", self.non_finite, NON_FINITE)
         if self.max_skipped < 0:
             raise DuetError(f"trainer.max_skipped: {self.max_skipped} was given; it must be at least 0")
         if self.validation_images is not None and self.validation_images < 0:

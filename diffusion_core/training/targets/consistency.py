@@ -27,16 +27,16 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.backend.target import DISTANCES, Sum, Target
-from diffusion_core.common.errors import DuetError
+from diffusion_core.backend.target import DISTANCES, Distance, Sum, Target
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.training.targets.levels import (
     at_ratio,
     estimate,
     karras_ratio,
-    level,
     names,
     noised,
     ode_step,
+    pair,
     taught,
 )
 from diffusion_core.training.targets.method import (
@@ -48,11 +48,13 @@ from diffusion_core.training.targets.method import (
     at_least,
     image_distance,
     method,
-    one,
     positive,
 )
 
-__all__ = ["WEIGHTINGS", "ConsistencyDistillation", "ConsistencyTraining", "check_boundary", "ema_and_scales"]
+__all__ = [
+    "WEIGHTINGS", "ConsistencyDistillation", "ConsistencyTraining", "check_boundary", "consistency_target",
+    "ema_and_scales",
+]  # fmt: skip
 
 Array = NDArray[np.float64]
 
@@ -99,6 +101,40 @@ def check_boundary(name: str, setting: Setting, boundary: bool = True) -> None:
         )
 
 
+def consistency_target(
+    setting: Setting,
+    second: tuple[Any, ...],
+    distance: Distance,
+    network: str = "trained",
+    levels: tuple[str, ...] = ("t", "s"),
+    extra: tuple[str, ...] = (),
+) -> Target:
+    """Return the target that compares the consistency function at the levels t and s.
+
+    Args:
+        setting: what the method is used on.
+        second: the steps that make x_s.
+        distance: of both.
+        network: that of the level s.
+        levels: whose columns the target has; a teacher's are among them.
+        extra: names of further columns.
+    """
+    return Target(
+        steps=(
+            noised("x_t", "t"),
+            *estimate("online", "trained", "x_t", "t", gradient=True),
+            *second,
+            *estimate("target", network, "x_s", "s"),
+        ),
+        prediction="online",
+        target="target",
+        columns=names(*levels) + extra,
+        times=tuple(f"c_noise.{name}" for name in levels),
+        distance=distance,
+        teacher=setting.taught if "teacher_t" in levels else None,
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Consistency(Method):
     """What both kinds have in common."""
@@ -121,10 +157,10 @@ class _Consistency(Method):
     def __post_init__(self) -> None:
         at_least("start_scales", self.start_scales, 2)
         at_least("end_scales", self.end_scales, self.start_scales)
-        one("scale_mode", self.scale_mode, ("fixed", "progressive"))
-        one("decay_mode", self.decay_mode, ("fixed", "adaptive"))
-        one("weighting", self.weighting, tuple(WEIGHTINGS))
-        one("distance", self.distance, DISTANCES)
+        check_choice("objective.scale_mode", self.scale_mode, ("fixed", "progressive"))
+        check_choice("objective.decay_mode", self.decay_mode, ("fixed", "adaptive"))
+        check_choice("objective.weighting", self.weighting, tuple(WEIGHTINGS))
+        check_choice("objective.distance", self.distance, DISTANCES)
         if not 0 <= self.decay < 1:
             raise DuetError(f"objective.decay: {self.decay} was given; it must be at least 0 and below 1")
         if self.decay_mode == "adaptive" and self.scale_mode == "fixed":
@@ -172,28 +208,17 @@ class _Consistency(Method):
         raise NotImplementedError
 
     def _target(self, setting: Setting, levels: tuple[str, ...], extra: tuple[str, ...] = ()) -> Target:
-        return Target(
-            steps=(
-                noised("x_t", "t"),
-                *estimate("online", "trained", "x_t", "t", gradient=True),
-                *self._second(setting),
-                *estimate("target", "average" if self.uses_average else "trained", "x_s", "s"),
-            ),
-            prediction="online",
-            target="target",
-            columns=names(*levels) + extra,
-            times=tuple(f"c_noise.{name}" for name in levels),
-            distance=image_distance(self.distance, self.c, setting.shape),
-            teacher=setting.taught if "teacher_t" in levels else None,
-        )
+        distance = image_distance(self.distance, self.c, setting.shape)
+        network = "average" if self.uses_average else "trained"
+        return consistency_target(setting, self._second(setting), distance, network, levels, extra)
 
     def _table(self, setting: Setting, draws: Mapping[str, NDArray]) -> tuple[Table, Array, Array]:
         process = setting.process
         t, s = self.times(setting, draws)
-        (columns, times), (lower, lower_times) = level(process, t, "t"), level(process, s, "s")
+        columns, times = pair(process, t, s)
         alpha, sigma = columns["alpha.t"], columns["sigma.t"]
         weight = WEIGHTINGS[self.weighting]((alpha / sigma) ** 2, process.sigma_data)
-        return Table(columns | lower, times | lower_times, weight, alpha, sigma), t, s
+        return Table(columns, times, weight, alpha, sigma), t, s
 
 
 @method
@@ -263,7 +288,7 @@ class ConsistencyDistillation(_Consistency):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one("solver", self.solver, ("heun", "euler"))
+        check_choice("objective.solver", self.solver, ("heun", "euler"))
 
     def _second(self, setting: Setting) -> tuple[Any, ...]:
         euler = Sum("euler", (("step.x", "x_t"), ("step.D", "taught_t")))

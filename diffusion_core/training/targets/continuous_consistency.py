@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend.target import Direction, Pass, Sum, Target, Unit
-from diffusion_core.common.errors import DuetError
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.training.targets.levels import estimate, names, taught
 from diffusion_core.training.targets.method import (
     Method,
@@ -41,7 +41,6 @@ from diffusion_core.training.targets.method import (
     Table,
     at_least,
     method,
-    one,
     positive,
 )
 
@@ -72,8 +71,8 @@ class _ContinuousConsistency(Method):
         positive("std", self.std)
         at_least("warmup", self.warmup, 0)
         at_least("c", self.c, 0)
-        one("tangent", self.tangent, TANGENTS)
-        one("norm", self.norm, ("sum", "mean"))
+        check_choice("objective.tangent", self.tangent, TANGENTS)
+        check_choice("objective.norm", self.norm, ("sum", "mean"))
 
     def check(self, setting: Setting) -> None:
         """Refuse another prediction than trigflow."""

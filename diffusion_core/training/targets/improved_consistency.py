@@ -35,9 +35,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend.target import DISTANCES, Target
-from diffusion_core.common.errors import DuetError
-from diffusion_core.training.targets.consistency import check_boundary
-from diffusion_core.training.targets.levels import at_ratio, estimate, karras_ratio, level, names, noised
+from diffusion_core.common.errors import DuetError, check_choice
+from diffusion_core.training.targets.consistency import check_boundary, consistency_target
+from diffusion_core.training.targets.levels import at_ratio, karras_ratio, noised, pair
 from diffusion_core.training.targets.method import (
     Method,
     Progress,
@@ -47,7 +47,6 @@ from diffusion_core.training.targets.method import (
     at_least,
     image_distance,
     method,
-    one,
     positive,
 )
 
@@ -93,23 +92,6 @@ def r_of_t(t: Array, stage: NDArray | int, q: float, k: float, b: float, mapping
     return np.maximum(t * (1.0 - near / q ** (np.asarray(stage) + 1.0)), 0.0)
 
 
-def _target(setting: Setting, distance: str, c: float | None) -> Target:
-    """Return the consistency loss of the trained network at the levels t and s."""
-    return Target(
-        steps=(
-            noised("x_t", "t"),
-            *estimate("online", "trained", "x_t", "t", gradient=True),
-            noised("x_s", "s"),
-            *estimate("target", "trained", "x_s", "s"),
-        ),
-        prediction="online",
-        target="target",
-        columns=names("t", "s"),
-        times=("c_noise.t", "c_noise.s"),
-        distance=image_distance(distance, c, setting.shape),
-    )
-
-
 @method
 @dataclass(frozen=True, kw_only=True)
 class ImprovedConsistencyTraining(Method):
@@ -145,7 +127,7 @@ class ImprovedConsistencyTraining(Method):
     def __post_init__(self) -> None:
         at_least("start_scales", self.start_scales, 1)
         at_least("end_scales", self.end_scales, self.start_scales)
-        one("distance", self.distance, DISTANCES)
+        check_choice("objective.distance", self.distance, DISTANCES)
         positive("rho", self.rho)
         positive("std", self.std)
 
@@ -155,7 +137,8 @@ class ImprovedConsistencyTraining(Method):
 
     def target(self, setting: Setting) -> Target:
         """Return both evaluations of the consistency function."""
-        return _target(setting, self.distance, self.c)
+        distance = image_distance(self.distance, self.c, setting.shape)
+        return consistency_target(setting, (noised("x_s", "s"),), distance)
 
     def draw(self, streams: Streams, positions: NDArray, progress: Progress) -> dict[str, NDArray]:
         """Return u, the uniform number that chooses a pair of levels, and the number N of levels."""
@@ -182,9 +165,9 @@ class ImprovedConsistencyTraining(Method):
             reached = np.cumsum(lognormal_probabilities(ratios, self.mean, self.std))
             index = np.minimum(np.searchsorted(reached, draws["u"], side="right"), len(ratios) - 2)
         t, s = (at_ratio(process, ratios[i]) for i in (index + 1, index))
-        (columns, times), (lower, lower_times) = level(process, t, "t"), level(process, s, "s")
+        columns, times = pair(process, t, s)
         weight = 1.0 / (ratios[index + 1] - ratios[index])
-        return Table(columns | lower, times | lower_times, weight, columns["alpha.t"], columns["sigma.t"])
+        return Table(columns, times, weight, columns["alpha.t"], columns["sigma.t"])
 
 
 @method
@@ -221,7 +204,7 @@ class EasyConsistencyTuning(Method):
     c: float = 0.0
 
     def __post_init__(self) -> None:
-        one("mapping", self.mapping, ("sigmoid", "const"))
+        check_choice("objective.mapping", self.mapping, ("sigmoid", "const"))
         at_least("stages", self.stages, 1)
         at_least("k", self.k, 0)
         at_least("c", self.c, 0)
@@ -245,7 +228,8 @@ class EasyConsistencyTuning(Method):
 
     def target(self, setting: Setting) -> Target:
         """Return both evaluations of the consistency function."""
-        return _target(setting, "norm", self.c)
+        distance = image_distance("norm", self.c, setting.shape)
+        return consistency_target(setting, (noised("x_s", "s"),), distance)
 
     def draw(self, streams: Streams, positions: NDArray, progress: Progress) -> dict[str, NDArray]:
         """Return t and the stage."""
@@ -258,11 +242,10 @@ class EasyConsistencyTuning(Method):
         process, t = setting.process, np.asarray(draws["t"], np.float64)
         r = draws.get("r")
         r = r_of_t(t, draws["stage"], self.q, self.k, self.b, self.mapping) if r is None else np.asarray(r, np.float64)
-        columns, times = level(process, t, "t")
         # Without noise the estimate is the image itself, whatever the network says at some other level.
         clean = r == 0
-        lower, lower_times = level(process, np.where(clean, t, r), "s")
+        columns, times = pair(process, t, np.where(clean, t, r))
         for name, value in (("alpha", 1.0), ("sigma", 0.0), ("c_skip", 1.0), ("c_out", 0.0)):
-            lower[f"{name}.s"] = np.where(clean, value, lower[f"{name}.s"])
+            columns[f"{name}.s"] = np.where(clean, value, columns[f"{name}.s"])
         weight = 1.0 / (t - r)
-        return Table(columns | lower, times | lower_times, weight, columns["alpha.t"], columns["sigma.t"])
+        return Table(columns, times, weight, columns["alpha.t"], columns["sigma.t"])

@@ -31,6 +31,7 @@ __all__ = [
     "names",
     "noised",
     "ode_step",
+    "pair",
     "taught",
 ]
 
@@ -51,6 +52,12 @@ def level(process: Process, t: NDArray, name: str) -> tuple[dict[str, Array], di
     values = (alpha, sigma, made.c_skip, made.c_out, made.c_in)
     table = {f"{column}.{name}": np.asarray(value, np.float64) for column, value in zip(COLUMNS, values, strict=True)}
     return table, {f"c_noise.{name}": made.c_noise}
+
+
+def pair(process: Process, t: NDArray, s: NDArray) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Return (columns, times) of two levels, with the names t and s."""
+    (columns, times), (lower, lower_times) = level(process, t, "t"), level(process, s, "s")
+    return columns | lower, times | lower_times
 
 
 def taught(

@@ -30,9 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend.target import Direction, Distance, Pass, Sum, Target
-from diffusion_core.common.errors import DuetError
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.diffusion.second_time import SecondTime
-from diffusion_core.training.targets.method import Method, Progress, Setting, Streams, Table, at_least, method, one
+from diffusion_core.training.targets.method import Method, Progress, Setting, Streams, Table, at_least, method
 
 __all__ = ["MeanFlow", "check_straight_line"]
 
@@ -93,8 +93,8 @@ class MeanFlow(Method):
     eps: float = 0.01
 
     def __post_init__(self) -> None:
-        one("distribution", self.distribution, ("logit_normal", "uniform"))
-        one("times", self.times, ("sort", "cap"))
+        check_choice("objective.distribution", self.distribution, ("logit_normal", "uniform"))
+        check_choice("objective.times", self.times, ("sort", "cap"))
         object.__setattr__(self, "interval", tuple(self.interval))
         if not 0 <= self.same_time <= 1:
             raise DuetError(f"objective.same_time: {self.same_time} was given; it must be a fraction, 0 to 1")

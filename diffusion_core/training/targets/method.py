@@ -191,12 +191,6 @@ def positive(name: str, value: float) -> None:
         raise DuetError(f"objective.{name}: {value} was given; it must be positive")
 
 
-def one(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raise a `DuetError` for an option that is none of the allowed ones."""
-    if value not in allowed:
-        raise one_of(f"objective.{name}", value, allowed)
-
-
 def image_distance(name: str, c: float | None, shape: tuple[int, ...]) -> Distance:
     """Return a distance; without a c, that of iCT for a pseudo-Huber distance or a norm: 0.00054 sqrt(pixels)."""
     if c is None:

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend.target import DISTANCES, Sum, Target
-from diffusion_core.common.errors import DuetError
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.training.targets.levels import (
     at_ratio,
     estimate,
@@ -49,7 +49,6 @@ from diffusion_core.training.targets.method import (
     at_least,
     image_distance,
     method,
-    one,
     positive,
 )
 
@@ -97,9 +96,9 @@ class ProgressiveDistillation(Method):
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 1)
-        one("weighting", self.weighting, tuple(WEIGHTINGS))
-        one("grid", self.grid, ("time", "ratio"))
-        one("distance", self.distance, DISTANCES)
+        check_choice("objective.weighting", self.weighting, tuple(WEIGHTINGS))
+        check_choice("objective.grid", self.grid, ("time", "ratio"))
+        check_choice("objective.distance", self.distance, DISTANCES)
         positive("rho", self.rho)
 
     def check(self, setting: Setting) -> None:
