@@ -359,7 +359,10 @@ def _shown(node: Any) -> str:
     """Return the default of a key as it is typed; "" without a default."""
     if node is None or node._is_missing():
         return ""
-    return _yaml(node._value() if not OmegaConf.is_config(node) else OmegaConf.to_container(node, resolve=False))
+    if OmegaConf.is_config(node):
+        return _yaml(OmegaConf.to_container(node, resolve=False))
+    value = node._value()
+    return _yaml(value._value() if hasattr(value, "_value") else value)  # a key of several types holds another node
 
 
 def _yaml(value: Any) -> str:
