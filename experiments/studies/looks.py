@@ -3,7 +3,7 @@
 A study may be looked at early and continued, if that is planned: `study.looks: [5, 10, 20]` names the numbers of
 seeds. Every report with tests is a look and is recorded in looks.json of the study's directory::
 
-    {"planned": 20, "spending": "pocock", "looks": [{"seeds": [0, 1], "created": ..., "margins": {...}}]}
+    {"planned": 20, "spending": "pocock", "alpha": 0.05, "looks": [{"seeds": [0, 1], "created": ..., "margins": {...}}]}
 
 The level of a look is what `statistics.sequential` leaves of alpha. A report of the same seeds is the same look again.
 A look that was not planned (more seeds than the last planned look, or fewer than an earlier look) has the level 0: its
@@ -63,7 +63,7 @@ def next_look(study: Study, out: Path | None = None) -> Look:
         out: its directory, with the record of earlier looks; None without one.
 
     Raises:
-        DuetError: another plan of looks was recorded at the first look.
+        DuetError: another plan of looks, or another level, was recorded at the first look.
     """
     earlier = _read(out)
     before = _seeds_before(earlier, study)
@@ -74,28 +74,36 @@ def next_look(study: Study, out: Path | None = None) -> Look:
             f"to {pluralize(earlier['planned'], 'seed')} with {earlier['spending']}; keep the plan, or start a new "
             f"study with another out=DIR"
         )
+    if earlier and earlier.get("alpha", study.alpha) != study.alpha:
+        raise DuetError(
+            f"study.alpha: {study.alpha:g} was given, but the first look had {earlier['alpha']:g}; keep the level, or "
+            f"start a new study with another out=DIR"
+        )
+    spending = earlier["spending"] if earlier else study.spending
     counts = (*map(len, before), len(study.seeds))
     if counts[0] < 2:
         return Look(counts, planned, study.alpha, study.alpha)
     grows = all(set(a) < set(b) for a, b in itertools.pairwise([*before, study.seeds]))
     if len(study.seeds) > planned or not grows:
         return Look(counts, planned, 0.0, 0.0, _unplanned(counts, planned, grows))
-    two_sided, one_sided = (look_levels(counts, planned, study.alpha, study.spending, sides)[-1] for sides in (2, 1))
+    two_sided, one_sided = (look_levels(counts, planned, study.alpha, spending, sides)[-1] for sides in (2, 1))
     remark = ""
     if counts != (planned,):
         remark = (
             f"Look {len(counts)}, at {counts[-1]} of at most {pluralize(planned, 'seed')}"
             + (f", after {', '.join(map(str, counts[:-1]))}" if before else "")
             + f": of the level {study.alpha:g} of all looks together, this one has {two_sided:.2g} for differences and "
-            f"{one_sided:.2g} for each one-sided test ({study.spending.replace('_', '-')} spending)."
+            f"{one_sided:.2g} for each one-sided test ({spending.replace('_', '-')} spending)."
         )
     return Look(counts, planned, two_sided, one_sided, remark)
 
 
 def record(study: Study, out: Path, look: Look) -> None:
     """Add a look to the record, unless it was a look at the same seeds."""
-    earlier = _read(out) or {"planned": look.planned, "spending": study.spending, "looks": []}
-    if list(study.seeds) in (one["seeds"] for one in earlier["looks"]):
+    earlier = _read(out) or {
+        "planned": look.planned, "spending": study.spending, "alpha": study.alpha, "looks": []
+    }  # fmt: skip
+    if sorted(study.seeds) in (sorted(one["seeds"]) for one in earlier["looks"]):
         return
     margins = {metric.name: metric.margin for metric in study.metrics}
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -139,8 +147,9 @@ def _read(out: Path | None) -> dict[str, Any] | None:
 
 def _seeds_before(earlier: dict[str, Any] | None, study: Study) -> list[Sequence[int]]:
     """Return the seeds of the looks before this one; a look at the same seeds again is that look."""
-    seeds = [one["seeds"] for one in earlier["looks"]] if earlier else []
-    return seeds[: seeds.index(list(study.seeds))] if list(study.seeds) in seeds else seeds
+    seeds = [sorted(one["seeds"]) for one in earlier["looks"]] if earlier else []
+    own = sorted(study.seeds)
+    return seeds[: seeds.index(own)] if own in seeds else seeds
 
 
 def _unplanned(counts: Sequence[int], planned: int, grows: bool) -> str:

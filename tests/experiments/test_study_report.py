@@ -223,6 +223,10 @@ def test_a_planned_look_spends_a_part_of_the_level(tmp_path, undrawn):
     assert 0.02 < first["look"]["equivalence"] < 0.05 and "Look 1, at 2 of at most 4 seeds" in first["remarks"][0]
     again = looked_at(tmp_path, 2, looks=[2, 4])
     assert again["look"] == first["look"]
+    turned = make_plan(make_study(without("speed", "parameters", "agreement", seeds=SEEDS[1::-1], looks=[2, 4])))
+    assert report(turned, outcomes(turned, tmp_path / "runs"), tmp_path)[1]["look"] == first["look"]
+    with pytest.raises(DuetError, match=r"study\.alpha: 0\.1 was given, but the first look had 0\.05"):
+        looked_at(tmp_path, 2, looks=[2, 4], alpha=0.1)
     last = looked_at(tmp_path, 4, looks=[2, 4])
     assert last["look"]["counts"] == [2, 4] and 0.02 < last["look"]["equivalence"] < 0.05
     assert last["verdict"]["claim"] == "The arms are equivalent within the stated margins"
