@@ -23,8 +23,8 @@ from experiments.studies.analysis import Comparison, Finding, analyse
 from experiments.studies.endings import Ending, endings
 from experiments.studies.evidence import Drawings
 from experiments.studies.looks import Look, changed_margins, next_look, record
-from experiments.studies.plan import Plan
-from experiments.studies.results import Outcome
+from experiments.studies.plan import Plan, Study
+from experiments.studies.results import Outcome, digits_floor
 from experiments.studies.verdict import ANSWERS, excludes, verdict
 
 __all__ = ["build", "report"]
@@ -88,7 +88,7 @@ def build(
             "counts": list(look.counts), "planned": look.planned, "spending": study.spending,
             "difference": look.difference, "equivalence": look.equivalence,
         },
-        "remarks": [*filter(None, [look.remark, *(one.sentence for one in ends)]), *remarks],
+        "remarks": [*filter(None, [look.remark, *(one.sentence for one in ends)]), *remarks, *_floors(study, complete)],
         "verdict": verdict(findings, outcomes, look, study.alpha),
         "excludes": [line for finding in findings for line in excludes(finding)],
     }  # fmt: skip
@@ -188,6 +188,20 @@ def _comparison(c: Comparison) -> dict[str, Any]:
         "within": None if c.bound is None else paired.within(c.bound),
         "unseen": unseen_fraction(paired.count, c.one_sided) if paired.identical else None,
     }
+
+
+def _floors(study: Study, complete: Sequence[Outcome]) -> list[str]:
+    """Return what real digits score in place of as many samples, for a study of digits Fréchet distances."""
+    drawn = next((outcome.samples for outcome in complete if outcome.samples is not None), None)
+    metrics = [metric.title for metric in study.metrics if metric.read == "digits.frechet"]
+    if drawn is None or len(drawn[0]) < 2:
+        return []
+    count = len(drawn[0])
+    return [
+        f"{title} of {count:,} digits drawn from the training digits themselves: {digits_floor(count):.2f}. Lower is "
+        f"better only down to this floor."
+        for title in metrics
+    ]
 
 
 def _ending(ending: Ending) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.random import Stream
 from diffusion_core.data.digits import digits
 from diffusion_core.files.safe_read import open_npz, read_json
 from diffusion_core.metrics.agreement import agreement
@@ -36,7 +37,17 @@ from experiments.config.safe_yaml import read_config
 from experiments.studies import jobs
 from experiments.studies.plan import COMMANDS, Metric, Plan, Run, Study
 
-__all__ = ["COSTS", "ENDINGS", "READERS", "Outcome", "check_protocol", "check_reads", "outcomes", "value"]
+__all__ = [
+    "COSTS",
+    "ENDINGS",
+    "READERS",
+    "Outcome",
+    "check_protocol",
+    "check_reads",
+    "digits_floor",
+    "outcomes",
+    "value",
+]
 
 # How a run can end; a run that is not finished has no numbers to compare.
 ENDINGS = ("finished", "diverged", "failed", "unfinished")
@@ -199,8 +210,21 @@ def _cost(outcome: Outcome, path: Sequence[str]) -> object:
 
 
 @functools.cache
+def _training_features() -> NDArray[np.float32]:
+    return layers(digits(part="train").images)["features"]
+
+
+@functools.cache
 def _training_digits() -> Gaussian:
-    return fit_gaussian(layers(digits(part="train").images)["features"])
+    return fit_gaussian(_training_features())
+
+
+@functools.cache
+def digits_floor(count: int, draws: int = 20) -> float:
+    """Return the mean distance of `count` digits drawn with replacement from the training digits to all of them."""
+    features, stream = _training_features(), Stream(0, "studies/floor")
+    drawn = (stream.uniform(np.arange(draws), count) * len(features)).astype(np.int64)
+    return float(np.mean([distance(fit_gaussian(features[rows]), _training_digits()) for rows in drawn]))
 
 
 def _digits(outcome: Outcome, path: Sequence[str]) -> object:

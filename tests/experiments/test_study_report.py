@@ -32,7 +32,7 @@ from experiments.studies import figures
 from experiments.studies.figures import files as drawn
 from experiments.studies.plan import Plan, make_plan, make_study
 from experiments.studies.report import build, report
-from experiments.studies.results import check_reads, outcomes
+from experiments.studies.results import check_reads, digits_floor, outcomes
 
 SEEDS = [0, 1, 2, 3]
 STUDY: dict[str, Any] = {
@@ -299,6 +299,11 @@ def test_distances_of_different_numbers_of_samples_are_not_compared(tmp_path):
     options = without("speed", "parameters", "loss", "agreement")
     options["metrics"]["distance"] = {"read": "digits.frechet"}
     plan, folder = made(tmp_path, options)
+    remark = build(plan, outcomes(plan, folder / "runs"))[0]["remarks"][-1]
+    assert remark.startswith(
+        f"distance of 20 digits drawn from the training digits themselves: {digits_floor(20):.2f}."
+    )
+    assert 0.8 < digits_floor(500) < 0.9  # 0.84
     job = plan.runs[-1].jobs[-1]
     file = folder / "runs" / job.name / "samples" / "samples.npz"
     with np.load(file) as found:
