@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isclose
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,7 +13,7 @@ from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import pluralize
 from diffusion_core.networks.weights import hash_weights
 from diffusion_core.runs.certificate import CERTIFICATE, claims, read_certificate
-from diffusion_core.runs.checkpoint import load_checkpoint, stored_hashes
+from diffusion_core.runs.checkpoint import Checkpoint, load_checkpoint, stored_hashes
 from diffusion_core.runs.manifest import head
 from diffusion_core.runs.run_directory import plain_data, read_metrics
 from experiments.training.evaluation import FinalEvaluation, SkippedEvaluation
@@ -31,6 +29,7 @@ from experiments.verification.compare import (
     record_differences,
 )
 from experiments.verification.environment import environment_differences, environment_here
+from experiments.verification.facts import differing, short
 from experiments.verification.recorded import Finding, Part, RecordedRun, read_run
 from experiments.verification.replay import UNITS, Opened, Replayed, Twin, replay, stored_arrays
 from experiments.verification.results import evaluation_differences, sample_differences, stated_differences
@@ -221,33 +220,9 @@ def _setup_problems(work: _Verification, draw: Draw) -> Iterator[Finding]:
         skipped = set(_HOW) if part.is_fresh else _HOW | {"training.init"}
         if part.setup["own_network"] and part.content["computed_by"]["backend"] != setup.backend.name:
             skipped |= {"own_network", "program_sha256"}  # they belong to one framework
-        for place, recorded, found in _differing(part.setup, plain_data(setup_facts(setup)), "", skipped):
-            detail = f"{_short(recorded)} was recorded; its configuration and what is found here make {_short(found)}"
+        for place, recorded, found in differing(part.setup, plain_data(setup_facts(setup)), "", skipped):
+            detail = f"{short(recorded)} was recorded; its configuration and what is found here make {short(found)}"
             yield Finding(f"part {number + 1}, {place}", detail)
-
-
-def _short(value: Any) -> str:
-    """Return a value as text, a hash by its beginning."""
-    return re.sub(r"\b([0-9a-f]{16})[0-9a-f]{48}\b", r"\1", str(value))
-
-
-def _differing(recorded: Any, found: Any, place: str, skipped: set[str]) -> Iterator[tuple[str, Any, Any]]:
-    """Yield the places at which facts differ, with both; keys that only a later version has are ignored."""
-    if place in skipped:
-        return
-    if isinstance(recorded, Mapping) and isinstance(found, Mapping):
-        for key in recorded:
-            yield from _differing(recorded[key], found.get(key), f"{place}.{key}".strip("."), skipped)
-    elif isinstance(recorded, list | tuple) and isinstance(found, list | tuple) and len(recorded) == len(found):
-        for number, (one, other) in enumerate(zip(recorded, found, strict=True)):
-            yield from _differing(one, other, f"{place}[{number}]", skipped)
-    elif recorded != found and not _is_close(recorded, found):
-        yield place, recorded, found
-
-
-def _is_close(recorded: Any, found: Any) -> bool:
-    """Return whether two numbers differ by no more than functions of NumPy do on different processors."""
-    return isinstance(recorded, float) and isinstance(found, float) and isclose(recorded, found, rel_tol=1e-9)
 
 
 # How a run computes and what it draws at its end, or where its data lie: not what its training computes.
@@ -297,7 +272,9 @@ def _verify_segment(work: _Verification, segment: Segment) -> SegmentResult:
     notes = [one for one in differences if one.what.startswith(_NOTES)]
     compared = _compared(segment, found, run)
     bound = None
-    if differences and not notes and reasons:
+    if notes and reasons:  # these are no rounding
+        differences = notes
+    elif differences and reasons:
         if run.directory is None or not segment.end.checkpoint:
             detail = "its states are known by their hash only, which needs equal bits; give the run directory"
             return SegmentResult(
@@ -367,29 +344,28 @@ def _metrics(run: RecordedRun, segment: Segment, found: Replayed, bounds: Bounds
     yield from record_differences(found.records, recorded, bounds)
 
 
-def _note_differences(found: Replayed, images_seen: int, stored: Any, opened: Opened) -> Iterator[Difference]:
+def _note_differences(found: Replayed, images_seen: int, stored: Checkpoint, opened: Opened) -> Iterator[Difference]:
     """Yield what a checkpoint says beside its arrays that the replay does not say."""
+    notes = ("averages", "trained_for", "sampler", "weights", "skipped")
     mine = found.checkpoints[images_seen]
-    pairs: dict[str, tuple[Any, Any]] = {
-        "seed": (stored.seed, mine.seed),
-        "updates": (stored.state.updates, mine.state.updates),
-    }
-    same_program = stored.model.program.sha256 == mine.model.program.sha256
-    if stored.model.program.sha256 and not same_program and opened.part.setup.get("own_network") is None:
-        pairs["program"] = (stored.model.program.sha256, mine.model.program.sha256)
-    for name in ("averages", "trained_for", "sampler", "weights", "skipped"):
-        pairs[f"notes.{name}"] = (stored.notes.get(name), mine.notes.get(name))
-    left = set() if opened.part.is_fresh else {"dropped_labels", "earlier_data", "init"}
-    theirs, own = (one.training.to_dict() if one.training else {} for one in (stored, mine))
-    for name in theirs.keys() - left - ({"data"} if left else set()):
-        pairs[f"training.{name}"] = (theirs[name], own.get(name))
-    for name, (recorded, made) in pairs.items():
-        recorded, made = plain_data(recorded), plain_data(made)
-        if name == "training.data":
-            recorded, made = ({k: v for k, v in one.items() if k != "options"} for one in (recorded, made))
-        if recorded != made:
-            what = f"{_NOTES}, {name} at {images_seen:,} images"
-            yield Difference(what, None, 0.0, f"{recorded} recorded, {made} replayed")
+    recorded, made = (
+        plain_data({
+            "seed": one.seed, "updates": one.state.updates, "program": one.model.program.sha256,
+            "notes": {name: one.notes.get(name) for name in notes},
+            "training": one.training.to_dict() if one.training else {},
+        })
+        for one in (stored, mine)
+    )  # fmt: skip
+    skipped = {"training.data.options"}
+    # Where the part began elsewhere, what the weights were trained with before is not known here.
+    skipped |= set() if opened.part.is_fresh else {f"training.{name}" for name in _OF_EARLIER}
+    skipped |= {"program"} if opened.part.setup["own_network"] else set()
+    for place, one, other in differing(recorded, made, "", skipped):
+        what = f"{_NOTES}, {place} at {images_seen:,} images"
+        yield Difference(what, None, 0.0, f"{short(one)} recorded, {short(other)} replayed")
+
+
+_OF_EARLIER = ("dropped_labels", "earlier_data", "init")
 
 
 def _states(segment: Segment, found: Replayed) -> dict[int, Arrays]:

@@ -213,6 +213,37 @@ def test_a_run_with_everything_is_verified_across_its_resumes(backend_name, tmp_
     assert code == 0 and "not checked: the final samples and their evaluation: the final checkpoint is not here" in out
 
 
+def test_a_checkpoint_that_a_kill_left_out_of_the_manifest_is_covered_by_the_resume(honest, backend_name, tmp_path):
+    run = shutil.copytree(honest, tmp_path / "run")
+    lines = (run / MANIFEST).read_text().splitlines(keepends=True)
+    (run / MANIFEST).write_text("".join(lines[:-2]) + lines[-2][:40])
+    train(run, backend_name, "trainer.images=40", "resume=latest")
+    code, out, err = call("verify", f"run={run}", f"backend={backend_name}", "segments=all")
+    assert code == 0 and "verdict: BIT-EXACT" in out and "replayed: 5 of 5 segments" in out, out + err
+
+
+def test_wrong_requests_are_refused_in_one_line(honest, backend_name, tmp_path):
+    given = (f"run={honest}", f"backend={backend_name}")
+    for words, expected in (
+        (("segments=0",), "segments: 0 was given; it must be a number of segments of at least 1, or all"),
+        (("segments=some",), "segments: some was given"),
+        (("twins=0",), "twins: 0 was given; it must be at least 1"),
+        (("margin=0.5",), "margin: 0.5 was given; it must be a number of at least 1"),
+        (("draw_seed=-1",), "draw_seed: -1 was given"),
+        (("network=a:b",), "network: a:b was given, but"),
+        ((f"out={honest / 'config.yaml'}",), "config.yaml exists"),
+        (("segmens=3",), "segmens"),
+        ((f"run={tmp_path / 'none'}",), "it does not exist"),
+        ((f"run={honest / 'samples'}",), "it is not the directory of a run"),
+        ((f"run={honest / 'config.yaml'}",), "it is no certificate"),
+    ):
+        code, _, err = call("verify", *given, *words)
+        assert code == 2 and expected in err and len(err.strip().splitlines()) == 1, (words, err)
+    old = Path(__file__).parent.parent / "data" / "run_v1"
+    code, _, err = call("certify", f"run={old}")
+    assert code == 2 and "it has no manifest.jsonl: an earlier version" in err
+
+
 def test_a_run_of_python_is_verified_by_the_arguments_of_its_training(backend_name, tmp_path):
     """Its data and its network are objects, which only their owner can give again."""
     data = duet.load_dataset(np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1)).astype(np.uint8))
