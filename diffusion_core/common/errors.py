@@ -120,7 +120,7 @@ def _nearest(given: str, names: list[str], synonyms: Mapping[str, str]) -> str |
     """
 
     def simplified(name: str) -> str:
-        return re.sub(r"[\s_.-]+", "_", name.casefold())
+        return re.sub(r"[\s_./-]+", "_", name.casefold())
 
     for word in (given.casefold(), simplified(given)):
         if synonyms.get(word) in names:

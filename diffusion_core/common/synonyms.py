@@ -114,6 +114,8 @@ VALUES: Mapping[str, Mapping[str, str]] = {
         **dict.fromkeys(("smooth_l1",), "huber"),
     },
     "sampler": {
+        **dict.fromkeys(("onestep", "one_step", "multistep", "multi_step", "lcm", "ctm"), "consistency"),
+        **dict.fromkeys(("dopri5", "odeint", "rk45", "ode"), "flow_heun"),
         **dict.fromkeys(("euler_a", "k_euler_a", "euler_ancestral_discrete"), "euler_ancestral"),
         **dict.fromkeys(("k_euler", "euler_discrete"), "euler"),
         **dict.fromkeys(

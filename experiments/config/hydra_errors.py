@@ -41,6 +41,8 @@ def describe_error(error: Exception, command: str | None, configs: Path) -> str:
             return _unreadable(cause.override, command, configs)
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             group, _, name = cause.missing_cfg_file.rpartition("/")
+            if "/" in group and not (configs / group).is_dir():  # a name with a slash, as in model=DiT-XL/2
+                group, _, name = cause.missing_cfg_file.partition("/")
             # Hydra does not list the options of a group of which several are selected.
             if available := cause.options or _options(group, configs):
                 # `from_run` is the option of a command that starts from a run, not one to type.

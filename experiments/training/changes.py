@@ -33,9 +33,15 @@ from experiments.training.record import data_record
 from experiments.training.setup import TrainingSetup
 
 __all__ = [
-    "changed_objective", "check_data", "check_process", "describe_changes", "objective_note", "objective_notes",
+    "changed_objective",
+    "check_data",
+    "check_process",
+    "describe_changes",
+    "first_difference",
+    "objective_note",
+    "objective_notes",
     "with_slots",
-]  # fmt: skip
+]
 
 # By key of `objective_notes`: the functions that the option selects by name.
 _REGISTRIES: Mapping[str, Mapping[str, Any]] = {
@@ -80,6 +86,21 @@ def changed_objective(checkpoint: Checkpoint, setup: TrainingSetup) -> dict[str,
     return {
         name: (one, other) for name, (one, other) in pairs.items() if _complete(name, one) != _complete(name, other)
     }
+
+
+def first_difference(name: str, stored: Any, current: Any) -> tuple[str, Any, Any]:
+    """Return (key, what was stored, what is given) of two different values: of two tables, their names or an option.
+
+    Example:
+        >>> first_difference("objective", {"name": "mean_flow", "omega": 1.0}, {"name": "mean_flow", "omega": 2.0})
+        ('objective.omega', 1.0, 2.0)
+    """
+    if not (isinstance(stored, Mapping) and isinstance(current, Mapping)):
+        return name, stored, current
+    if stored.get("name") != current.get("name"):
+        return name, stored.get("name"), current.get("name")
+    keys = [key for key in {**stored, **current} if _normal(stored.get(key)) != _normal(current.get(key))]
+    return (f"{name}.{keys[0]}", stored.get(keys[0]), current.get(keys[0])) if keys else (name, stored, current)
 
 
 def _complete(name: str, value: Any) -> Any:

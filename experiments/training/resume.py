@@ -24,7 +24,14 @@ from diffusion_core.optim import profile_options
 from diffusion_core.runs.checkpoint import Checkpoint, find_checkpoint, list_checkpoints, load_checkpoint
 from diffusion_core.training.events import ResumeState
 from diffusion_core.training.training_config import TrainingConfig
-from experiments.training.changes import changed_objective, check_data, check_process, objective_notes, with_slots
+from experiments.training.changes import (
+    changed_objective,
+    check_data,
+    check_process,
+    first_difference,
+    objective_notes,
+    with_slots,
+)
 from experiments.training.record import fresh_record
 from experiments.training.setup import TrainingSetup
 
@@ -135,6 +142,7 @@ def starting_point(
     check_process(checkpoint, setup, source)
     for name, (stored, current) in changed_objective(checkpoint, setup).items():
         if not change_objective:
+            name, stored, current = first_difference(name, stored, current)
             raise DuetError(
                 f"resume: {source} was trained with {name} {stored}, but {current} was given; "
                 f"change_objective=true allows the change"

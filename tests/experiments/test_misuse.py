@@ -14,6 +14,7 @@ from diffusion_core.training.coupling import COUPLINGS, make_coupling
 from diffusion_core.training.targets import METHODS, make_method
 from experiments.config.suggest import key_hint
 from experiments.runtime.teacher import load_teacher
+from experiments.training.changes import first_difference
 
 SMALL = ("data=digits", "trainer.images=16", "trainer.batch=8", "validation.part=none")
 
@@ -64,6 +65,8 @@ def test_an_option_where_there_is_none_is_said():
         ("objective", "meanflow", METHODS, "mean_flow"),
         ("optimiser", "adamW", ("adam", "adamw"), "adamw"),
         ("process.coupling", "ot", COUPLINGS, "optimal_transport"),
+        ("sampler", "onestep", ("consistency", "ddim"), "consistency"),
+        ("model", "DiT-XL/2", ("dit_l_2", "dit_xl_2"), "dit_xl_2"),
     ],
 )
 def test_the_names_of_papers_and_libraries_are_understood(what, given, names, meant):
@@ -82,6 +85,18 @@ def test_the_names_of_papers_and_libraries_are_understood(what, given, names, me
 )
 def test_an_option_of_another_choice_is_named_with_it(key, hint):
     assert hint in key_hint(key, "train")
+
+
+def test_a_name_with_a_slash_is_a_name_and_no_folder():
+    done = call("networks", "backend=torch", "model=DiT-XL/2")
+    assert done.code == 2 and "model: 'DiT-XL/2' was given" in done.err and "Did you mean 'dit_xl_2'?" in done.err
+
+
+def test_of_a_changed_objective_the_option_is_named():
+    one = {"name": "mean_flow", "omega": 1.0, "interval": (0.0, 1.0)}
+    assert first_difference("objective", one, {**one, "omega": 2.0}) == ("objective.omega", 1.0, 2.0)
+    assert first_difference("objective", one, {"name": "shortcut"}) == ("objective", "mean_flow", "shortcut")
+    assert first_difference("data.flip", False, True) == ("data.flip", False, True)
 
 
 def test_a_teacher_that_is_missing_is_named_with_its_key(tmp_path):
