@@ -131,7 +131,8 @@ def import_diffusers(
         where += ", with its moving average in unet_ema"
     pipeline = "DiTPipeline (sample.autoencoder decodes with its vae)" if is_dit else "DDPMPipeline"
     note = f"a {pipeline if is_pipeline else title} of diffusers{where}{remark}"
-    objective = {"label_dropout": 0.1} if is_dit else {}
+    objective: dict[str, Any] = {"label_dropout": 0.1} if is_dit else {}
+    objective |= {"bound_cdf": "tanh"} if is_dit and model.variance == "learned_range" else {}
     average = weights if average is None else average
     return Imported(model, weights, average, note, process_source, sampler, objective)
 

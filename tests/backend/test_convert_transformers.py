@@ -149,7 +149,7 @@ def test_an_exported_dit_loads_with_the_same_bits(source, options, how, spec, tm
 def test_the_processes_are_those_of_the_code(tmp_path, oracles, randomised):
     dit = imported(make(oracles, randomised, depth=1), "dit", tmp_path)
     assert dit.model.variance == "learned_range" and dit.model.prediction == "eps"
-    assert dit.objective == {"label_dropout": 0.1}
+    assert dit.objective == {"label_dropout": 0.1, "bound_cdf": "tanh"}
     assert dit.process_source == "that of DiT's code, since these files do not say it; set process=NAME for another"
     plan = plan_of(dit)
     assert (plan.rows, plan.guidance_channels, plan.clip) == (250, 3, None)
@@ -270,7 +270,8 @@ def test_a_dit_of_diffusers_computes_the_same(options, equal, tmp_path, randomis
     assert spec.embedders == ("shared" if equal or spec.depth == 1 else "per_block")
     assert (spec.embedding_divisor, spec.mlp_norm_eps) == ("half_minus_one", options.get("norm_eps", 1e-5))
     assert found.model.variance == ("learned_range" if "out_channels" in options else "fixed")
-    assert found.objective == {"label_dropout": 0.1}
+    bound = {"bound_cdf": "tanh"} if "out_channels" in options else {}
+    assert found.objective == {"label_dropout": 0.1} | bound
     same_as(theirs(net, IMAGES, T, LABELS), found)
 
 
