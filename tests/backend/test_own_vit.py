@@ -133,9 +133,9 @@ def test_a_run_resumes_bit_for_bit_and_samples(backend_name: str, open_backend: 
     def make() -> Any:
         return vit.BUILD[backend_name](vit.vit_weights(), "float32")
 
-    whole = duet.train(make(), PROCESS, DATA, images=16, out=tmp_path / "whole", **options)
-    duet.train(make(), PROCESS, DATA, images=8, out=tmp_path / "parts", **options)
-    parts = duet.train(make(), PROCESS, DATA, images=16, out=tmp_path / "parts", resume="latest", **options)
+    whole = duet.train(make(), PROCESS, DATA, images=16, checkpoint_images=8, out=tmp_path / "whole", **options)
+    half = tmp_path / "whole" / "checkpoints" / f"{8:012d}"
+    parts = duet.train(make(), PROCESS, DATA, images=16, out=tmp_path / "parts", resume=half, **options)
     for part, arrays in whole.state.parts.items():
         for name, array in arrays.items():
             np.testing.assert_array_equal(parts.state.parts[part][name], array, err_msg=f"{part} {name}")

@@ -161,7 +161,7 @@ def test_each_backend_gets_the_extras_of_its_configuration(checkout):
     fake.chmod(0o755)
     checkout.duet("setup", FAKE_REAL=str(fake))
     installed = sorted((checkout.root / "calls.txt.pip").read_text().splitlines())
-    base = "-m pip install --no-input -e "
+    base = "-m pip install --no-input --no-compile -e "
     assert installed == [
         f"{base}.[tf,tensorboard,dev] -c constraints-tf.txt",
         f"{base}.[torch,peers,metrics,tensorboard,docs,dev] -c constraints-torch.txt",
@@ -251,7 +251,7 @@ def installed(checkout):
         log.unlink(missing_ok=True)
         constraints = checkout.venv("torch") / "constraints.txt"
         pins = constraints.read_text().split() if constraints.exists() else []
-        return [line.removeprefix("-m pip install --no-input -e ") for line in lines], pins, result.stdout
+        return [line.removeprefix("-m pip install --no-input --no-compile -e ") for line in lines], pins, result.stdout
 
     return run
 
