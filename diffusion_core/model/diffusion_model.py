@@ -96,6 +96,11 @@ class DiffusionModel:
                 "{name: linear, T: 1000}"
             )
         check_fields("process", self)
+        if not isinstance(self.second_time, SecondTime | None):
+            raise DuetError(
+                f"second_time: {self.second_time!r} was given; it is what the method that trains the network says, a "
+                "SecondTime of diffusion_core.diffusion.second_time, or None"
+            )
         if self.spec.predicts_uncertainty:
             object.__setattr__(self, "uncertainty", True)
         channels, image_channels = self.spec.out_channels, self.spec.in_channels

@@ -79,6 +79,13 @@ def test_a_second_time_with_another_meaning_is_refused(model, sampler, options, 
         model.plan(sampler, **options)
 
 
+def test_a_meaning_that_does_not_exist_is_refused():
+    with pytest.raises(DuetError, match=r"second_time.meaning: 'lenght' was given; .* Did you mean 'length'"):
+        SecondTime("lenght")
+    with pytest.raises(DuetError, match="second_time: 'length' was given; it is what the method"):
+        replace(MEAN_FLOW, second_time="length")
+
+
 def test_what_fits_or_is_not_known_is_sampled():
     assert SHORTCUT.plan("shortcut", steps=8).rows == 8 and MEAN_FLOW.plan("mean_flow", steps=3).rows == 3
     for model in (SHORTCUT, MEAN_FLOW, REGRESSION):
