@@ -80,6 +80,7 @@ VALUES: dict[str, list[Any]] = {
     "last_step": [None, "mean", "tweedie", "euler"],
     "last_step_size": [0.04, 0.3],
     "eps": [None, 0.0, 0.01],
+    "boundary": [None, 0.0, 0.001],
     "times": [None, [0.9, 0.3], [1.0]],
     "noise": [0.0, 0.5],
 }  # fmt: skip
@@ -126,6 +127,7 @@ REFUSED: dict[str, list[Any]] = {
     "last_step": ["median"],
     "last_step_size": [0.0, 1.0],
     "eps": [-0.1, 1.5],
+    "boundary": [-0.1, 1e9],
     "noise": [-1.0, np.inf],
     "times": [[0.3, 0.9], [2.0], []],
 }  # fmt: skip
