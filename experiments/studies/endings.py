@@ -47,7 +47,8 @@ class Ending:
         parts = [f"{self.counts[name]} {name}" for name in ENDINGS if self.counts[name]]
         text = f"{self.arm.name}: of {pluralize(planned, 'planned run')} {', '.join(parts)}"
         if self.counts["diverged"] and self.diverged is not None:
-            text += f" (diverging: {self.diverged.low:.0%} to {self.diverged.high:.0%} of seeds, exact 95 % interval)"
+            low, high = 100 * self.diverged.low, 100 * self.diverged.high
+            text += f" (diverging: {low:.0f} to {high:.0f} % of seeds, exact 95 % interval)"
         if self.baseline is not None and self.only_arm + self.only_baseline:
             text += (
                 f"; it alone diverged for {pluralize(self.only_arm, 'seed')}, {self.baseline.name} alone for "

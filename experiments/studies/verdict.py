@@ -102,7 +102,7 @@ def _observed(findings: Sequence[Finding], look: Look, alpha: float) -> str:
     if largest := [f"{_largest(f)} of {f.metric.title}" for f in shown if not _is_identical(f)]:
         parts.append(f"the largest difference was {_listed(largest)}")
     if same := [f.metric.title for f in shown if _is_identical(f)]:
-        unseen = f"at level {alpha:g} up to {unseen_fraction(pairs, alpha):.0%} of seeds could still differ"
+        unseen = f"at level {alpha:g} up to {100 * unseen_fraction(pairs, alpha):.0f} % of seeds could still differ"
         verb = "was" if len(same) == 1 else "were"
         parts.append(f"{_listed(same)} {verb} identical in all {number} ({unseen})" if pairs > 1 else
                      f"{_listed(same)} {verb} identical")  # fmt: skip
@@ -154,7 +154,7 @@ def _excluded(c: Comparison, scale: str) -> str:
         return f"{c.missing} of {pluralize(planned, 'planned pair')} are missing, so nothing is tested or excluded."
     if c.answer == "identical":
         text = f"identical in {count} of {count}; no test exists without spread"
-        return f"{text}, and up to {unseen_fraction(count, c.one_sided):.0%} of seeds could still differ."
+        return f"{text}, and up to {100 * unseen_fraction(count, c.one_sided):.0f} % of seeds could still differ."
     if c.answer == "constant":
         size = amount(c.paired.mean, scale)
         return f"every one of {count} pairs differs by {size}; no test exists without spread, and nothing is excluded."

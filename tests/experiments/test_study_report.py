@@ -137,7 +137,7 @@ def test_the_sentence_states_extremes_and_margins_without_p_values(study):
     largest = max(abs(d) for c in content["findings"][0]["comparisons"] for d in c["differences"])
     assert re.fullmatch(
         r"In four paired runs with shared streams the largest difference was (\S+) % of loss at the end; agreement was "
-        r"identical in all four \(at level 0\.05 up to 53% of seeds could still differ\); every margin is met by both "
+        r"identical in all four \(at level 0\.05 up to 53 % of seeds could still differ\); every margin is met by both "
         r"one-sided tests \(n = 4, alpha 0\.05\)\. Of 4 comparisons over 4 pairs of runs: .*", sentence,
     )  # fmt: skip
     assert float(sentence.split(" % of")[0].split()[-1]) == pytest.approx(100 * math.expm1(largest), rel=0.05)
@@ -171,7 +171,7 @@ def test_runs_that_end_in_nan_are_counted_as_an_outcome(tmp_path):
     assert ending["only_arm"] == 3 and ending["p"] == 2 / 8
     expected = stats.binomtest(3, 4).proportion_ci(0.95, "exact")
     assert ending["diverged"] == pytest.approx([expected.low, expected.high])
-    sentence = "TensorFlow: of 4 planned runs 1 finished, 3 diverged (diverging: 19% to 99% of seeds"
+    sentence = "TensorFlow: of 4 planned runs 1 finished, 3 diverged (diverging: 19 to 99 % of seeds"
     assert any(remark.startswith(sentence) for remark in content["remarks"])
     assert "its loss is not finite" in render(content, images, {}) and "of 4 planned runs" in render(
         content, images, {}
