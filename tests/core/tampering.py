@@ -157,7 +157,7 @@ def claim_other_data(run: Path, random: Generator) -> str:
 def claim_another_option(run: Path, random: Generator) -> str:
     """Claim that the run had another option of its objective, optimiser or average."""
     options = (
-        {"process.prediction": "v"}, {"optimiser.beta1": 0.95}, {"ema.decay": 0.99}, {"data.flip": True},
+        {"process.prediction": "v"}, {"optimiser.beta1": 0.95}, {"ema.decay": 0.1}, {"data.flip": True},
         {"process.weighting": {"name": "min_snr"}}, {"optimiser.clip": 0.1}, {"process.first_t": 1},
     )  # fmt: skip
     return change_configuration(run, options[int(random.integers(len(options)))])
