@@ -51,7 +51,7 @@ def main(cfg: Any) -> None:
         print(f"the runs are different experiments; they differ in {', '.join(comparison.different)}")
     verdict = "agree" if comparison.agree else "DO NOT agree"
     print(
-        f"{comparison.passed} of {pluralize(len(comparison.checks), 'check')} passed "
+        f"{comparison.passed:,} of {pluralize(len(comparison.checks), 'check')} passed "
         f"({describe_rungs(comparison.checks)}); {comparison.report['verdict']['subject']} {verdict}: {page}"
     )
     if not comparison.agree:

@@ -104,7 +104,7 @@ def compare(
         comparison.report["quality"] = _quality(evaluated)
     passed, total = comparison.passed, len(comparison.checks)
     rungs = describe_rungs(comparison.checks)
-    tally = {"label": "checks of the parity ladder passed", "value": f"{passed} of {total}", "note": rungs}
+    tally = {"label": "checks of the parity ladder passed", "value": f"{passed:,} of {total:,}", "note": rungs}
     tallies = [tally] if total else []
     comparison.report |= {
         "backends": _backends(finished, comparison.checks),

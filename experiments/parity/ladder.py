@@ -97,7 +97,7 @@ def _shown(part: str, trace: Trace) -> Iterator[None]:
         yield
     checks = trace.checks[before:]
     passed = sum(c.passed for c in checks)
-    result = f"{passed} of {pluralize(len(checks), 'check')} passed" if checks else "recorded"
+    result = f"{passed:,} of {pluralize(len(checks), 'check')} passed" if checks else "recorded"
     print(f"  {part}: {result}, {format_seconds(perf_counter() - began)}", flush=True)
 
 

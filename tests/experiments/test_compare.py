@@ -14,6 +14,8 @@ from commands import call
 from made_up import losses, write_training
 
 from diffusion_core.parity.compare import PRECISIONS, compare_records
+from diffusion_core.parity.ladder import check
+from experiments.comparison import build
 from experiments.comparison.build import different_draws
 from experiments.config.backends import BackendInfo, read_backends
 
@@ -193,3 +195,9 @@ def test_each_hand_over_of_three_records_is_compared_with_the_state_that_was_tak
     np.savez(tmp_path / "b/handover/float64.npz", **{"8/taken over/w": states["a"] + 1e-9})
     checks = compare_records([tmp_path / name for name in names], names)
     assert [c.passed for c in checks if c.name == "state taken over"][:3] == [True, False, True]
+
+
+def test_the_tally_of_checks_has_thousands_separators(monkeypatch) -> None:
+    checks = [check(0, f"table {i}", "float64", "this", "bits", 0.0) for i in range(1262)]
+    monkeypatch.setattr(build, "_trace_checks", lambda paths: checks)
+    assert build.compare().report["headlines"][0]["value"] == "1,262 of 1,262"
