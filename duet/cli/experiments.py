@@ -143,7 +143,7 @@ def verified_run(command: Command, args: list[str]) -> str | None:
 def backend_of_record(path: str) -> str | None:
     """Return the backend of a run, of several, or of a certificate; None if it is not known here."""
     run = Path(path).expanduser()
-    if run.is_file():
+    if run.is_file() and run.suffix == ".json":
         match = re.search(r'"backend": *"([\w.-]+)"', run.read_text(encoding="utf-8", errors="replace"))
         return match.group(1) if match and match.group(1) in backends() else None
     run = run if run.exists() else Path(path.split(",")[0]).expanduser()

@@ -116,6 +116,13 @@ def test_the_samples_of_a_run_are_decoded(run, latents, backend_name, tmp_path):
 
 
 @pytest.mark.either
+def test_a_run_on_latents_is_verified(run, backend_name):
+    """Its samples are drawn and decoded again."""
+    done = call("verify", f"run={run}", f"backend={backend_name}")
+    assert done.code == 0 and "verdict: BIT-EXACT" in done.out and "final samples" in done.out, done.out + done.err
+
+
+@pytest.mark.either
 def test_a_learned_variance_is_trained_on_latents_as_by_the_code_of_dit(latents, backend_name, tmp_path):
     """It takes latents for bytes, in a bound with tanh; the exact bound is of bytes only."""
     words = [

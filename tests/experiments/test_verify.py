@@ -13,11 +13,14 @@ from commands import call, composed
 from tampering import CHANGES, CLAIMS, rehash, settle
 
 import duet
+from diffusion_core.common.errors import DuetError
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.networks.weights import hash_weights
 from diffusion_core.runs.manifest import MANIFEST
 from diffusion_core.runs.run_directory import plain_data
+from duet.cli.experiments import experiments, with_backend_of_run
 from experiments.config import verification
+from experiments.config.arguments import read_arguments
 from experiments.training.manifest import setup_facts
 from experiments.training.resume import first_state
 from experiments.verification.verdict import BIT_EXACT, DIFFERS, WITHIN, Verdict
@@ -242,6 +245,19 @@ def test_wrong_requests_are_refused_in_one_line(honest, backend_name, tmp_path):
     old = Path(__file__).parent.parent / "data" / "run_v1"
     code, _, err = call("certify", f"run={old}")
     assert code == 2 and "it has no manifest.jsonl: an earlier version" in err
+
+
+def test_the_command_verifies_in_the_environment_of_the_run(honest, tmp_path, backend_name):
+    """A path may stand without its key; a run, its checkpoint's folder and a certificate name their backend."""
+    command = experiments()["verify"]
+    call("certify", f"run={honest}", f"out={tmp_path / 'paper.json'}")
+    for words in ([str(honest)], [f"run={honest}"], [str(tmp_path / "paper.json")], ["segments=2", str(honest)]):
+        assert with_backend_of_run(command, words) == [*words, f"backend={backend_name}"]
+    assert with_backend_of_run(command, [str(honest), "backend=other"]) == [str(honest), "backend=other"]
+    assert with_backend_of_run(command, ["--help"]) == ["--help"]
+    assert read_arguments([str(honest), "segments=2"], "verify") == [f"run={honest}", "segments=2"]
+    with pytest.raises(DuetError, match="verify takes one path"):
+        read_arguments([str(honest), "other"], "verify")
 
 
 def test_a_run_of_python_is_verified_by_the_arguments_of_its_training(backend_name, tmp_path):
