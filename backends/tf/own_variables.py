@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from backends.tf.device import DeviceContext
 from diffusion_core.common.errors import DuetError
 from diffusion_core.common.text import first_line
-from diffusion_core.networks.own_call import call_names, time_position
+from diffusion_core.networks.own_call import LABEL_NAMES, call_names, time_position
 
 __all__ = [
     "Array",
@@ -417,8 +417,14 @@ def _build_again(network: Any) -> Any:
     inputs = [name for name, needed, *_ in call_inputs(network) or () if needed]
     first = shapes.get("input", ())  # Keras may keep the shape of the first input only; the others are numbers
     given = {name: shapes.get(name, () if i else first) for i, name in enumerate(inputs)}
-    copied(*(np.zeros([size or 1 for size in shape or (1,)]) for shape in given.values()))
+    copied(*(_zeros(name, shape) for name, shape in given.items()))
     return copied
+
+
+def _zeros(name: str, shape: tuple[int | None, ...] | None) -> NDArray:
+    """Return an input of a call by its name and its shape with the batch; a class is a whole number."""
+    is_class = name in LABEL_NAMES and len(shape or ()) < 2
+    return np.zeros([size or 1 for size in shape or (1,)], np.int32 if is_class else np.float64)
 
 
 def type_name(variable: Any) -> str:
