@@ -292,6 +292,8 @@ class Network(BuiltNetwork, nn.Module):
                 parent = parent._modules.setdefault(part, nn.Module())
             parent._modules[leaf] = module
         self.call = context.function(self.apply_program)
+        if context.compile:  # torch.compile fails on derivatives along a direction: this pass is as without it
+            self.derivative = torch.compiler.disable(self.derivative)
 
     def _run(self, inputs: dict[str, Tensor], training: Training | None) -> Tensor:
         with self.context.mixed_precision():
@@ -311,7 +313,6 @@ class Network(BuiltNetwork, nn.Module):
     def _derive(self, *given: object) -> tuple[Tensor, Tensor]:
         return self.derivative(*given)
 
-    @torch.compiler.disable  # torch.compile fails on derivatives along a direction: this pass is as without it
     def derivative(
         self,
         at: tuple[Tensor, Tensor, Tensor],

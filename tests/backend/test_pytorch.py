@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,8 @@ from diffusion_core.networks.weights import initial_weights
 from diffusion_core.parity import cases
 from diffusion_core.runtime.distributed import ProcessGroup
 from diffusion_core.sampling import make_plan
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_grid_equals_that_of_torchvision() -> None:
@@ -216,3 +221,10 @@ def test_calls_with_gradients_are_not_captured(monkeypatch) -> None:
     assert not replay.replays
     network.forward(*inputs)
     assert replay.replays == 1
+
+
+def test_the_compiler_is_not_imported_before_something_is_compiled() -> None:
+    """Importing it takes two seconds, which each command would wait for."""
+    code = "import sys, backends.torch; print(any(name.startswith('torch._dynamo') for name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
