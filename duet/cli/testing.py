@@ -41,7 +41,7 @@ def stages(names: list[str], browser: bool = True) -> tuple[Stage, ...]:
     return (
         Stage(ladder_title, ladder(names), TRACE),
         Stage("tests of each backend", tuple(own), "pytest {p}"),
-        Stage("notebooks", tuple((name, "-m notebook") for name in reversed(names)), "pytest {p}"),
+        Stage("notebooks", tuple((name, "-m 'notebook and not slow'") for name in reversed(names)), "pytest {p}"),
         Stage(handover_title, ladder(names), TRACE + " handover={x}/trace/{o}", (ladder_title,)),
         Stage("tests without a backend", tuple(common), "pytest {p}"),
         Stage("backends against each other", ((first, "-m exchange"),), "pytest {p}", (handover_title,)),

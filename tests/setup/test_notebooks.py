@@ -19,7 +19,8 @@ update = SimpleNamespace(**runpy.run_path(str(ROOT / "notebooks" / "update.py"),
 NOTEBOOKS = update.notebooks()
 OWN = {(ROOT / backend.environment).resolve(): name for name, backend in backends().items()}
 HERE = os.environ.get("DUET_BACKEND") or OWN.get(Path(sys.prefix).resolve())
-LAST = list(backends())[-1]  # runs the notebooks of no backend, whose outputs are from the first
+FIRST, *_, LAST = backends()  # the last runs the notebooks of no backend, whose outputs are from the first
+LONG = "05_digits"  # it trains for a minute in the last, where it is slow; the first runs it instead
 EVERY = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -31,10 +32,22 @@ def sources(notebook, kind):
     return [cell.source for cell in notebook.cells if cell.cell_type == kind]
 
 
+def executed(backend):
+    """Yield the notebooks that run in the environment of a backend, with their marks."""
+    for path in NOTEBOOKS:
+        is_long = path.stem == LONG
+        if backend in ({update.split_name(path)[1]} - {None} or {LAST, FIRST if is_long else LAST}):
+            marks = [pytest.mark.slow] if is_long and backend == LAST else []
+            yield pytest.param(path, marks=marks, id=path.stem)
+
+
+def test_every_notebook_is_executed():
+    everywhere = [each.id for backend in backends() for each in executed(backend) if not each.marks]
+    assert sorted(everywhere) == [path.stem for path in NOTEBOOKS]
+
+
 @pytest.mark.notebook
-@pytest.mark.parametrize(
-    "path", [path for path in NOTEBOOKS if (update.split_name(path)[1] or LAST) == HERE], ids=lambda path: path.stem
-)
+@pytest.mark.parametrize("path", list(executed(HERE)))
 def test_a_notebook_runs_and_gives_the_outputs_that_it_keeps(path):
     found = list(update.differences(update.read(path), update.execute(update.read(path))))
     advice = f"if this is meant: python3 -m duet run {HERE} -- notebooks/update.py notebooks/{path.name}"

@@ -45,7 +45,7 @@ def test_test_runs_every_stage_in_order(checkout):
             f"gpu --part {i}/3"
             for i in (1, 2, 3)
         ),
-        *(f"{name}|-m pytest -m notebook" for name in ("torch", "tf")),
+        *(f"{name}|-m pytest -m notebook and not slow" for name in ("torch", "tf")),
         "tf|-m pytest -m backend and not either and not recorded and not slow and not gpu",
         "torch|-m pytest -m backend and not recorded and not slow and not gpu",
         "torch|-m pytest -m together and not slow",
