@@ -104,7 +104,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.registry import check_fields
-from diffusion_core.diffusion.continuous import sum_scale, sum_signal
+from diffusion_core.diffusion.continuous_schedule import sum_scale, sum_signal
 from diffusion_core.diffusion.plot import plot_process
 from diffusion_core.diffusion.schedule import AnySchedule
 

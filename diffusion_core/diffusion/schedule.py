@@ -48,7 +48,8 @@ from numpy.typing import NDArray
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.registry import build, check_options
 from diffusion_core.common.synonyms import OPTIONS
-from diffusion_core.diffusion.continuous import CONTINUOUS, ContinuousSchedule, straight_line
+from diffusion_core.diffusion.continuous import CONTINUOUS, straight_line
+from diffusion_core.diffusion.continuous_schedule import ContinuousSchedule
 from diffusion_core.diffusion.respacing import Respacing, kept_timesteps
 from diffusion_core.diffusion.table import Schedule, from_alphas_cumprod, from_betas
 

@@ -39,7 +39,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
 from diffusion_core.common.registry import build
-from diffusion_core.diffusion.continuous import ContinuousSchedule, sum_scale, sum_signal
+from diffusion_core.diffusion.continuous_schedule import ContinuousSchedule, sum_scale, sum_signal
 from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.recurrence import Coefficients
 

@@ -24,7 +24,7 @@ import math
 import numpy as np
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.diffusion.continuous import sum_scale
+from diffusion_core.diffusion.continuous_schedule import sum_scale
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import MAX_LEVELS
 from diffusion_core.sampling.declaration import sampler

@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.diffusion.continuous import ScaledSum
+from diffusion_core.diffusion.continuous_schedule import ScaledSum
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import AnySchedule
 from diffusion_core.sampling.clock import Clock, ClockSteps

@@ -53,7 +53,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.common.errors import DuetError, one_of
-from diffusion_core.diffusion.continuous import ContinuousSchedule, sum_scale, sum_signal
+from diffusion_core.diffusion.continuous_schedule import ContinuousSchedule, sum_scale, sum_signal
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import MAX_LEVELS
 from diffusion_core.sampling.declaration import sampler

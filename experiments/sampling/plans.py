@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.diffusion.continuous import ContinuousSchedule
+from diffusion_core.diffusion.continuous_schedule import ContinuousSchedule
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import check_labels
 from diffusion_core.runs.checkpoint import Checkpoint

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.diffusion.continuous import CONTINUOUS, ContinuousSchedule
+from diffusion_core.diffusion.continuous import CONTINUOUS
+from diffusion_core.diffusion.continuous_schedule import ContinuousSchedule
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import Schedule, linear, make_schedule
 from diffusion_core.sampling.ddim import ddim

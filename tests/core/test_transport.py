@@ -9,7 +9,8 @@ import pytest
 from exact import NORMAL, execute, fitted_order, moments
 
 from diffusion_core.common.errors import DuetError
-from diffusion_core.diffusion.continuous import ContinuousSchedule, cosine_continuous, flow_continuous, vp_sde
+from diffusion_core.diffusion.continuous import cosine_continuous, flow_continuous, vp_sde
+from diffusion_core.diffusion.continuous_schedule import ContinuousSchedule
 from diffusion_core.diffusion.loss_weighting import make_weights
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import linear
