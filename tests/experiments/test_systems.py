@@ -247,7 +247,7 @@ def test_the_schedule_in_the_text_of_plain_is_available():
 
 
 # They need the run of a teacher; test_objectives trains small ones.
-STUDENTS = {"consistency_digits", "progressive_digits"}
+STUDENTS = {"consistency_digits", "continuous_consistency_digits", "progressive_digits"}
 
 
 @pytest.mark.parametrize("name", [name for name in EXPERIMENTS if name not in STUDENTS])
