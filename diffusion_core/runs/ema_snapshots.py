@@ -184,8 +184,8 @@ def reconstruct(
                 total[name] = total[name] + part if name in total else part
     weights = {p.name: total[p.name].astype(dtypes[p.name]) for p in last.model.program.parameters}
     notes = {
-        "average": profile_options(profile), "snapshots": len(snapshots), "profile_error": combination.error,
-        "initial_weight": _initial_weight(snapshots, combination),
+        "average": profile_options(profile), "fit": fit, "snapshots": len(snapshots),
+        "profile_error": combination.error, "initial_weight": _initial_weight(snapshots, combination),
         "coefficients": {
             snapshot.path.name: float(x) for snapshot, x in zip(snapshots, combination.coefficients, strict=True)
         },

@@ -102,7 +102,8 @@ def test_a_reconstructed_average_is_near_the_tracked_one(finished, tmp_path):
     error = distance(made.state.ema, tracked[2])
     assert 0 < error < 0.05 * min(distance(tracked[i], tracked[2]) for i in (0, 1))
     start("reconstruct_ema", f"run={tmp_path}", f"out={tmp_path / 'theirs'}", "ema.sigma_rel=0.07", "fit=power")
-    assert made.notes["profile_error"] < load_checkpoint(tmp_path / "theirs").notes["profile_error"] < 0.1
+    theirs = load_checkpoint(tmp_path / "theirs").notes
+    assert made.notes["profile_error"] < theirs["profile_error"] < 0.1 and theirs["fit"] == "power"
 
 
 @pytest.mark.backend
