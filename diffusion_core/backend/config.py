@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 
 __all__ = [
     "BackendConfig",
@@ -51,10 +51,8 @@ class BackendConfig:
     deterministic: bool = True
 
     def __post_init__(self) -> None:
-        if self.device not in DEVICES:
-            raise one_of("backend.device", self.device, DEVICES)
-        if self.precision not in PRECISIONS:
-            raise one_of("precision", self.precision, PRECISIONS)
+        check_choice("backend.device", self.device, DEVICES)
+        check_choice("precision", self.precision, PRECISIONS)
         if self.threads is not None and self.threads < 1:
             raise DuetError(f"backend.threads: {self.threads} was given; it must be at least 1, or null")
 

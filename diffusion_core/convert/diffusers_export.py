@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import numpy as tensors
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.convert import diffusers_dit
 from diffusion_core.convert.diffusers import make_name_map
 from diffusion_core.convert.diffusers_config import make_config
@@ -48,8 +48,7 @@ def export_pipeline(
     Raises:
         DuetError: names the first field of the network or of the process that diffusers cannot express.
     """
-    if variance not in FIXED:
-        raise one_of("target.variance", variance, FIXED)
+    check_choice("target.variance", variance, FIXED)
     if clip is not None and not 0 < clip < math.inf:
         raise DuetError(f"target.clip: {clip} was given; it must be positive, or null")
     if not isinstance(model.spec, UNetSpec | DiTSpec):

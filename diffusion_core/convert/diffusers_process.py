@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 
 __all__ = ["FIXED", "PREDICTIONS", "read_process"]
 
@@ -87,8 +87,7 @@ def read_process(config: Mapping[str, Any], source: str) -> dict[str, Any]:
         if config.get(name, same[0]) not in same:
             raise DuetError(f"{source}: {name}: Duet has no such process; {_ADVICE}")
     prediction = config.get("prediction_type", "epsilon")
-    if prediction not in PREDICTIONS:
-        raise one_of(f"{source}: prediction_type", prediction, PREDICTIONS)
+    check_choice(f"{source}: prediction_type", prediction, PREDICTIONS)
     schedule = _schedule(config, _SCHEDULERS[kind], source)
     if config.get("rescale_betas_zero_snr"):
         schedule["zero_terminal_snr"] = True
@@ -107,8 +106,7 @@ def _schedule(config: Mapping[str, Any], defaults: tuple[str, float, float], sou
             raise DuetError(f"{source}: trained_betas: {betas!r} was given; it must be a list of numbers")
         return {"name": "betas", "betas": [float(beta) for beta in betas]}
     name = config.get("beta_schedule", defaults[0])
-    if name not in _BETAS:
-        raise one_of(f"{source}: beta_schedule", name, _BETAS)
+    check_choice(f"{source}: beta_schedule", name, _BETAS)
     ours, has_ends = _BETAS[name]
     ends = {"beta_start": config.get("beta_start", defaults[1]), "beta_end": config.get("beta_end", defaults[2])}
     return {"name": ours, "T": config.get("num_train_timesteps", 1000), **(ends if has_ends else {})}

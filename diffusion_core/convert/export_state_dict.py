@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.convert import (
     ddpm_tf,
     ddpm_torch,
@@ -128,8 +128,7 @@ def export_state_dict(model: DiffusionModel, weights: Weights, project: str) -> 
     Raises:
         DuetError: names the part or the option of the network that the project does not have.
     """
-    if project not in PROJECTS:
-        raise one_of("target.project", project, PROJECTS)
+    check_choice("target.project", project, PROJECTS)
     kind, make_names, read_back = PROJECTS[project]
     if type(model.spec) is not kind:
         fitting = [name for name, (other, *_) in PROJECTS.items() if other is type(model.spec)]

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.convert.arrays import Reader, read_arrays
 from diffusion_core.convert.names import (
     CONV1D,
@@ -98,8 +98,7 @@ def import_guided_diffusion(
             "source.heads, source.head_channels: the weights do not determine them; give one of the two, as in "
             "source.heads=4 (improved-diffusion) or source.head_channels=64 (ADM)"
         )
-    if qkv_order not in _ORDERS:
-        raise one_of("source.qkv_order", qkv_order, _ORDERS)
+    check_choice("source.qkv_order", qkv_order, _ORDERS)
     if rescale_timesteps and process and "time_scale" in process:
         raise DuetError(
             "source.rescale_timesteps, process.time_scale: both were given; they set the same number, so give one"

@@ -23,7 +23,7 @@ import numpy as np
 from einops import rearrange
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.networks import NetworkSpec, Node, Program
 from diffusion_core.networks.blocks import ATTENTION_ORDERS, Attention
@@ -122,8 +122,7 @@ def make_model(
         return DiffusionModel(spec, **{"variance": variance, **arguments}), origin
     known = [field.name for field in fields(DiffusionModel) if field.name != "spec"]
     for name in process:
-        if name not in known:
-            raise one_of("process, for an import", name, known)
+        check_choice("process, for an import", name, known)
     for name in ("schedule", "prediction"):
         if not process.get(name):
             raise DuetError(f"process.{name}: no value was given; {_COMPLETE}")

@@ -24,7 +24,7 @@ from numbers import Integral
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.random import Stream
 from diffusion_core.data.latents import LatentRecord
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range, from_stored, to_uint8
@@ -335,8 +335,7 @@ def class_ids(what: str, names: Sequence[str], classes: Iterable[int | str]) -> 
     ids = []
     for one in classes:
         if isinstance(one, str):
-            if one not in known:
-                raise one_of(f"class of {what}", one, known)
+            check_choice(f"class of {what}", one, known)
             ids.append(known[one])
         elif isinstance(one, Integral) and not isinstance(one, bool) and 0 <= one < len(names):
             ids.append(int(one))

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.text import join_some, pluralize
 from diffusion_core.images.files import Folder, natural_order, readable_name
 
@@ -95,8 +95,7 @@ def read_layout(root: Folder, layout: str = "auto") -> Layout:
     Raises:
         DuetError: the layout has two plausible readings, or does not have the one that was chosen.
     """
-    if layout not in LAYOUTS:
-        raise one_of("data.options.layout", layout, LAYOUTS)
+    check_choice("data.options.layout", layout, LAYOUTS)
     reader = _Reader(root)
     if layout == "flat":
         return reader.build({"all": [(None, root)]})

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.random import Stream
 from diffusion_core.data.dataset import Dataset
 from diffusion_core.data.pixels import to_uint8
@@ -164,8 +164,7 @@ def toy_mixture(kind: str = "ring") -> Mixture:
         >>> toy_mixture("ring").denoised(np.array([[0.6, 0.1]]), alpha=1.0, sigma=0.1).round(3)
         array([[0.673, 0.028]])
     """
-    if kind not in TOYS:
-        raise one_of("kind of toy", kind, TOYS)
+    check_choice("kind of toy", kind, TOYS)
     return TOYS[kind]()
 
 

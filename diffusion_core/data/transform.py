@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.random import Stream
 from diffusion_core.images.decode import ImageInput, decode, open_image
 
@@ -74,8 +74,7 @@ class ImageTransform:
             )
         if self.channels not in (None, 1, 3):
             raise DuetError(f"data.options.channels: {self.channels} was given; it must be 1 or 3, or null")
-        if self.crop not in CROPS:
-            raise one_of("crop", self.crop, CROPS)
+        check_choice("crop", self.crop, CROPS)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -102,7 +102,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.registry import check_fields
 from diffusion_core.diffusion.continuous_schedule import sum_scale, sum_signal
 from diffusion_core.diffusion.plot import plot_process
@@ -405,8 +405,7 @@ class Process:
         check_fields("process", self)
         if own := _OTHER_NAMES.get(str(self.prediction).lower()):
             raise DuetError(f"process.prediction: {self.prediction!r} was given; Duet calls it {own!r}")
-        if self.prediction not in PREDICTIONS:
-            raise one_of("process.prediction", self.prediction, PREDICTIONS)
+        check_choice("process.prediction", self.prediction, PREDICTIONS)
         if not 0 < self.sigma_data < np.inf:
             raise DuetError(f"process.sigma_data: {self.sigma_data} was given; it must be a positive number")
         if not 0 < abs(self.time_scale) < np.inf:

@@ -58,7 +58,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice, one_of
 from diffusion_core.diffusion.process import Process, posterior
 
 __all__ = [
@@ -148,10 +148,8 @@ def bound_columns(
         DuetError: for an unknown variance, bound or cdf, hybrid with a fixed variance, or a weight that is not
             positive.
     """
-    if bound not in BOUNDS:
-        raise one_of("process.bound", bound, BOUNDS)
-    if cdf not in CDFS:
-        raise one_of("process.bound_cdf", cdf, CDFS)
+    check_choice("process.bound", bound, BOUNDS)
+    check_choice("process.bound_cdf", cdf, CDFS)
     if bound == "hybrid" and variance not in LEARNED:
         raise DuetError(
             f"process.bound: hybrid was given with process.variance={variance}, but its bound trains only a learned "

@@ -54,7 +54,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.backend.interface import Forward
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.random import Stream
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range, from_uint8
 from diffusion_core.diffusion.process import Process, add_noise, eps_from_x0, posterior
@@ -139,8 +139,7 @@ def check_variance(variance: str, channels: int, outputs: int | None = None) -> 
         channels: of the images.
         outputs: channels of the network's output; None if unknown.
     """
-    if variance not in STEP_VARIANCES:
-        raise one_of("likelihood.variance", variance, STEP_VARIANCES)
+    check_choice("likelihood.variance", variance, STEP_VARIANCES)
     if variance in LEARNED and outputs is not None and outputs < 2 * channels:
         raise DuetError(
             f"likelihood.variance: {variance} was given, but the network has {outputs} output channels for images with "
@@ -292,8 +291,7 @@ def variational_bound(
     T = schedule.steps
     if T < 2:
         raise DuetError(f"likelihood: the schedule {schedule.name} has one timestep; the bound needs at least 2")
-    if distribution not in DISTRIBUTIONS:
-        raise one_of("likelihood.distribution", distribution, DISTRIBUTIONS)
+    check_choice("likelihood.distribution", distribution, DISTRIBUTIONS)
     if levels is not None and not 1 <= levels < T:
         raise DuetError(
             f"likelihood.levels: {levels} was given; it must be 1 to {T - 1} for {T} timesteps, or null for all"
@@ -337,8 +335,7 @@ def with_fixed_variance(bound: Bound, process: Process, variance: str, respacing
     Raises:
         DuetError: for a variance that is not fixed.
     """
-    if variance not in FIXED:
-        raise one_of("likelihood.variance", variance, FIXED)
+    check_choice("likelihood.variance", variance, FIXED)
     kept = np.arange(process.schedule.steps)
     if respacing is not None:
         kept = kept_timesteps(process.schedule.steps, respacing, "likelihood.respacing")

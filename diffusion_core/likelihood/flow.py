@@ -34,7 +34,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.backend.interface import VJP
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import Columns, Process
 from diffusion_core.likelihood.bound import prior_scale
@@ -137,10 +137,8 @@ def flow_density(
     Raises:
         DuetError: for an invalid option.
     """
-    if method not in ODE_METHODS:
-        raise one_of("likelihood.method", method, ODE_METHODS)
-    if divergence not in DIVERGENCES:
-        raise one_of("likelihood.divergence", divergence, DIVERGENCES)
+    check_choice("likelihood.method", method, ODE_METHODS)
+    check_choice("likelihood.divergence", divergence, DIVERGENCES)
     if steps < 1:
         raise DuetError(f"likelihood.steps: {steps} was given; it must be at least 1")
     if probes < 1:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_core.backend.interface import CROSS_ENTROPY, DISTANCES
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.registry import check_fields
 from diffusion_core.common.text import pluralize
 from diffusion_core.data.pixels import VALUE_RANGE, check_value_range
@@ -111,8 +111,7 @@ class DiffusionModel:
                 f"model.out_channels: {channels} was given for {image_channels} in_channels; it must be "
                 f"{image_channels}, or {2 * image_channels} to predict a variance per element"
             )
-        if self.variance not in VARIANCES:
-            raise one_of("process.variance", self.variance, VARIANCES)
+        check_choice("process.variance", self.variance, VARIANCES)
         if self.variance != "fixed" and self.classifies:
             raise DuetError(
                 f"process.variance: {self.variance} was given; a classifier has no reverse steps, so use fixed"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice, one_of
 from diffusion_core.networks import unet as _unet  # noqa: F401  registers the lowering of UNetSpec
 from diffusion_core.networks.builder import NetworkSpec, lower, with_uncertainty
 from diffusion_core.networks.classifier import ClassifierSpec
@@ -85,8 +85,7 @@ def make_spec(architecture: str, **options: Any) -> NetworkSpec:
         >>> lower(spec)
         Program(192 blocks, 6,140,675 parameters)
     """
-    if architecture not in ARCHITECTURES:
-        raise one_of("model.architecture", architecture, ARCHITECTURES)
+    check_choice("model.architecture", architecture, ARCHITECTURES)
     spec = ARCHITECTURES[architecture]
     known = {field.name for field in fields(spec)}
     for name in options:

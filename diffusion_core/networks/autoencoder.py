@@ -39,7 +39,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.networks.blocks import Add, Attention, GroupNorm, SiLU, Upsample
 from diffusion_core.networks.builder import Builder
 from diffusion_core.networks.program import Program
@@ -228,8 +228,7 @@ class Autoencoder:
         Raises:
             DuetError: for a convention that does not exist, or does not fit the channels of its latents.
         """
-        if convention not in CONVENTIONS:
-            raise one_of("latents.scaling", convention, CONVENTIONS)
+        check_choice("latents.scaling", convention, CONVENTIONS)
         fields = {**CONVENTIONS[convention], **changes}
         if (mean := fields.get("latents_mean")) and len(mean) != self.spec.latent_channels and not changes:
             raise DuetError(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.networks.blocks import (
     GELU,
     Add,
@@ -110,8 +110,7 @@ class DiTSpec(NetworkSpec):
                 f"{self.channels}"
             )
         for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise one_of(f"model.{name}", getattr(self, name), allowed)
+            check_choice(f"model.{name}", getattr(self, name), allowed)
         if self.embedding_features % 2 or self.embedding_features < 4:
             raise DuetError(
                 f"model.embedding_features: {self.embedding_features} was given; it must be an even number >= 4"

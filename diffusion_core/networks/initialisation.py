@@ -37,7 +37,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from diffusion_core.common.errors import one_of
+from diffusion_core.common.errors import check_choice
 from diffusion_core.networks.blocks import (
     Attention,
     Conv,
@@ -103,8 +103,7 @@ INITS: dict[str, Convention] = {"ddpm": _ddpm, "keras": _keras, "torch": _torch,
 
 def check_init(name: str) -> None:
     """Raise a `DuetError` if there is no such choice of `model.init`."""
-    if name not in INITS:
-        raise one_of("model.init", name, INITS)
+    check_choice("model.init", name, INITS)
 
 
 def initialised_parameters(layers: Sequence[Layer], init: str) -> tuple[Parameter, ...]:

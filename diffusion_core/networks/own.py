@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.networks.builder import NetworkSpec, lower
 from diffusion_core.networks.own_call import LAYOUTS, SECOND_TIMES, TIMES, Arguments, CallNames, to_image_shape
 from diffusion_core.networks.program import Node, Program
@@ -342,10 +342,8 @@ class OwnSpec(NetworkSpec):
     def __post_init__(self) -> None:
         for name in ("shape", "conditions", "owned"):
             object.__setattr__(self, name, _tuples(getattr(self, name)))
-        if self.layout not in LAYOUTS:
-            raise one_of("layout", self.layout, LAYOUTS)
-        if self.time not in TIMES:
-            raise one_of("time", self.time, TIMES)
+        check_choice("layout", self.layout, LAYOUTS)
+        check_choice("time", self.time, TIMES)
         arguments = Arguments.parse(self.inputs, [name for name, _, _ in self.conditions])
         if self.num_classes and not self.takes_label:
             raise DuetError(

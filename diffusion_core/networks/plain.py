@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.networks.blocks import ConvTranspose, MaxPool, Number, ReLU, Sigmoid, Upsample
 from diffusion_core.networks.builder import Builder, NetworkSpec, lower
 from diffusion_core.networks.program import Program
@@ -64,8 +64,7 @@ class PlainSpec(NetworkSpec):
             raise DuetError(f"model.channels: {self.channels} was given; it needs one width >= 1 per resolution")
         self.check_halving(len(self.channels))
         for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise one_of(f"model.{name}", getattr(self, name), allowed)
+            check_choice(f"model.{name}", getattr(self, name), allowed)
 
 
 @lower.register

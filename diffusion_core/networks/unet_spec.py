@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.networks.blocks import ATTENTION_ORDERS
 from diffusion_core.networks.builder import NetworkSpec
 
@@ -165,8 +165,7 @@ class UNetSpec(NetworkSpec):
                     f"the {steps} steps between resolutions"
                 )
             for given in (value,) if isinstance(value, str) else value:
-                if given not in allowed:
-                    raise one_of(f"model.{name}", given, allowed)
+                check_choice(f"model.{name}", given, allowed)
         if self.embedding_width is not None and self.embedding_width < 1:
             raise DuetError(f"model.embedding_width: {self.embedding_width} was given; it must be at least 1, or null")
         if self.middle_norm_groups is not None and self.middle_norm_groups < 0:

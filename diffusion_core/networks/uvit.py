@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.networks.blocks import GELU, Add, Attention, Embedding, LayerNorm, SiLU, Sinusoid
 from diffusion_core.networks.blocks.tokens import ConcatTokens, LearnedPositions, Patchify, Repeat, Slice, Unpatchify
 from diffusion_core.networks.builder import Builder, NetworkSpec, lower
@@ -74,8 +74,7 @@ class UViTSpec(NetworkSpec):
 
     def __post_init__(self) -> None:
         self.check("patch_size", "channels", "depth", "heads")
-        if self.null_class not in _NULL_CLASSES:
-            raise one_of("model.null_class", self.null_class, _NULL_CLASSES)
+        check_choice("model.null_class", self.null_class, _NULL_CLASSES)
         if self.image_size % self.patch_size:
             raise DuetError(
                 f"model.patch_size: {self.patch_size} was given, which does not divide model.image_size="

@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_core.common.errors import DuetError, check_choice, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.optim.ops import ArrayOps
 from diffusion_core.optim.optimiser import (
     Arrays,
@@ -209,8 +209,7 @@ class LearningRate:
     every_images: int = 0
 
     def __post_init__(self) -> None:
-        if self.decay not in DECAYS:
-            raise one_of("lr.decay", self.decay, DECAYS)
+        check_choice("lr.decay", self.decay, DECAYS)
         if not (0 < self.peak < math.inf and self.warmup_images >= 0 and 0 <= self.floor <= self.peak):
             raise DuetError(
                 f"lr: peak {self.peak} must be positive, warmup_images {self.warmup_images} at least 0, "

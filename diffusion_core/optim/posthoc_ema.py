@@ -35,7 +35,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.optim.ema import Power, Profile
 
 __all__ = ["FITS", "Combination", "check_fit", "combine", "initial_weight", "step_weights"]
@@ -115,8 +115,7 @@ def combine(
 
 def check_fit(fit: str) -> None:
     """Raise a `DuetError` for a fit that does not exist."""
-    if fit not in FITS:
-        raise one_of("fit", fit, FITS)
+    check_choice("fit", fit, FITS)
 
 
 def _nearest(columns: Array, target: Array) -> Array:

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 
 __all__ = ["LAUNCHERS", "Collective", "ProcessGroup", "find_parallel_launch"]
 
@@ -70,8 +70,7 @@ class ProcessGroup:
     timeout_seconds: float = 600.0
 
     def __post_init__(self) -> None:
-        if self.kind not in LAUNCHERS:
-            raise one_of("parallel", self.kind, LAUNCHERS)
+        check_choice("parallel", self.kind, LAUNCHERS)
         if not 0 <= self.rank < self.size:
             raise DuetError(f"parallel: rank {self.rank} of {self.size} processes was given; use 0 .. {self.size - 1}")
         if not self.timeout_seconds > 0:
@@ -84,8 +83,7 @@ class ProcessGroup:
         Raises:
             DuetError: if the variables are missing or malformed.
         """
-        if kind not in LAUNCHERS:
-            raise one_of("parallel", kind, LAUNCHERS)
+        check_choice("parallel", kind, LAUNCHERS)
         if kind == "none":
             return ProcessGroup()
         variables = _READERS[kind](environ) or _read_slurm(environ)

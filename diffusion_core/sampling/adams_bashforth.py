@@ -25,7 +25,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.families import FLOW, RATIO
@@ -115,8 +115,7 @@ def _make(
 ) -> SamplerPlan:
     if order not in (1, 2, 3, 4):
         raise DuetError(f"sampler.order: {order} was given; it must be 1, 2, 3 or 4")
-    if variable not in VARIABLES:
-        raise one_of("sampler.variable", variable, VARIABLES)
+    check_choice("sampler.variable", variable, VARIABLES)
     levels = plan_levels(process, *make_grid(process.schedule, steps, spacing))
     alpha, sigma = levels["alpha"], levels["sigma"]
     if variable == "ratio":

@@ -26,7 +26,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.diffusion.process import Process, posterior
 from diffusion_core.diffusion.variational import STEP_VARIANCES, log_variance
 from diffusion_core.sampling.declaration import Method, sampler
@@ -75,8 +75,7 @@ def ddpm(
         >>> ddpm(Process(linear(), "eps"))
         SamplerPlan('ddpm-1000', rows=1000, registers=1, stochastic=True)
     """
-    if variance not in STEP_VARIANCES:
-        raise one_of("sampler.variance", variance, STEP_VARIANCES)
+    check_choice("sampler.variance", variance, STEP_VARIANCES)
     if last_t and not 0 <= last_t < process.schedule.steps:
         raise DuetError(f"sampler.last_t: {last_t} was given; it must be a timestep, 0..{process.schedule.steps - 1}")
     grid = make_grid(process.schedule, steps, spacing)

@@ -43,7 +43,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import MAX_LEVELS, AnySchedule
 from diffusion_core.sampling.declaration import Method, sampler
@@ -126,12 +126,9 @@ def dpm_solver_singlestep(
         SamplerPlan('dpm_solver_singlestep-3-10', rows=10, registers=2, stochastic=False)
     """
     check_order(order, solver_type, SOLVER_TYPES[:2])
-    if between not in BETWEEN:
-        raise one_of("sampler.between", between, BETWEEN)
-    if middle not in MIDDLES:
-        raise one_of("sampler.middle", middle, MIDDLES)
-    if spaced not in SPACED:
-        raise one_of("sampler.spaced", spaced, SPACED)
+    check_choice("sampler.between", between, BETWEEN)
+    check_choice("sampler.middle", middle, MIDDLES)
+    check_choice("sampler.spaced", spaced, SPACED)
     if spaced == "steps" and between == "visited":
         raise DuetError("sampler.between: visited was given with spaced=steps, which has no timesteps within a step")
     tau, s_noise = noise_scales(sde, eta, s_noise)

@@ -41,7 +41,7 @@ References:
 
 from __future__ import annotations
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep, noise_scales
@@ -122,8 +122,7 @@ def check_order(order: int, solver_type: str, solver_types: tuple[str, ...]) -> 
     """Raise an error for an order or a solver type that a DPM-Solver does not have."""
     if order not in (1, 2, 3):
         raise DuetError(f"sampler.order: {order} was given; it must be 1, 2 or 3")
-    if solver_type not in solver_types:
-        raise one_of("sampler.solver_type", solver_type, solver_types)
+    check_choice("sampler.solver_type", solver_type, solver_types)
 
 
 def solver_name(name: str, order: int, predict: str, sde: bool, rows: int) -> str:

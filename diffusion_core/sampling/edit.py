@@ -39,7 +39,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.random import Stream
 from diffusion_core.diffusion.process import add_noise
 from diffusion_core.sampling.measurement import Measurement
@@ -212,8 +212,7 @@ def interpolate(plan: SamplerPlan, first: NDArray, second: NDArray, count: int, 
     """
     if count < 2:
         raise DuetError(f"count: {count} was given; an interpolation has at least 2 samples, its ends")
-    if mix not in MIXES:
-        raise one_of("mix", mix, MIXES)
+    check_choice("mix", mix, MIXES)
     weight = np.tile(np.linspace(0.0, 1.0, count), len(first))[:, None, None, None]
     a, b = (np.repeat(x.astype(np.float64), count, axis=0) for x in (first, second))
     return Edit(plan, np.repeat(np.arange(len(first)), count), MIXES[mix](a, b, weight))

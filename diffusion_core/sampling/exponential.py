@@ -41,7 +41,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.sampling.recurrence import Coefficients, recurrence
 from diffusion_core.sampling.steps import needs_signal
 
@@ -113,8 +113,7 @@ class Integrator:
     predict: str = "x0"
 
     def __post_init__(self) -> None:
-        if self.predict not in PREDICTS:
-            raise one_of("sampler.predict", self.predict, PREDICTS)
+        check_choice("sampler.predict", self.predict, PREDICTS)
         needs_signal(self.sampler, self.alpha)
 
     def __repr__(self) -> str:

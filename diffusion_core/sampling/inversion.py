@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import sampler
 from diffusion_core.sampling.families import INVERSION
@@ -83,8 +83,7 @@ def ddim_inversion(
         >>> ddim_inversion(Process(linear(), "v"), steps=10).t[:3].tolist()
         [0, 100, 200]
     """
-    if ask not in ASKS:
-        raise one_of("sampler.ask", ask, ASKS)
+    check_choice("sampler.ask", ask, ASKS)
     rising = make_timesteps(process.schedule, steps, spacing)[::-1].copy()
     current = ask == "current"
     if current and len(rising) < 2:

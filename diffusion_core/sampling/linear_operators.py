@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.random import Stream
 
 __all__ = ["OPERATORS", "LinearOperator", "blur", "downsample", "grey", "mask"]
@@ -214,8 +214,7 @@ def blur(
             f"mode.operator.kernel: it is {weights.shape[0]} x {weights.shape[1]}, which reaches beyond an image of "
             f"{height} x {columns} pixels twice; use a smaller one"
         )
-    if boundary not in BOUNDARIES:
-        raise one_of("mode.operator.boundary", boundary, BOUNDARIES)
+    check_choice("mode.operator.boundary", boundary, BOUNDARIES)
     left, sizes, right = np.linalg.svd(weights)
     rank = int(np.sum(sizes > 1e-14 * sizes[0]))
     rows = np.stack([_band(sizes[k] * left[:, k], height, boundary) for k in range(rank)])

@@ -43,7 +43,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.random import Stream
 from diffusion_core.sampling.linear_operators import LinearOperator
 from diffusion_core.sampling.plan import SamplerPlan
@@ -96,8 +96,7 @@ class Measurement:
     adaptive: bool = False
 
     def __post_init__(self) -> None:
-        if self.method not in POSTERIOR_METHODS:
-            raise one_of("mode.method", self.method, POSTERIOR_METHODS)
+        check_choice("mode.method", self.method, POSTERIOR_METHODS)
         if not isinstance(self.operator, LinearOperator):
             raise DuetError(
                 f"mode.operator: {self.operator!r} was given; it must be a duet.LinearOperator(forward, adjoint)"

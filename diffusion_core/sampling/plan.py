@@ -58,7 +58,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.guidance import GuidanceScale, per_row
 from diffusion_core.sampling.rows import RowSegment, RowSignature
@@ -193,8 +193,7 @@ class SamplerPlan:
                 f"sampler.guidance_channels: {channels} was given; it must be a number of channels, at least 1, or "
                 "null for all"
             )
-        if self.preserves not in PRESERVES:
-            raise one_of(f"plan {self.name}: preserves", self.preserves, PRESERVES)
+        check_choice(f"plan {self.name}: preserves", self.preserves, PRESERVES)
         if self.preserves != "nothing":
             self._check_rows()
 
@@ -393,8 +392,7 @@ class SamplerPlan:
             DuetError: if a number is out of range.
         """
         guidance_scale = per_row(weight, self.rows)
-        if interval_ends not in INTERVAL_ENDS:
-            raise one_of("sampler.interval_ends", interval_ends, INTERVAL_ENDS)
+        check_choice("sampler.interval_ends", interval_ends, INTERVAL_ENDS)
         if interval is None and interval_ends != "closed":
             raise DuetError(f"sampler.interval_ends: {interval_ends} was given without sampler.interval; give both")
         if interval is not None:

@@ -52,7 +52,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice, one_of
 from diffusion_core.diffusion.continuous_schedule import ContinuousSchedule, sum_scale, sum_signal
 from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import MAX_LEVELS
@@ -140,8 +140,7 @@ def _checked(name: str, process: Process, steps: int, method: str, eps: float | 
             f"sampler {name}: the schedule {schedule.name} was given; it needs a continuous time from 0 to 1 whose "
             "derivatives are known, as of flow_continuous, cosine_continuous or vp_sde; use ddim, or heun"
         )
-    if method not in SOLVERS:
-        raise one_of("sampler.method", method, SOLVERS)
+    check_choice("sampler.method", method, SOLVERS)
     if not 1 <= steps <= MAX_LEVELS:
         raise DuetError(f"sampler.steps: {steps} was given; it must be at least 1 and at most {MAX_LEVELS}")
     if eps is not None and not 0 <= eps < 0.5:
@@ -302,8 +301,7 @@ def sit_sde(
 
 
 def _check_sde(steps: int, form: str, norm: float, last_step: str | None, last_step_size: float) -> None:
-    if form not in FORMS:
-        raise one_of("sampler.form", form, FORMS)
+    check_choice("sampler.form", form, FORMS)
     if last_step is not None and last_step not in LAST_STEPS:
         raise one_of("sampler.last_step", last_step, (*LAST_STEPS, "null"))
     if not 0 <= norm < math.inf:

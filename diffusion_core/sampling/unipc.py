@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.diffusion.process import Process
 from diffusion_core.sampling.declaration import Method, sampler
 from diffusion_core.sampling.exponential import Integrator, effective_orders, multistep
@@ -86,8 +86,7 @@ def unipc(
     """
     if order not in (1, 2, 3, 4):
         raise DuetError(f"sampler.order: {order} was given; it must be 1 to 4")
-    if solver_type not in SOLVER_TYPES:
-        raise one_of("sampler.solver_type", solver_type, SOLVER_TYPES)
+    check_choice("sampler.solver_type", solver_type, SOLVER_TYPES)
     if correct_from is not None and correct_from < 1:
         raise DuetError(f"sampler.correct_from: {correct_from} was given; it must be a row from 1 on, or null for none")
     integrator = Integrator("unipc", plan_levels(process, *make_grid(process.schedule, steps, spacing)), predict)

@@ -44,7 +44,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import gammaincinv, gammaln, ndtr, stdtr, stdtrit
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.statistics.bootstrap import Interval
 from diffusion_core.statistics.sign_flip import sign_flip_equivalence, sign_flip_p_value
 
@@ -216,8 +216,7 @@ def compare(baseline: ArrayLike, values: ArrayLike, scale: str = "difference") -
         DuetError: the shapes differ, a value is not finite, or a ratio does not exist.
     """
     a, b = np.asarray(baseline, np.float64), np.asarray(values, np.float64)
-    if scale not in SCALES:
-        raise one_of("scale", scale, SCALES)
+    check_choice("scale", scale, SCALES)
     if a.shape != b.shape:
         raise DuetError(
             f"paired comparison: {a.shape} and {b.shape} values were given; there must be one value per seed in both"

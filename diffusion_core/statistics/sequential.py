@@ -35,7 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaincinv, ndtr, ndtri, stdtr
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.random import Stream
 
 __all__ = ["SPENDING", "look_levels"]
@@ -72,8 +72,7 @@ def look_levels(
         >>> [round(level, 3) for level in look_levels((5, 10), planned=10, alpha=0.05)]
         [0.031, 0.027]
     """
-    if spending not in SPENDING:
-        raise one_of("spending", spending, SPENDING)
+    check_choice("spending", spending, SPENDING)
     ascends = all(a < b for a, b in itertools.pairwise(counts))
     if not counts or counts[0] < 2 or counts[-1] > planned or not ascends:
         raise DuetError(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice, one_of
 from diffusion_core.data.loader import Loader
 from diffusion_core.data.pixels import VALUE_RANGE
 from diffusion_core.networks.own_call import LAYOUTS
@@ -83,8 +83,7 @@ def batches(
                 loss = duet.loss(module, torch.from_numpy(one.images), process, step=one.step)
                 loss.backward()
     """
-    if layout not in LAYOUTS:
-        raise one_of("layout", layout, LAYOUTS)
+    check_choice("layout", layout, LAYOUTS)
     if precision not in ("float32", "float64"):
         raise one_of("precision", precision, ("float32", "float64"))
     if batch < 1 or images < 1 or images % batch:

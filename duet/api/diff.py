@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice, one_of
 from diffusion_core.parity.diff.findings import Comparison, Finding
 from duet.cli.sides import find_interpreter
 from duet.cli.terminal import Stop
@@ -139,8 +139,7 @@ def diff(
         >>> duet.diff(lambda x: np.exp(2 * x), lambda x: np.exp(x) ** 2, inputs=np.ones((2, 3))).equal
         True
     """
-    if mode not in MODES:
-        raise one_of("mode", mode, MODES)
+    check_choice("mode", mode, MODES)
     if precision not in ("float64", "float32"):
         raise one_of("precision", precision, ("float64", "float32"))
     if steps < 0:

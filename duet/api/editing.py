@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.runs.checkpoint import Checkpoint
 from duet.api.options import check_types, unknown_option
 from duet.api.runs import run_setup
@@ -76,8 +76,7 @@ def edit(
             blur = duet.operators.blur(shape, width=1.5)
             duet.edit("outputs/digits", images[:4], "posterior", operator=blur, noise=0.1, variants=4)
     """
-    if mode not in MODES:
-        raise one_of("mode", mode, MODES)
+    check_choice("mode", mode, MODES)
     allowed = _options(mode)
     for name in options:
         if name not in allowed:

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from diffusion_core.common.errors import one_of
+from diffusion_core.common.errors import check_choice
 from diffusion_core.data import load_dataset
 from diffusion_core.data.transform import ImageTransform
 from diffusion_core.metrics.evaluate import METRICS
@@ -82,8 +82,7 @@ def help_text(command: str, description: str, only: Iterable[str] = ()) -> str:
     own, *groups = command_groups(command)
     known = {group.name: group for group in groups}
     for name in only:
-        if name not in known:
-            raise one_of("--help", name, known)
+        check_choice("--help", name, known)
     lines = [description.strip(), "", "Keys, set with KEY=VALUE:", *_lines(own.keys, "  ")]
     if groups:
         lines += ["", f"Groups, chosen with GROUP=NAME, and their keys ({command} --help GROUP shows one):"]

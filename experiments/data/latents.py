@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend.interface import Backend
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.convert.autoencoder import export_autoencoder, import_autoencoder
 from diffusion_core.data import Dataset, from_uint8
 from diffusion_core.data.archives import DatasetInfo
@@ -74,8 +74,7 @@ class LatentOptions:
         if self.batch < 1:
             raise DuetError(f"latents.batch: {self.batch} was given; it must be at least 1")
         sample = {False: "mean", True: "once"}[self.sample] if isinstance(self.sample, bool) else self.sample
-        if sample not in SAMPLES:
-            raise one_of("latents.sample", sample, SAMPLES)
+        check_choice("latents.sample", sample, SAMPLES)
         object.__setattr__(self, "sample", sample)
         if (self.mean is None) != (self.std is None):
             given, missing = ("std", "mean") if self.mean is None else ("mean", "std")

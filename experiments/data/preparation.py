@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.registry import build
 from diffusion_core.data import read_options
 from diffusion_core.data.archives import sha256_file
@@ -92,8 +92,7 @@ def prepare_dataset(setup: PreparationSetup) -> PreparedData:
             unreadable.
     """
     name, options = setup.name, setup.options
-    if name not in SOURCES:
-        raise one_of("data to prepare", name, SOURCES)
+    check_choice("data to prepare", name, SOURCES)
     if not setup.out:
         raise DuetError("out: nothing was given; it is the directory to write")
     features = make_features(setup.features)

@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.text import pluralize
 from diffusion_core.sampling import edit
 from experiments.editing.masks import known_mask
@@ -58,8 +58,7 @@ def _interpolate(
         clip: bound of the estimates of the inversion, see `sampling.inversion`; None for no bound.
         use_clipped_model_output: whether eps follows from the bounded estimate, see there.
     """
-    if encode not in ENCODINGS:
-        raise one_of("mode.encode", encode, ENCODINGS)
+    check_choice("mode.encode", encode, ENCODINGS)
     if context.setup.variants != 1:
         raise DuetError(f"variants: {context.setup.variants} was given; an interpolation has one, so use 1")
     images, labels, names = context.sources.images, context.sources.labels, context.sources.names

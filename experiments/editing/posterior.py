@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.registry import build
 from diffusion_core.data import from_uint8, to_uint8
 from diffusion_core.files.safe_read import read_npy
@@ -101,8 +101,7 @@ def make_operator(operator: Any, shape: tuple[int, ...], context: EditContext | 
         return made
     options = dict(operator) if isinstance(operator, Mapping) else {"name": operator}
     name = options.pop("name", None)
-    if name not in OPERATORS:
-        raise one_of("mode.operator", name, OPERATORS)
+    check_choice("mode.operator", name, OPERATORS)
     if name == "mask" and context is not None:
         keep = options.pop("keep", True)
         options["known"] = known_mask(context, options.pop("known", "left"), keep, "mode.operator.known")

@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend.interface import DEVICES
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.images.resize import resize as antialiased
 from diffusion_core.metrics.metric import FeatureKind
 from diffusion_core.networks.weights import describe_non_finite
@@ -66,8 +66,7 @@ def features(*, weights: str | None = None, resize: str = "tensorflow1", device:
         DuetError: torch-fidelity is not installed, or an option or the file is invalid.
     """
     for what, value, allowed in (("resize", resize, RESIZES), ("device", device, DEVICES)):
-        if value not in allowed:
-            raise one_of(f"inception: {what}", value, allowed)
+        check_choice(f"inception: {what}", value, allowed)
     if not weights:
         raise MissingWeights(
             f"inception: no weights were given; give torch-fidelity's file with features.weights=FILE.pth, "

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.text import first_line
 from diffusion_core.convert.onnx import open_session
 from diffusion_core.images.resize import resize
@@ -85,8 +85,7 @@ def features(
     wanted = {"features": output or names[0], "spatial": spatial, "probabilities": probabilities or logits}
     wanted = {key: name for key, name in wanted.items() if name}
     for name in wanted.values():
-        if name not in names:
-            raise one_of(f"{path}: output", name, names)
+        check_choice(f"{path}: output", name, names)
 
     def compute(images: NDArray[np.uint8]) -> dict[str, NDArray]:
         if channels < images.shape[3]:

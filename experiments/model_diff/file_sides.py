@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.runs.checkpoint import load_checkpoint
 from experiments.runtime.options import CONFIGS
 from experiments.runtime.own_files import RUNS_CODE, backend_of_file, is_reference
@@ -78,7 +78,6 @@ def find_file_side(text: str, backend: str | None = None) -> FileSide | None:
     names = sorted(config.stem for config in (CONFIGS / "backend").glob("*.yaml"))
     trained = load_checkpoint(path, key=text).notes.get("backend")
     name = backend or (trained if trained in names else names[0])
-    if name not in names:
-        raise one_of("backend", name, names)
+    check_choice("backend", name, names)
     module = f"backends.{name}.run_model"
     return FileSide(path, name, (), f"backends.{name}.recorder", f"{module}:build", f"{module}:inputs", False)

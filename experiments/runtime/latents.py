@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend.interface import Backend
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.convert.autoencoder import import_autoencoder
 from diffusion_core.data import to_uint8
 from diffusion_core.data.latents import LatentRecord
@@ -53,8 +53,7 @@ def find_decoder(
     Raises:
         DuetError: if the autoencoder is missing, or is another one.
     """
-    if scaling not in CONVENTIONS:
-        raise one_of("sample.latent_scaling", scaling, CONVENTIONS)
+    check_choice("sample.latent_scaling", scaling, CONVENTIONS)
     if scaling != DEFAULT and (latents or path is None):
         why = "the data of this network say how theirs were scaled" if latents else "no autoencoder decodes the samples"
         raise DuetError(f"sample.latent_scaling: {scaling} was given, but {why}; leave it out")

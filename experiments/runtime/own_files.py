@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice, one_of
 from diffusion_core.convert.onnx_network import open_onnx_network
 from experiments.runtime.options import CONFIGS
 
@@ -199,8 +199,7 @@ def _build(reference: str, found: Any, options: dict[str, Any]) -> Any:
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         names = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
         for name in options:
-            if name not in names:
-                raise one_of(f"option of network {reference}", name, names)
+            check_choice(f"option of network {reference}", name, names)
     network = found(**options)
     if network is None:
         raise DuetError(f"network: {reference} returned None; it must return the network")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from diffusion_core.backend.interface import average_names
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice, one_of
 from diffusion_core.data.augment import LABEL
 from diffusion_core.model.diffusion_model import DiffusionModel
 from diffusion_core.model.generate import describe_labels, known_labels
@@ -170,8 +170,7 @@ def sample_features(
         if not names:
             raise DuetError("sample.conditions: names were given, but the checkpoint has none; give a list of numbers")
         for name in conditions:
-            if name not in names:
-                raise one_of("sample.conditions", name, names)
+            check_choice("sample.conditions", name, names)
         conditions = [conditions.get(name, 0.0) for name in names]
     try:
         values = np.asarray(conditions, np.float64)

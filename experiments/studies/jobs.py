@@ -23,7 +23,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.files.lock import lock_directory
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.runs.checkpoint import list_checkpoints
@@ -76,8 +76,7 @@ def perform_named(options: Mapping[str, Any]) -> int:
     """
     plan, runs = make_plan(make_study(options["study"])), runs_directory(options["out"])
     jobs = {job.name: job for job in plan.jobs}
-    if options["job"] not in jobs:
-        raise one_of("job", options["job"], jobs)
+    check_choice("job", options["job"], jobs)
     job = jobs[options["job"]]
     for before in job.before:
         if job_state(before, runs).status != "done":

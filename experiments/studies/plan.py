@@ -27,7 +27,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice, one_of
 from diffusion_core.statistics.paired import SCALES
 from diffusion_core.statistics.sequential import SPENDING
 
@@ -85,10 +85,8 @@ class Metric:
 
     def __post_init__(self) -> None:
         where = f"study.metrics.{self.name}"
-        if self.better not in BETTER:
-            raise one_of(f"{where}.better", self.better, BETTER)
-        if self.scale not in SCALES:
-            raise one_of(f"{where}.scale", self.scale, SCALES)
+        check_choice(f"{where}.better", self.better, BETTER)
+        check_choice(f"{where}.scale", self.scale, SCALES)
         least = 1.0 if self.scale == "ratio" else 0.0
         if self.margin is not None and not (least < self.margin < math.inf):
             raise DuetError(
@@ -266,8 +264,7 @@ def make_study(options: Mapping[str, Any]) -> Study:
     stages = _stages(options["stages"], _overrides("study.common", options.get("common", [])))
     factors = _factors(options["factors"], [name for name, *_ in stages])
     for factor, setting in options["baseline"].items():
-        if factor not in factors:
-            raise one_of("study.baseline", factor, factors)
+        check_choice("study.baseline", factor, factors)
         if str(setting) not in factors[factor]:
             raise one_of(f"study.baseline.{factor}", setting, factors[factor])
     if not 0 < options.get("alpha", 0.05) < 0.5:
@@ -306,8 +303,7 @@ def _stages(stages: Mapping[str, Any], common: tuple[str, ...]) -> tuple[tuple[s
         where = f"study.stages.{name}"
         if not isinstance(stage, Mapping) or set(stage) - {"entry", "overrides"}:
             raise DuetError(f"{where}: {stage!r} was given; it must have the key entry, and may have overrides")
-        if stage.get("entry") not in COMMANDS:
-            raise one_of(f"{where}.entry", stage.get("entry"), COMMANDS)
+        check_choice(f"{where}.entry", stage.get("entry"), COMMANDS)
         result.append((name, stage["entry"], merge(_overrides(where, stage.get("overrides", [])), common)))
     return tuple(result)
 
@@ -328,8 +324,7 @@ def _factors(factors: Mapping[str, Any], stages: Sequence[str]) -> dict[str, dic
 def _metric(name: str, options: Mapping[str, Any]) -> Metric:
     allowed = [field for field in Metric.__dataclass_fields__ if field != "name"]
     for option in options:
-        if option not in allowed:
-            raise one_of(f"option of study.metrics.{name}", option, allowed)
+        check_choice(f"option of study.metrics.{name}", option, allowed)
     if not options.get("read"):
         raise DuetError(f"study.metrics.{name}.read: nothing was given; say where it is found, as in result.objective")
     return Metric(name, **{"title": name} | dict(options))

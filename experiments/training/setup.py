@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from diffusion_core.backend.interface import Guidance
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.data import Dataset, Loader
 from diffusion_core.data.augment import LABEL
 from diffusion_core.data.grain import Grain
@@ -169,8 +169,7 @@ class TrainingSetup:
         if validated is not None and config.validation_images is None:
             interval = validated.interval(config.images, config.log_images, len(ema.profiles))
             config = replace(config, validation_images=interval)
-        if loader not in LOADERS:
-            raise one_of("data.loader", loader, LOADERS)
+        check_choice("data.loader", loader, LOADERS)
         own_part = replace(data, group=backend.group)
         return TrainingSetup(
             model=model,

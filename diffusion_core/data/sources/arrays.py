@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice, one_of
 from diffusion_core.data.archives import DatasetInfo
 from diffusion_core.data.arrays import arrange, store_values
 from diffusion_core.data.labels import read_labels
@@ -172,8 +172,7 @@ def array(
 def _find(path: Path, kind: str, content: Mapping[str, NDArray], name: str | None, usual: Sequence[str]) -> str:
     """Return the name of an array in a file: the one that is given, a usual one, or the only one."""
     if name is not None:
-        if name not in content:
-            raise one_of(f"data.options.{kind}", name, content)
+        check_choice(f"data.options.{kind}", name, content)
         return name
     present = [one for one in usual if one in content] or (list(content) if len(content) == 1 else [])
     if not present:

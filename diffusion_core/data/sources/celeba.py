@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.data.archives import Archive, DatasetInfo, require_file
 from diffusion_core.data.source import Source
 from diffusion_core.images.decode import Member
@@ -54,8 +54,7 @@ def celeba(path: Path, *, attribute: str | None = None) -> dict[str, Source]:
     if attribute is not None:
         rows = _rows(require_file("celeba", path, _ATTRIBUTES), 1)
         attributes = rows.pop(0)
-        if attribute not in attributes:
-            raise one_of("attribute of celeba", attribute, attributes)
+        check_choice("attribute of celeba", attribute, attributes)
         place = attributes.index(attribute) + 1
         label_of = {row[0]: int(row[place] == "1") for row in rows}
         class_names = (f"not {attribute}", attribute)

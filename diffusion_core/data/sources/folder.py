@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.common.text import join_some, pluralize
 from diffusion_core.data.archives import DatasetInfo
 from diffusion_core.data.file_labels import DATASET_JSON, labels_by_name, match_names, parse_labels
@@ -143,8 +143,7 @@ def zip_archive(
 
 
 def _order(order: str) -> Callable[[str], object]:
-    if order not in _ORDERS:
-        raise one_of("data.options.order", order, _ORDERS)
+    check_choice("data.options.order", order, _ORDERS)
     return _ORDERS[order]
 
 

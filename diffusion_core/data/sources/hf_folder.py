@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice, one_of
 from diffusion_core.data.archives import DatasetInfo
 from diffusion_core.data.arrays import arrange, store_values
 from diffusion_core.data.labels import UNNAMED, Labels, read_labels
@@ -269,8 +269,7 @@ def _is_listed(table: ArrowTable, name: str) -> bool:
 def _image_column(what: str, table: ArrowTable, features: Mapping[str, Any], given: str | None) -> str:
     columns = table.schema.names
     if given is not None:
-        if given not in columns:
-            raise one_of("data.options.image", given, columns)
+        check_choice("data.options.image", given, columns)
         return given
     found = [name for name in columns if _is_image(table, features, name)]
     found = found or [name for name in columns if name.lower() in _IMAGES and _is_listed(table, name)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.networks.registry import Block, Parameter, Shape, positions, register
 
 __all__ = [
@@ -42,8 +42,7 @@ class Attention(Block):
 
     def __post_init__(self) -> None:
         check_heads(self.channels, self.heads)
-        if self.order not in ATTENTION_ORDERS:
-            raise one_of("model.qkv_order", self.order, ATTENTION_ORDERS)
+        check_choice("model.qkv_order", self.order, ATTENTION_ORDERS)
 
     def output_shape(self, qkv: Shape) -> Shape:
         return *qkv[:-1], self.channels

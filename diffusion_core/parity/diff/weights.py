@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from diffusion_core.common.errors import DuetError, one_of
+from diffusion_core.common.errors import DuetError, check_choice
 from diffusion_core.parity.diff.alignment import Alignment, Derived, Pair, State, copy
 from diffusion_core.parity.diff.layouts import Layout, Lookup, close, typical_size
 from diffusion_core.parity.diff.places import layout_by_place, match_by_place
@@ -100,10 +100,8 @@ class _Aligner:
         self.mapped.update(user_map)
         names_a, names_b = {x.name: x for x in self.a}, {y.name: y for y in self.b}
         for name, partner in user_map.items():
-            if name not in names_a:
-                raise one_of("--weights, a parameter of the first side", name, names_a)
-            if partner not in names_b:
-                raise one_of("--weights, a parameter of the second side", partner, names_b)
+            check_choice("--weights, a parameter of the first side", name, names_a)
+            check_choice("--weights, a parameter of the second side", partner, names_b)
             x, y = names_a[name], names_b[partner]
             relation = relate(x.array, y.array, _EXACT)
             if relation is None and x.array.size == y.array.size and not x.constant:
