@@ -35,7 +35,7 @@ def process(
             x_0 + sigma eps and sigma and returns the estimate of x_0, as those of EDM and k-diffusion are. None is
             ``"eps"``, or that of the file; the same holds for the following.
         time_scale: factor of t at the input of the network; 1.
-        sigma_data: standard deviation of the data, used by ``"edm"`` only; 1/2.
+        sigma_data: standard deviation of the data, used by ``"edm"`` and ``"trigflow"``; 1/2.
         time_offset: what is added to the scaled t, 0; ``time_scale=-1, time_offset=1`` gives the network 1 - t, the
             time of SiT and JiT.
         t_floor: the least t that the velocity of ``"x0"`` is divided by, as in JiT; 0 for none.

@@ -131,8 +131,8 @@ class ProcessSchema:
     """The diffusion process and the training objective.
 
     `schedule`, `weighting`, `timestep_sampling` and `coupling` have a name and options. `first_t` is the lowest
-    timestep that is trained. `sigma_data` is the standard deviation of the data, which prediction edm and weighting edm
-    use.
+    timestep that is trained. `sigma_data` is the standard deviation of the data, which prediction edm, prediction trigflow
+    and weighting edm use.
 
     `variance` is that of the reverse steps in the variational `bound`; "fixed" trains without the bound. A network with
     twice the output channels can learn it (learned, learned_range) by the bound hybrid, which has the weight
@@ -161,7 +161,7 @@ class ProcessSchema:
     # the values of black and white that the network sees
     value_range: list[float] = field(default_factory=lambda: [-1.0, 1.0])
     time_scale: float = 1.0  # factor of the timestep that the network sees
-    sigma_data: float = 0.5  # standard deviation of the data, for prediction and weighting edm
+    sigma_data: float = 0.5  # standard deviation of the data, for prediction edm and trigflow, and weighting edm
     time_offset: float = 0.0  # added to the scaled timestep that the network sees; with time_scale -1, 1 is 1 - t
     # which noise of a batch belongs to which image: {name: optimal_transport} ...
     coupling: dict[str, Any] = field(default_factory=lambda: {"name": "independent"})
