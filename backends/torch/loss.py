@@ -14,6 +14,7 @@ from torch import Tensor
 
 from backends.torch.device import DeviceContext
 from backends.torch.network import Network, to_host
+from diffusion_core.backend.batch import noised_and_target
 from diffusion_core.backend.interface import MIN_PROBABILITY, PSEUDO_HUBER_C, TrainBatch
 from diffusion_core.backend.target import MIN_SQUARES, Distance, Pass, Sum, Target, Unit, run
 from diffusion_core.networks.program import Training
@@ -76,14 +77,9 @@ def _to_pixels(column: Tensor) -> Tensor:
     return column[:, None, None, None]
 
 
-def _noised(b: Batch) -> tuple[Tensor, Tensor]:
-    alpha, sigma, target_x0, target_eps = map(_to_pixels, (b.alpha, b.sigma, b.target_x0, b.target_eps))
-    return alpha * b.images + sigma * b.noise, target_x0 * b.images + target_eps * b.noise
-
-
 def noised(batch: TrainBatch, context: DeviceContext) -> tuple[NDArray, NDArray]:
     """Return (x_t, target) of a batch, as the training step computes them."""
-    x, target = _noised(batch_tensors(batch, context))
+    x, target = noised_and_target(batch_tensors(batch, context))
     return to_host(x), to_host(target)
 
 
@@ -141,7 +137,7 @@ def loss_tensors(
 
     Gradients can flow through the first two; `values` is filled with the value of each block if it is given.
     """
-    x, target = _noised(b)
+    x, target = noised_and_target(b)
     channels = x.shape[1]
     output, statistics = _output(network, b, x, _estimate(network, b, x, values), values)
     losses = b.weight * _DISTANCES[distance](output, target, b.label)

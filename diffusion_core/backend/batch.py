@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ __all__ = [
     "SELF_CONDITIONING",
     "TrainBatch",
     "VARIATIONAL",
+    "noised_and_target",
 ]
 
 
@@ -111,3 +113,11 @@ class TrainBatch:
     def rows(self, rows: slice) -> TrainBatch:
         """Return a part of the batch."""
         return replace(self, **{name: array[rows] for name, array in self.arrays.items() if name != "dropout_key"})
+
+
+def noised_and_target(b: Any) -> tuple[Any, Any]:
+    """Return x_t and the target of a batch whose fields are arrays of any framework, with images on four axes."""
+    alpha, sigma, target_x0, target_eps = (
+        column[:, None, None, None] for column in (b.alpha, b.sigma, b.target_x0, b.target_eps)
+    )
+    return alpha * b.images + sigma * b.noise, target_x0 * b.images + target_eps * b.noise

@@ -124,7 +124,7 @@ class Pass:
         direction: gives the derivative ``name.rate``; None for no derivative.
         evaluation: whether the network is in evaluation mode, as a teacher always is.
         uncertainty: whether the last channel of the output weights the loss; only with a gradient.
-        rows: the images that are evaluated; None is all. Only without a gradient, and in evaluation mode.
+        rows: the images that are evaluated; None is all. Only in evaluation mode, without a gradient or a direction.
     """
 
     name: str
@@ -259,7 +259,10 @@ class Target:
         if step.rows is not None:
             _check(step.name, step.rows.column, self.columns, "no column")
             if step.gradient or step.trains or step.direction:
-                raise DuetError(f"target: {step.name} is in training mode, so it evaluates every image")
+                raise DuetError(
+                    f"target: {step.name} has rows, which only a pass in evaluation mode without a gradient or a "
+                    "direction can have"
+                )
         if step.uncertainty and not step.gradient:
             raise DuetError(f"target: {step.name} has an uncertainty and no gradient, so it would not be trained")
 

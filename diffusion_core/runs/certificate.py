@@ -30,6 +30,7 @@ def claims(entries: Sequence[Entry]) -> dict[str, Any]:
     counting = entries_that_count(entries)
     begin = [entry for entry in counting if entry.begins][-1].content
     last = [entry for entry in counting if entry.kind == "checkpoint"]
+    state = last[-1].content if last else begin["state"]
     setup, environment = begin["setup"], begin["environment"]
     data, trainer = setup["training"]["data"], setup["trainer"]
     end = counting[-1].content if counting[-1].kind == "end" else None
@@ -45,12 +46,12 @@ def claims(entries: Sequence[Entry]) -> dict[str, Any]:
         "images": trainer["images"],
         "images_seen": counting[-1].images_seen,
         "batch": trainer["batch"],
-        "updates": last[-1].content["updates"] if last else 0,
+        "updates": state["updates"],
         "precision": environment.get("precision"),
         "backend": begin["computed_by"]["backend"],
         "versions": environment.get("versions"),
         "processes": begin["processes"],
-        "weights": last[-1].content["files"] if last else {},
+        "weights": state.get("files", {}),
         "result": end and end["result"],
         "result_files": end and end["files"],
         "parts": sum(entry.begins for entry in counting),

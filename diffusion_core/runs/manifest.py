@@ -196,7 +196,8 @@ def _add_lines(digest: Any, content: bytes, after: int, last: int) -> int:
             record = parse_json(line)
         except (ValueError, RecursionError):  # the line that a killed process was writing
             continue
-        if isinstance(record, dict) and after < record.get("images_seen", after) <= last:
+        seen = record.get("images_seen") if isinstance(record, dict) else None
+        if type(seen) is int and after < seen <= last:
             digest.update(json.dumps(record, sort_keys=True).encode() + b"\n")
             count += 1
     return count

@@ -10,6 +10,7 @@ from typing import Any
 from diffusion_core.common.errors import DuetError
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.runs.certificate import CERTIFICATE
+from diffusion_core.runs.manifest import chain_problem
 from duet.api.options import check_types
 from duet.api.training import prepare, train
 from experiments.runtime.processes import discard_output
@@ -104,9 +105,9 @@ def verify(
     arguments.apply_defaults()
     values = dict(arguments.arguments)
     values = {name: value for name, value in values.items() if name not in _OF_RUN}
-    environment = record.last.content["environment"]
-    values["threads"] = values["threads"] or environment["threads"]
-    if values["device"] == "auto" and str(environment["device"]).startswith("cpu"):
+    environment = record.last.content["environment"] if chain_problem(record.entries) is None else {}
+    values["threads"] = values["threads"] or environment.get("threads")
+    if values["device"] == "auto" and str(environment.get("device")).startswith("cpu"):
         values["device"] = "cpu"
     changes = bool(options.get("change_objective", False))
     with discard_output() if quiet else nullcontext():

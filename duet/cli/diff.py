@@ -21,7 +21,6 @@ __all__ = ["MODES", "diff_command", "make_parser"]
 
 MODES = ("forward", "gradient", "train", "all")
 
-SUMMARY = "Find where two implementations of a model first differ, and why"
 
 DESCRIPTION = """\
 Runs both models on the same inputs, each in its own environment, and compares them operation by operation: the first

@@ -17,7 +17,8 @@ from experiments.config.schema import OWN_MODEL, register
 __all__ = ["recorded_config"]
 
 # What belongs to the place where a run is computed, and not to the run.
-_PLACE = {"data": {"workers": 0, "loader": "duet"}, "resume": None, "tracker": {"name": "none"}}
+_PLACE = {"resume": None, "tracker": {"name": "none"}}
+_DATA_PLACE = {"workers": 0, "loader": "duet"}
 
 
 def recorded_config(text: str, where: str, cfg: DictConfig) -> DictConfig:
@@ -35,15 +36,15 @@ def recorded_config(text: str, where: str, cfg: DictConfig) -> DictConfig:
     _check_complete(recorded, where)
     _check_code(recorded, cfg, where)
     here = plain(cfg.data)
-    data = dict(recorded["data"]) | _PLACE["data"]
+    data = dict(recorded["data"]) | _DATA_PLACE
     data["options"] = dict(data["options"]) | here["options"]
     data["store"] = here["store"] or data.get("store")
     objective = dict(recorded["objective"]) | ({"teacher": cfg.teacher} if cfg.teacher else {})
     network = plain(cfg.network) if OmegaConf.is_config(cfg.network) else cfg.network
     own = {key: plain(cfg[key]) for key in ("network_options", "network_call") if cfg[key]}
-    values: Mapping[str, Any] = recorded | {
+    values: Mapping[str, Any] = recorded | _PLACE | {
         "data": data, "objective": objective, "backend": plain(cfg.backend), "parallel": plain(cfg.parallel),
-        "resume": None, "tracker": {"name": "none"}, "network": network, **own,
+        "network": network, **own,
     }  # fmt: skip
     register()
     schema = ConfigStore.instance().load("train_schema.yaml").node.copy()

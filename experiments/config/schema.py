@@ -131,8 +131,8 @@ class ProcessSchema:
     """The diffusion process and the training objective.
 
     `schedule`, `weighting`, `timestep_sampling` and `coupling` have a name and options. `first_t` is the lowest
-    timestep that is trained. `sigma_data` is the standard deviation of the data, which prediction edm, prediction trigflow
-    and weighting edm use.
+    timestep that is trained. `sigma_data` is the standard deviation of the data, which the predictions edm and
+    trigflow and the weighting edm use.
 
     `variance` is that of the reverse steps in the variational `bound`; "fixed" trains without the bound. A network with
     twice the output channels can learn it (learned, learned_range) by the bound hybrid, which has the weight

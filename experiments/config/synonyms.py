@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-__all__ = ["MEANT", "other_name"]
+__all__ = ["other_name"]
 
 _TABLE = """
 lr.peak: lr learning_rate base_lr max_lr initial_lr optimiser.lr optimizer.lr trainer.lr init_lr alpha_lr
@@ -146,8 +146,6 @@ def _read_table() -> dict[str, list[tuple[tuple[str, ...], str]]]:
 
 
 _MEANINGS = _read_table()
-# Every key that a name stands for.
-MEANT = frozenset(key for meanings in _MEANINGS.values() for keys, _ in meanings for key in keys)
 
 
 def other_name(key: str, known: Iterable[str]) -> tuple[str, str] | None:

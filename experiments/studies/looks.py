@@ -108,7 +108,7 @@ def record(study: Study, out: Path, look: Look) -> None:
     margins = {metric.name: metric.margin for metric in study.metrics}
     created = datetime.now(UTC).isoformat(timespec="seconds")
     looks = [*earlier["looks"], {"seeds": list(study.seeds), "created": created, "margins": margins}]
-    write_json(out / _FILE, {**earlier, "looks": looks})
+    write_json(out / _FILE, {"alpha": study.alpha, **earlier, "looks": looks})
 
 
 def changed_margins(study: Study, out: Path | None) -> list[str]:

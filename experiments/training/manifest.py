@@ -107,7 +107,8 @@ def end(run: Path, result: Mapping[str, Any]) -> dict[str, Any]:
 def _chain_of(source: Path) -> dict[str, Any]:
     """Return the head of the chain of the run that a checkpoint belongs to; of this run or of another one."""
     manifest = source.parent.parent / MANIFEST
-    return {"head": head(entries) if manifest.exists() and (entries := read_manifest(manifest)) else None}
+    entries = read_manifest(manifest) if manifest.exists() else []
+    return {"head": head(entries) if entries else None}
 
 
 def _own_network(spec: Any) -> dict[str, Any] | None:

@@ -53,7 +53,7 @@ class Difference:
     @property
     def is_within(self) -> bool:
         """Whether the difference is allowed."""
-        return self.size is not None and self.size <= self.bound
+        return self.size is not None and self.bound > 0.0 and self.size <= self.bound
 
     @property
     def ratio(self) -> float:
@@ -82,15 +82,20 @@ class Bounds:
     twins: int
     eps: float
 
+    @property
+    def least(self) -> float:
+        """The least bound: units in the last place of the largest number."""
+        return _ULPS * self.eps
+
     def of_array(self, moment: int, part: str, name: str) -> float:
         """Return the bound of an array."""
         own = self.arrays[moment].get(part, {})
         typical = float(np.median(list(own.values()))) if own else 0.0
-        return max(self.margin * max(own.get(name, 0.0), typical), _ULPS * self.eps)
+        return max(self.margin * max(own.get(name, 0.0), typical), self.least)
 
     def of_record(self, name: str) -> float:
         """Return the bound of a metric."""
-        return max(self.margin * self.records.get(name, 0.0), _ULPS * self.eps)
+        return max(self.margin * self.records.get(name, 0.0), self.least)
 
     @staticmethod
     def from_twins(
@@ -164,13 +169,22 @@ def bit_differences(found: Arrays, recorded: Arrays, moment: int, bounds: Bounds
                 shapes = f"{value.dtype} {value.shape} recorded, {mine[name].dtype} {mine[name].shape} replayed"
                 yield Difference(what, None, 0.0, shapes)
             elif mine[name].tobytes() != value.tobytes():
-                size, count = distance(value, mine[name]), int(np.count_nonzero(mine[name] != value))
+                size, count = distance(value, mine[name]), _count(mine[name], value)
                 bound = 0.0 if bounds is None else bounds.of_array(moment, part, name)
                 detail = f"{count:,} of {value.size:,} numbers differ, by {size:.2g} of the largest number at most"
                 yield Difference(what, size, bound, detail + (f"; the bound is {bound:.2g}" if bounds else ""))
     for part, values in found.items():
         for name in values.keys() - recorded.get(part, {}).keys():
             yield Difference(f"{part}, {name}, at {moment:,} images", None, 0.0, "the record has no such array")
+
+
+def _count(a: NDArray, b: NDArray) -> int:
+    """Return how many elements of two arrays of one type differ in a bit, as 0.0 and -0.0 do."""
+    return int(np.any(_bytes(a) != _bytes(b), axis=-1).sum())
+
+
+def _bytes(array: NDArray) -> NDArray[np.uint8]:
+    return np.frombuffer(array.tobytes(), np.uint8).reshape(array.size, array.itemsize)
 
 
 def record_differences(found: Records, recorded: Records, bounds: Bounds | None) -> Iterator[Difference]:

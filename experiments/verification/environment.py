@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from diffusion_core.backend.interface import Backend
@@ -52,6 +51,6 @@ def _differences(content: Mapping[str, Any], setup: TrainingSetup, backend: Back
                 yield f"{name}: {flags[0]} recorded, {flags[1]} here"
     if content["processes"] != setup.group.size:
         yield f"processes: {content['processes']} recorded, {setup.group.size} here, which sum in another order"
-    is_deterministic = content["computed_by"]["deterministic"] and asdict(setup.backend.config)["deterministic"]
+    is_deterministic = content["computed_by"]["deterministic"] and setup.backend.config.deterministic
     if not backend.describe().on_cpu and not is_deterministic:
         yield "backend.deterministic: false, so kernels of the GPU may sum in another order each time"

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from diffusion_core.files.safe_read import read_json
 from diffusion_core.networks.weights import Weights
 from diffusion_core.runs.checkpoint import load_checkpoint
-from diffusion_core.runs.run_directory import read_samples
+from diffusion_core.runs.run_directory import plain_data, read_samples
 from experiments.runtime.processes import discard_output
 from experiments.sampling import draw
 from experiments.training.callbacks import sampling_backend
-from experiments.training.evaluation import FinalEvaluation, SkippedEvaluation
+from experiments.training.evaluation import FinalEvaluation
 from experiments.training.run import final_loss
 from experiments.verification.compare import Difference
 from experiments.verification.recorded import RecordedRun
@@ -89,16 +89,12 @@ def _fraction(images: NDArray[np.uint8], others: NDArray[np.uint8]) -> float:
     return float(np.mean(images != others))
 
 
-def evaluation_differences(
-    run: RecordedRun, evaluation: FinalEvaluation | SkippedEvaluation | None
-) -> Iterator[Difference]:
+def evaluation_differences(run: RecordedRun, evaluation: FinalEvaluation) -> Iterator[Difference]:
     """Evaluate the kept samples again, and yield the numbers that differ from those of result.json."""
     recorded = read_json(run.directory / "result.json").get("evaluation") or {}
-    if not isinstance(evaluation, FinalEvaluation) or not recorded.get("numbers"):
-        return
     count = len(read_samples(run.directory / "samples" / "samples.npz")[0])
     with discard_output():
-        found = evaluation.run(Path(run.directory), count)
+        found = plain_data(evaluation.run(Path(run.directory), count))
     theirs, mine = dict(_numbers(recorded["numbers"])), dict(_numbers(found["numbers"]))
     for name in dict.fromkeys((*theirs, *mine)):
         a, b = theirs.get(name), mine.get(name)

@@ -137,12 +137,13 @@ class Verdict:
         for reason in dict.fromkeys(reason for result in self.results for reason in result.reasons):
             yield f"bits need not be equal: {reason}"
         if m:
-            seed = "all" if self.draw.seed is None else f"drawn with draw_seed={self.draw.seed}"
+            seed = "all that can be" if self.draw.seed is None else f"drawn with draw_seed={self.draw.seed}"
             yield f"replayed: {m} of {pluralize(n, 'segment')}, {seed}"
             chances = ", ".join(f"{row['changed']} of {n}: {row['found']:.0%}" for row in self.detection)
             yield f"a change in so many segments would have been found with probability: {chances}"
-            if m < n:
-                yield f"to find a change in a single segment with 95 %: segments={needed_draws(n, 1, 0.95)}"
+            needed = needed_draws(n, 1, 0.95)
+            if m < n and needed <= sum(one.can_be_replayed for one in self.draw.segments):
+                yield f"to find a change in a single segment with 95 %: segments={needed}"
         for finding in self.unchecked:
             yield f"not checked: {finding}"
         yield f"verdict: {self.verdict}{self._because()}"

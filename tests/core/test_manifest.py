@@ -71,6 +71,14 @@ def test_each_entry_has_the_metrics_since_the_one_before(run):
     assert metrics_hash(run / "metrics.jsonl", 8, 16) != entries[2].content["metrics"]
 
 
+@pytest.mark.parametrize("seen", ["x", None, [12], 12.5, True])
+def test_a_line_without_a_moment_is_no_step(run, seen):
+    before = metrics_hash(run / "metrics.jsonl", 8, 16)
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"images_seen": seen}) + "\n")
+    assert metrics_hash(run / "metrics.jsonl", 8, 16) == before
+
+
 def test_a_resume_continues_the_chain_and_covers_what_no_entry_did(run):
     """A process that is killed after its metrics leaves lines that the next entry covers, and half a line here."""
     add_metrics(run, 28, 32)

@@ -23,6 +23,7 @@ from experiments.config import verification
 from experiments.config.arguments import read_arguments
 from experiments.training.manifest import setup_facts
 from experiments.training.resume import first_state
+from experiments.verification.compare import bit_differences
 from experiments.verification.verdict import BIT_EXACT, DIFFERS, WITHIN, Verdict
 from experiments.verification.verify import Options, Rebuilt, open_record, verify
 
@@ -167,6 +168,15 @@ def test_a_record_that_contradicts_itself_is_not_computed_again(honest, tmp_path
         verdict = verified(run, parts)
         assert verdict.verdict == DIFFERS and not verdict.results, what
         assert what in [problem.what for problem in verdict.problems], (what, verdict.problems)
+    (run / MANIFEST).write_text("")
+    verdict = verified(run, parts)
+    assert verdict.verdict == DIFFERS and verdict.head == ""
+
+
+def test_where_bits_must_be_equal_a_negative_zero_is_a_difference():
+    recorded, found = ({"weights": {"w": np.array([1.0, zero])}} for zero in (0.0, -0.0))
+    (difference,) = bit_differences(found, recorded, 8, None)
+    assert not difference.is_within and "1 of 2 numbers differ" in difference.detail
 
 
 def test_in_another_environment_a_change_is_held_against_what_rounding_does(honest, tmp_path, parts):

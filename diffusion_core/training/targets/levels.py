@@ -17,13 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diffusion_core.backend.target import Pass, Sum
-from diffusion_core.diffusion.process import Columns, Process
+from diffusion_core.diffusion.process import Process
 from diffusion_core.diffusion.schedule import same_levels
 from diffusion_core.training.targets.method import TrainedNetwork
 
 __all__ = [
     "COLUMNS",
-    "Columns",
     "at_ratio",
     "estimate",
     "karras_ratio",

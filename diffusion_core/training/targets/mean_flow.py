@@ -40,7 +40,7 @@ Array = NDArray[np.float64]
 
 
 def check_straight_line(name: str, setting: Setting, predictions: tuple[str, ...], config: str) -> None:
-    """Refuse a process that is not the velocity on the straight line, or a network that reads one time."""
+    """Refuse a process that is not the velocity on the straight line."""
     process = setting.process
     if process.prediction not in predictions or process.schedule.is_table or process.schedule.norm is not np.add:
         raise DuetError(
@@ -144,7 +144,7 @@ class MeanFlow(Method):
 
     def draw(self, streams: Streams, positions: NDArray, progress: Progress) -> dict[str, NDArray]:
         """Return t and r."""
-        t, r = self._times(streams("t"), positions, self.mean, self.std), None
+        t = self._times(streams("t"), positions, self.mean, self.std)
         mean, std = (a if b is None else b for a, b in ((self.mean, self.mean_r), (self.std, self.std_r)))
         r = self._times(streams("r"), positions, mean, std)
         same = streams("same_time").uniform(positions, 1)[:, 0] < self.same_time

@@ -93,7 +93,7 @@ class Shortcut(Method):
         return self.decay
 
     def check(self, setting: Setting) -> None:
-        """Refuse another process than the velocity from noise to data, a network of one time, and guidance in vain."""
+        """Refuse another process than the velocity from noise to data, and guidance in vain."""
         process = setting.process
         if process.prediction != "velocity_to_data" or (process.time_scale, process.time_offset) != (-1.0, 1.0):
             raise DuetError(

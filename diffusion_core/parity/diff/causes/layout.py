@@ -157,8 +157,6 @@ cause(
     )
 )
 
-_RESIZED = {"mode", "align_corners", "half_pixel", "antialias", "scale"}
-
 
 @cause(
     "interpolation_mode",
