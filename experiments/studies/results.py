@@ -191,13 +191,17 @@ def outcomes(plan: Plan, runs: Path) -> list[Outcome]:
     return results
 
 
+# The names of `training.validation.metric_name`; any other one is a mistake.
+_VALIDATION = re.compile(r"validation_(loss|accuracy)(_ema\d*)?(_level\d)?")
+
+
 def _read_file(name: str, outcome: Outcome, path: Sequence[str]) -> object:
     file = outcome.last(name)
     if file is None:
         raise DuetError(f"no stage of the arm {outcome.run.arm.name!r} writes {name}")
     node = read_json(file)
     for key in path:
-        if isinstance(node, Mapping) and key.startswith("validation_") and key not in node:
+        if isinstance(node, Mapping) and _VALIDATION.fullmatch(key) and key not in node:
             return None  # a run without held-out images, or of an earlier version
         if not isinstance(node, Mapping) or key not in node:
             raise one_of(f"{file}: key", key, node if isinstance(node, Mapping) else ())

@@ -313,9 +313,10 @@ def test_distances_of_different_numbers_of_samples_are_not_compared(tmp_path):
         build(plan, outcomes(plan, folder / "runs"))
 
 
-def test_a_missing_key_of_a_file_is_named(study):
-    plan = make_plan(make_study(STUDY | {"metrics": {"x": {"read": "result.objectve"}}}))
-    with pytest.raises(DuetError, match=r"result\.json: key: 'objectve'.*Did you mean 'objective'"):
+@pytest.mark.parametrize(("key", "meant"), [("objectve", ".*Did you mean 'objective'"), ("validation_lsos", "")])
+def test_a_missing_key_of_a_file_is_named(study, key, meant):
+    plan = make_plan(make_study(STUDY | {"metrics": {"x": {"read": f"result.{key}"}}}))
+    with pytest.raises(DuetError, match=rf"result\.json: key: '{key}'{meant}"):
         build(plan, outcomes(plan, study[0] / "runs"))
 
 
